@@ -1,0 +1,85 @@
+"""Which budgets a loss looks at and how much each one counts."""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Sequence
+
+SCHEDULES = {
+    "uniform": lambda j: 1.0,
+    "inverse": lambda j: 1.0 / j,
+    "inverse_sqrt": lambda j: j**-0.5,
+}
+"""Named weightings of a budget j, before they are normalised to sum 1.
+
+``uniform`` is the paper's (arXiv 2505.24473). The others favour small budgets: they buy explained
+variance at the sparse end of the frontier and pay for it at K.
+"""
+
+
+def resolve_budgets(budgets: Sequence[int] | None, k: int) -> list[int]:
+    """The budgets the loss looks at, J: every 1..k when ``budgets`` is None.
+
+    Raises:
+        ValueError: if k < 1, or the budgets are empty, not strictly ascending, or outside 1..k.
+    """
+    if k < 1:
+        raise ValueError(f"k must be at least 1, got {k}.")
+    if budgets is None:
+        return list(range(1, k + 1))
+    result = list(budgets)
+    if not result:
+        raise ValueError("budgets is empty. Leave it None for every budget 1..k, or name some.")
+    if any(isinstance(j, bool) or not isinstance(j, int) for j in result):
+        raise ValueError(f"budgets must be whole numbers, got {result}.")
+    if any(b <= a for a, b in zip(result, result[1:], strict=False)):
+        raise ValueError(
+            f"budgets must be ascending without repeats, got {result}. "
+            f"Did you mean {sorted(set(result))}?"
+        )
+    if result[0] < 1 or result[-1] > k:
+        outside = [j for j in result if not 1 <= j <= k]
+        raise ValueError(f"budgets {outside} are outside 1..k={k}.")
+    return result
+
+
+def resolve_weights(weights: str | Sequence[float] | None, budgets: Sequence[int]) -> list[float]:
+    """One weight per budget, normalised to sum 1.
+
+    Args:
+        weights: a name from :data:`SCHEDULES`, or one non-negative number per budget. None is
+            ``"uniform"``.
+
+    Raises:
+        ValueError: for an unknown name, a wrong length, negative, non-finite or all-zero weights.
+    """
+    if weights is None:
+        weights = "uniform"
+    if isinstance(weights, str):
+        if weights not in SCHEDULES:
+            near = difflib.get_close_matches(weights, SCHEDULES, n=1, cutoff=0.4)
+            hint = f" Did you mean {near[0]!r}?" if near else ""
+            raise ValueError(
+                f"Unknown budget weighting {weights!r}.{hint} Known: {', '.join(SCHEDULES)}, "
+                "or a list with one number per budget."
+            )
+        raw = [SCHEDULES[weights](j) for j in budgets]
+    else:
+        raw = [float(w) for w in weights]
+        if len(raw) != len(budgets):
+            raise ValueError(
+                f"budget_weights has {len(raw)} numbers for {len(budgets)} budgets; "
+                "give one per budget."
+            )
+        if any(not math.isfinite(w) or w < 0 for w in raw):
+            raise ValueError(f"budget_weights must be finite and not negative, got {raw}.")
+    total = math.fsum(raw)
+    if total <= 0:
+        raise ValueError("budget_weights are all zero; at least one budget must count.")
+    return [w / total for w in raw]
+
+
+def powers_of_two(k: int) -> list[int]:
+    """1, 2, 4, … and k itself: the budgets shown when nobody asked for particular ones."""
+    return sorted({*(2**i for i in range(k.bit_length()) if 2**i <= k), k})

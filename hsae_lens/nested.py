@@ -1,0 +1,204 @@
+"""The HierarchicalTopK objective and the reconstructions it scores."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch.autograd.function import once_differentiable
+
+from hsae_lens import kernels
+from hsae_lens.budgets import resolve_budgets, resolve_weights
+from hsae_lens.kernels import Implementation, NestedProblem
+from hsae_lens.ordered_code import OrderedCode
+
+
+class NestedOutput(NamedTuple):
+    """The loss with what the same pass found out on the way.
+
+    loss: scalar, differentiable.
+    mse: float64 ``[len(budgets)]``, mean over tokens of ‖x − x̂_j‖² (summed over d_in), detached.
+    reconstruction: ``[..., d_in]``, x̂ at the largest budget, detached.
+    """
+
+    loss: torch.Tensor
+    mse: torch.Tensor
+    reconstruction: torch.Tensor
+
+
+def nested_loss(
+    code: OrderedCode,
+    W_dec: torch.Tensor,
+    b_dec: torch.Tensor,
+    target: torch.Tensor,
+    budgets: Sequence[int] | None = None,
+    weights: str | Sequence[float] | None = None,
+    *,
+    kernel: str = "auto",
+) -> torch.Tensor:
+    """The HierarchicalTopK loss (arXiv 2505.24473) of an ordered code.
+
+    With x̂_j = b_dec + Σ_{t≤j} v_t·W_dec[i_t], the loss is
+    Σ_{j∈J} w_j · mean over tokens of ‖x − x̂_j‖², where the norm *sums* over d_in: SAELens'
+    convention, so J={K} is exactly its TopK ``mse_loss``. (The paper's kernels divide by d_in.)
+
+    Args:
+        code: values and indices ``[..., K]``. Values multiply decoder rows as they are: with
+            ``rescale_acts_by_decoder_norm`` divide them by the decoder norm first.
+        W_dec: ``[d_sae, d_in]``.
+        b_dec: ``[d_in]``.
+        target: the activations x, ``[..., d_in]``.
+        budgets: J, ascending within 1..K; None for every budget.
+        weights: w, a name ("uniform", "inverse", "inverse_sqrt") or a number per budget,
+            normalised to sum 1; None for uniform.
+        kernel: forces an implementation (see :func:`hsae_lens.kernels.explain`).
+
+    Returns:
+        A scalar, differentiable in the code's values, W_dec, b_dec and target. The gradients are
+        computed in the forward pass and handed over by the first backward; they cannot be
+        differentiated again.
+
+    Raises:
+        ValueError: for budgets, weights, shapes, dtypes or devices that do not fit together.
+    """
+    return nested_pass(code, W_dec, b_dec, target, budgets, weights, kernel=kernel).loss
+
+
+def nested_pass(
+    code: OrderedCode,
+    W_dec: torch.Tensor,
+    b_dec: torch.Tensor,
+    target: torch.Tensor,
+    budgets: Sequence[int] | None = None,
+    weights: str | Sequence[float] | None = None,
+    *,
+    token_weights: torch.Tensor | None = None,
+    kernel: str = "auto",
+) -> NestedOutput:
+    """:func:`nested_loss` with the error at each budget and the last reconstruction.
+
+    ``token_weights`` ``[...]`` multiplies each token's squared error, in loss and ``mse``.
+    """
+    _check_shapes(code, W_dec, b_dec, target)
+    resolved = resolve_budgets(budgets, code.k)
+    resolved_weights = resolve_weights(weights, resolved)
+    code = code.prefix(resolved[-1])
+    implementation = kernels.select(kernel, W_dec.device, W_dec.dtype)
+    problem = NestedProblem(
+        code.values.reshape(-1, code.k).to(W_dec.dtype).contiguous(),
+        code.indices.reshape(-1, code.k).contiguous(),
+        W_dec.contiguous(),
+        b_dec,
+        target.reshape(-1, target.shape[-1]).to(W_dec.dtype).contiguous(),
+        resolved,
+        resolved_weights,
+        None if token_weights is None else token_weights.reshape(-1),
+    )
+    loss, mse, residual = _NestedLoss.apply(
+        problem.values, problem.W_dec, b_dec, problem.target, problem, implementation
+    )
+    reconstruction = (residual + problem.target.detach()).reshape(target.shape)
+    return NestedOutput(loss, mse, reconstruction)
+
+
+def decode_prefixes(
+    code: OrderedCode, W_dec: torch.Tensor, b_dec: torch.Tensor, budgets: Sequence[int]
+) -> torch.Tensor:
+    """x̂ at each budget: ``[len(budgets), ..., d_in]``, differentiable, without a [K, d_in] tensor.
+
+    Raises:
+        ValueError: if the budgets are not ascending within 1..K.
+    """
+    budgets = resolve_budgets(budgets, code.k)
+    values = code.values.reshape(-1, code.k)
+    indices = code.indices.reshape(-1, code.k)
+    x_hat, prefixes, start = b_dec, [], 0
+    for j in budgets:
+        x_hat = x_hat + torch.nn.functional.embedding_bag(
+            indices[:, start:j],
+            W_dec,
+            per_sample_weights=values[:, start:j].to(W_dec.dtype),
+            mode="sum",
+        )
+        prefixes.append(x_hat)
+        start = j
+    return torch.stack(prefixes).reshape(len(budgets), *code.values.shape[:-1], W_dec.shape[1])
+
+
+class _NestedLoss(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        values: torch.Tensor,
+        W_dec: torch.Tensor,
+        b_dec: torch.Tensor,
+        target: torch.Tensor,
+        problem: NestedProblem,
+        implementation: Implementation,
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        needs_grad = any(ctx.needs_input_grad[:4])
+        detached = problem._replace(values=values, W_dec=W_dec, b_dec=b_dec, target=target)
+        with torch.autocast(values.device.type, enabled=False):
+            solution = implementation.nested(detached, needs_grad)
+        n_tokens = max(values.shape[0], 1)
+        mse = solution.squared_errors / n_tokens
+        loss = (mse * mse.new_tensor(problem.weights)).sum()
+        loss = loss.to(torch.promote_types(W_dec.dtype, torch.float32))
+        ctx.gradients = _Gradients(solution, n_tokens, ctx.needs_input_grad) if needs_grad else None
+        residual = solution.residual.to(target.dtype)
+        ctx.mark_non_differentiable(mse, residual)
+        return loss, mse, residual
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, d_loss: torch.Tensor, *_: torch.Tensor) -> tuple[Any, ...]:
+        if ctx.gradients is None:
+            raise RuntimeError(
+                "The nested loss was already differentiated: its gradients are handed over, not "
+                "kept. Compute the loss again, or add losses before calling backward once."
+            )
+        gradients, ctx.gradients = ctx.gradients, None
+        return (*gradients.scaled(d_loss), None, None)
+
+
+class _Gradients:
+    """Gradients of the sum over tokens, waiting for the factor d_loss / n_tokens."""
+
+    def __init__(self, solution: Any, n_tokens: int, needed: Sequence[bool]) -> None:
+        suffix = solution.suffix
+        self.n_tokens = n_tokens
+        self.parts = [
+            solution.d_values if needed[0] else None,
+            solution.d_W_dec if needed[1] else None,
+            2 * suffix.sum(0) if needed[2] else None,
+            -2 * suffix if needed[3] else None,
+        ]
+
+    def scaled(self, d_loss: torch.Tensor) -> list[torch.Tensor | None]:
+        factor = d_loss / self.n_tokens
+        # In place: these tensors have no other owner, and the weight gradient is large.
+        return [None if g is None else g.mul_(factor.to(g.dtype)) for g in self.parts]
+
+
+def _check_shapes(
+    code: OrderedCode, W_dec: torch.Tensor, b_dec: torch.Tensor, target: torch.Tensor
+) -> None:
+    if W_dec.ndim != 2:
+        raise ValueError(f"W_dec must be [d_sae, d_in], got shape {tuple(W_dec.shape)}.")
+    d_sae, d_in = W_dec.shape
+    if b_dec.shape != (d_in,):
+        raise ValueError(f"b_dec must be [d_in]=[{d_in}] like W_dec, got {tuple(b_dec.shape)}.")
+    if target.shape != (*code.values.shape[:-1], d_in):
+        raise ValueError(
+            f"target must be {(*code.values.shape[:-1], d_in)} to match the code "
+            f"{tuple(code.values.shape)} and d_in={d_in}, got {tuple(target.shape)}."
+        )
+    if code.k > d_sae:
+        raise ValueError(f"The code holds {code.k} latents but W_dec has only {d_sae} rows.")
+    devices = {t.device for t in (code.values, code.indices, W_dec, b_dec, target)}
+    if len(devices) > 1:
+        raise ValueError(f"code, W_dec, b_dec and target are on different devices: {devices}.")
+    if not W_dec.is_floating_point() or b_dec.dtype != W_dec.dtype:
+        raise ValueError(f"W_dec and b_dec must share one floating dtype, got {W_dec.dtype} and "
+                         f"{b_dec.dtype}.")  # fmt: skip

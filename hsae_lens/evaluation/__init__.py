@@ -1,0 +1,5 @@
+"""Quality as a function of the budget."""
+
+from hsae_lens.evaluation.frontier import evaluate_budgets
+
+__all__ = ["evaluate_budgets"]

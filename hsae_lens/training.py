@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import simple_parsing
 import torch
@@ -57,6 +57,8 @@ class HierarchicalTopKTrainingSAEConfig(TopKTrainingSAEConfig):
             tensor, which spares SAELens' trainer several passes over [batch, d_sae]. ``encode``
             is always dense.
         kernel (str): Forces an implementation of the objective, see ``hsae_lens.kernels``.
+        b_dec_init ("zeros" | "mean"): What b_dec starts as: zeros, as in SAELens, or the mean of
+            the first batch. The mean saves the steps Adam would need to walk there.
         decoder_init_norm (float | None): Norm the decoder rows start with. Inherited.
         d_in (int): Width of the activations. Inherited from SAEConfig.
         d_sae (int): Number of latents. Inherited from SAEConfig.
@@ -75,6 +77,7 @@ class HierarchicalTopKTrainingSAEConfig(TopKTrainingSAEConfig):
     )
     default_budget: int | None = None
     kernel: str = "auto"
+    b_dec_init: Literal["zeros", "mean"] = "zeros"
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -86,6 +89,8 @@ class HierarchicalTopKTrainingSAEConfig(TopKTrainingSAEConfig):
             raise ValueError(
                 f"aux_loss_coefficient must not be negative, got {self.aux_loss_coefficient}."
             )
+        if self.b_dec_init not in ("zeros", "mean"):
+            raise ValueError(f"b_dec_init must be 'zeros' or 'mean', got {self.b_dec_init!r}.")
         if self.kernel != "auto" and self.kernel not in kernels.IMPLEMENTATIONS:
             raise ValueError(
                 f"Unknown kernel {self.kernel!r}. Known: auto, "
@@ -136,6 +141,8 @@ class HierarchicalTopKTrainingSAE(TopKTrainingSAE):
         self._check_finite(step_input)
         x = self.hook_sae_input(self.reshape_fn_in(step_input.sae_in.to(self.dtype)))
         normed = self.run_time_activation_norm_fn_in(x)
+        if step_input.n_training_steps == 0 and self.cfg.b_dec_init == "mean":
+            self.b_dec.data.copy_(normed.mean(0))
         norms = self.W_dec.detach().norm(dim=-1) if self.cfg.rescale_acts_by_decoder_norm else None
         # Coefficients multiply decoder rows; the activations SAELens reports are coefficient times
         # norm. The norm's own gradient is zero: z·norm for choosing, /norm for decoding.

@@ -24,13 +24,15 @@ def evaluate_budgets(
     tokens: torch.Tensor,
     budgets: Sequence[int] | None = None,
     *,
+    seqpos_slice: tuple[int | None, ...] | None = None,
     batch_size: int = 16,
     progress: bool = True,
 ) -> pd.DataFrame:
     """Evaluates an SAE at every budget on the same tokens; one clean and one ablated pass in all.
 
-    Definitions are SAELens' ``run_evals``'. Special tokens (BOS, EOS, PAD, …) are left out of every
-    mean and keep their activation when the reconstruction is spliced in.
+    Definitions are SAELens' ``run_evals``'. Special tokens (BOS, EOS, PAD, …) and positions outside
+    ``seqpos_slice`` are left out of every mean and keep their activation when the reconstruction
+    is spliced in.
 
     Args:
         sae: a HierarchicalTopK SAE, or any SAE with a ``k``: it is then truncated to its largest
@@ -38,6 +40,7 @@ def evaluate_budgets(
         model: a hooked model with the hook ``sae.cfg.metadata.hook_name``.
         tokens: int64 ``[n_sequences, context_size]``.
         budgets: ascending within 1..k; None for 1, 2, 4, … k.
+        seqpos_slice: positions to judge; None for those the SAE was trained on (its metadata).
         batch_size: sequences per forward pass.
 
     Returns:
@@ -54,7 +57,8 @@ def evaluate_budgets(
         raise ValueError("Turn use_error_term off: with it the output equals the input at every k.")
     largest = sae.cfg.k if hasattr(sae.cfg, "k") else sae.cfg.d_sae
     resolved = resolve_budgets(budgets or powers_of_two(largest), largest)
-    frontier = _Frontier(sae, model, resolved)
+    positions = seqpos_slice or sae.cfg.metadata.seqpos_slice or (None,)
+    frontier = _Frontier(sae, model, resolved, slice(*positions))
     for batch in tqdm(tokens.split(batch_size), desc="Evaluating", disable=not progress):
         frontier.add(batch)
     return frontier.table()
@@ -63,8 +67,8 @@ def evaluate_budgets(
 class _Frontier:
     """Running sums over batches, one set per budget."""
 
-    def __init__(self, sae: SAE[Any], model: Any, budgets: list[int]) -> None:
-        self.sae, self.model, self.budgets = sae, model, budgets
+    def __init__(self, sae: SAE[Any], model: Any, budgets: list[int], positions: slice) -> None:
+        self.sae, self.model, self.budgets, self.positions = sae, model, budgets, positions
         self.hook_name: str = sae.cfg.metadata.hook_name
         if not self.hook_name:
             raise ValueError("sae.cfg.metadata.hook_name is not set: which hook is this SAE for?")
@@ -75,7 +79,9 @@ class _Frontier:
         self.n_predictions = 0
 
     def add(self, tokens: torch.Tensor) -> None:
-        keep = ~torch.isin(tokens, self.special)
+        keep = torch.zeros_like(tokens, dtype=torch.bool)
+        keep[:, self.positions] = True
+        keep &= ~torch.isin(tokens, self.special)
         seen: list[torch.Tensor] = []
         self._cross_entropy("clean", tokens, keep, lambda acts: seen.append(acts))
         if not seen:

@@ -1,0 +1,88 @@
+"""Small models, data and SAEs that the tests share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from datasets import Dataset
+
+from hsae_lens import HierarchicalTopKTrainingSAE, HierarchicalTopKTrainingSAEConfig
+from hsae_lens.models import open_model
+from hsae_lens.text import cpython_reference, token_dataset, tokenize
+
+
+@pytest.fixture(scope="session")
+def gemma2_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Gemma-2's real code with random weights, two layers of width 32, as a local folder."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import Gemma2Config, Gemma2ForCausalLM, PreTrainedTokenizerFast
+
+    folder = tmp_path_factory.mktemp("tiny-gemma2")
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel()
+    tokenizer.decoder = decoders.ByteLevel()
+    special = ["<pad>", "<eos>", "<bos>"]
+    trainer = trainers.BpeTrainer(
+        vocab_size=500,
+        special_tokens=special,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(cpython_reference()[:10], trainer)
+    PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, bos_token="<bos>", eos_token="<eos>", pad_token="<pad>"
+    ).save_pretrained(folder)
+    torch.manual_seed(0)
+    config = Gemma2Config(
+        vocab_size=tokenizer.get_vocab_size(),
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        head_dim=16,
+        max_position_embeddings=256,
+        sliding_window=64,
+        bos_token_id=2,
+        eos_token_id=1,
+        pad_token_id=0,
+    )
+    Gemma2ForCausalLM(config).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_gemma2(gemma2_folder: Path) -> Any:
+    return open_model(gemma2_folder)
+
+
+@pytest.fixture(scope="session")
+def tiny_tokens(tiny_gemma2: Any) -> torch.Tensor:
+    return tokenize(cpython_reference()[:10], tiny_gemma2.tokenizer, 32, progress=False)
+
+
+@pytest.fixture
+def tiny_dataset(tiny_tokens: torch.Tensor) -> Dataset:
+    return token_dataset(tiny_tokens)
+
+
+@pytest.fixture
+def text_file(tmp_path: Path) -> Path:
+    path = tmp_path / "text.txt"
+    path.write_text("\n\n".join(cpython_reference()[:10]))
+    return path
+
+
+def training_sae(**overrides: Any) -> HierarchicalTopKTrainingSAE:
+    """A small training SAE with weights that are not symmetric in any way."""
+    torch.manual_seed(0)
+    settings: dict[str, Any] = {"d_in": 24, "d_sae": 96, "k": 8, **overrides}
+    sae = HierarchicalTopKTrainingSAE(HierarchicalTopKTrainingSAEConfig(**settings))
+    with torch.no_grad():
+        sae.W_dec.mul_(torch.rand(sae.cfg.d_sae, 1, dtype=sae.dtype) + 0.5)
+        sae.b_enc.normal_(std=0.1)
+        sae.b_dec.normal_()
+    return sae

@@ -1,0 +1,162 @@
+"""Every implementation against the float64 reference: outputs and each gradient, by name."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from hsae_lens import kernels
+from hsae_lens.kernels import IMPLEMENTATIONS, NestedProblem, reference
+
+# B, K, d_in, d_sae, budgets
+SHAPES = {
+    "odd": (37, 50, 577, 1000, None),
+    "one token": (1, 8, 64, 200, None),
+    "K = d_sae": (5, 16, 20, 16, None),
+    "K = 1": (9, 1, 33, 40, None),
+    "sparse budgets": (64, 20, 130, 300, [1, 3, 4, 20]),
+    "only K": (64, 20, 128, 300, [20]),
+    "crowded latents": (200, 12, 65, 14, [2, 12]),
+    "one column": (10, 4, 1, 12, None),
+}
+# Relative error allowed, in norm, for each dtype.
+TOLERANCE = {torch.float64: 1e-12, torch.float32: 2e-6, torch.bfloat16: 2e-2}
+RUNS = [
+    (name, dtype)
+    for name, implementation in IMPLEMENTATIONS.items()
+    for dtype in TOLERANCE
+    if implementation.refuses(torch.device("cpu"), dtype) is None
+]
+
+
+def problem(shape: str, kind: str = "plain", weighted_tokens: bool = False) -> NestedProblem:
+    n_tokens, k, d_in, d_sae, budgets = SHAPES[shape]
+    generator = torch.Generator().manual_seed(0)
+
+    def normal(*size: int) -> torch.Tensor:
+        return torch.randn(*size, dtype=torch.float64, generator=generator)
+
+    pre = normal(n_tokens, d_sae)
+    if kind == "all negative":
+        pre = -pre.abs()
+    elif kind == "ties":
+        pre = pre.round()
+    elif kind == "zipf":
+        pre = pre + 4 / torch.arange(1, d_sae + 1)
+    values, indices = pre.topk(k)
+    budgets = budgets or list(range(1, k + 1))
+    weights = [float(j) for j in range(1, len(budgets) + 1)]
+    return NestedProblem(
+        values.relu(),
+        indices,
+        normal(d_sae, d_in) / d_in**0.5,
+        normal(d_in),
+        normal(n_tokens, d_in),
+        budgets,
+        [w / sum(weights) for w in weights],
+        torch.rand(n_tokens, dtype=torch.float64, generator=generator) if weighted_tokens else None,
+    )
+
+
+def cast(p: NestedProblem, dtype: torch.dtype) -> NestedProblem:
+    fields = {
+        name: value.to(dtype)
+        for name, value in p._asdict().items()
+        if isinstance(value, torch.Tensor) and value.is_floating_point()
+    }
+    return p._replace(**fields)
+
+
+def assert_close(name: str, got: torch.Tensor, want: torch.Tensor, tolerance: float) -> None:
+    error = (got.double() - want.double()).norm() / want.double().norm().clamp(min=1e-30)
+    assert torch.isfinite(got).all(), f"{name} is not finite"
+    assert error <= tolerance, f"{name}: relative error {error:.2e} > {tolerance:.0e}"
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("kind", ["plain", "all negative", "ties", "zipf"])
+@pytest.mark.parametrize(("name", "dtype"), RUNS, ids=lambda x: str(x).removeprefix("torch."))
+def test_nested_equals_reference(name: str, dtype: torch.dtype, shape: str, kind: str) -> None:
+    # The reference sees the rounded inputs: what is compared is the arithmetic.
+    rounded = cast(problem(shape, kind, weighted_tokens=shape == "odd"), dtype)
+    want = reference.nested(cast(rounded, torch.float64), True)
+    got = IMPLEMENTATIONS[name].nested(rounded, True)
+    for field in got._fields:
+        if kind == "all negative" and field == "d_W_dec":  # every value is zero, so is this
+            assert not got.d_W_dec.any()
+            continue
+        assert_close(field, getattr(got, field), getattr(want, field), TOLERANCE[dtype])
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize(("name", "dtype"), RUNS, ids=lambda x: str(x).removeprefix("torch."))
+def test_encoder_grad_equals_reference(name: str, dtype: torch.dtype, shape: str) -> None:
+    p = cast(problem(shape), dtype)
+    d_sae = p.W_dec.shape[0]
+    want = reference.encoder_grad(p.values.double(), p.indices, p.target.double(), d_sae)
+    got = IMPLEMENTATIONS[name].encoder_grad(p.values, p.indices, p.target, d_sae)
+    assert got.is_contiguous()
+    assert_close("d_W_enc", got, want, TOLERANCE[dtype])
+
+
+@pytest.mark.parametrize(("name", "dtype"), RUNS, ids=lambda x: str(x).removeprefix("torch."))
+def test_without_gradients_the_outputs_are_the_same(name: str, dtype: torch.dtype) -> None:
+    p = cast(problem("odd"), dtype)
+    with_grad = IMPLEMENTATIONS[name].nested(p, True)
+    without = IMPLEMENTATIONS[name].nested(p, False)
+    assert torch.equal(without.squared_errors, with_grad.squared_errors)
+    assert torch.equal(without.residual, with_grad.residual)
+    assert without.d_values is without.d_W_dec is without.suffix is None
+
+
+@pytest.mark.parametrize(
+    ("name", "dtype"),
+    [run for run in RUNS if run[0] != "reference"],
+    ids=lambda x: str(x).removeprefix("torch."),
+)
+def test_same_input_same_bits(name: str, dtype: torch.dtype) -> None:
+    p = cast(problem("crowded latents"), dtype)
+    runs = [IMPLEMENTATIONS[name].nested(p, True) for _ in range(3)]
+    for field in runs[0]._fields:
+        assert all(torch.equal(getattr(runs[0], field), getattr(r, field)) for r in runs[1:]), field
+
+
+def test_native_weight_gradients_do_not_depend_on_the_number_of_threads() -> None:
+    if reason := IMPLEMENTATIONS["native"].refuses(torch.device("cpu"), torch.float32):
+        pytest.skip(reason)
+    p = cast(problem("odd"), torch.float32)
+    before = torch.get_num_threads()
+    solutions = []
+    try:
+        for threads in (1, 2, 5):
+            torch.set_num_threads(threads)
+            solutions.append(IMPLEMENTATIONS["native"].nested(p, True))
+    finally:
+        torch.set_num_threads(before)
+    assert all(torch.equal(s.d_W_dec, solutions[0].d_W_dec) for s in solutions)
+
+
+def test_the_choice_is_explained_and_can_be_forced(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert kernels.select("scan", torch.device("cpu"), torch.float32).name == "scan"
+    assert "float32 only" in kernels.explain(dtype=torch.float64)
+    monkeypatch.setenv("HSAE_KERNEL", "reference")
+    assert kernels.explain().startswith("reference")
+    assert kernels.select("scan", torch.device("cpu"), torch.float32).name == "scan"
+    with pytest.raises(ValueError, match="Unknown kernel 'fast'. Known: auto, native"):
+        kernels.select("fast", torch.device("cpu"), torch.float32)
+    with pytest.raises(ValueError, match="float32 only, not float64"):
+        kernels.select("native", torch.device("cpu"), torch.float64)
+
+
+def test_without_a_compiler_the_scan_is_used_and_says_why() -> None:
+    code = (
+        "import os, torch; os.environ['PATH'] = ''; os.environ.pop('CC', None)\n"
+        "from hsae_lens.kernels import explain, native\n"
+        "print(explain())"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert run.stdout.startswith("scan")
+    assert "no C compiler found" in run.stdout

@@ -1,0 +1,299 @@
+"""Through SAELens' doors: its runners, its evaluation, checkpoints and interruptions."""
+
+from __future__ import annotations
+
+import math
+import signal
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from sae_lens import (
+    SAE,
+    ActivationsStore,
+    LanguageModelSAERunnerConfig,
+    LanguageModelSAETrainingRunner,
+    LoggingConfig,
+    MultiSAETrainingRunner,
+    MultiSAETrainingRunnerConfig,
+    TopKTrainingSAEConfig,
+    TrainingSAE,
+    run_evals,
+)
+from sae_lens.evals import get_eval_everything_config
+from sae_lens.training._interruption import InterruptedException
+from sae_lens.training.activation_scaler import ActivationScaler
+
+from hsae_lens import HierarchicalTopKSAE, HierarchicalTopKTrainingSAEConfig
+from hsae_lens.evaluation import evaluate_budgets
+from hsae_lens.runner import (
+    HierarchicalTopKTrainer,
+    HierarchicalTopKTrainingRunner,
+    cache_activations,
+    hook_activations,
+)
+
+HOOK = "blocks.1.hook_resid_post"
+
+
+def sae_config(**overrides: Any) -> HierarchicalTopKTrainingSAEConfig:
+    return HierarchicalTopKTrainingSAEConfig(**{"d_in": 32, "d_sae": 64, "k": 8, **overrides})
+
+
+def runner_config(tmp_path: Path, sae: Any = None, **overrides: Any) -> Any:
+    settings = {
+        "sae": sae or sae_config(),
+        "model_name": "tiny-gemma2",
+        "model_from_pretrained_kwargs": {},
+        "hook_name": HOOK,
+        "context_size": 32,
+        "training_tokens": 20 * 128,
+        "train_batch_size_tokens": 128,
+        "store_batch_size_prompts": 8,
+        "n_batches_in_buffer": 16,
+        "n_batches_for_norm_estimate": 2,
+        "lr": 3e-3,
+        "checkpoint_path": str(tmp_path / "checkpoints"),
+        "output_path": str(tmp_path / "out"),
+        "logger": LoggingConfig(log_to_wandb=False),
+        "verbose": False,
+        **overrides,
+    }
+    return LanguageModelSAERunnerConfig(**settings)
+
+
+@pytest.mark.parametrize("runner", [LanguageModelSAETrainingRunner, HierarchicalTopKTrainingRunner])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"sae": {}},
+        {"sae": {"normalize_activations": "expected_average_only_in"}},
+        {"sae": {"normalize_activations": "covariance_whitening"}},
+        {"sae": {"normalize_activations": "layer_norm"}},
+        {"sae": {"use_sparse_activations": False, "budgets": [1, 4, 8]}},
+        {"sae": {}, "autocast": True},
+        {"sae": {"dtype": "bfloat16"}, "dtype": "bfloat16"},
+        {"sae": {}, "dead_feature_window": 2},
+    ],
+    ids=str,
+)
+def test_saelens_runner_trains(
+    runner: Any, settings: dict[str, Any], tmp_path: Path, tiny_gemma2: Any, tiny_dataset: Any
+) -> None:
+    cfg = runner_config(tmp_path, **{**settings, "sae": sae_config(**settings["sae"])})
+    runner(cfg, override_dataset=tiny_dataset, override_model=tiny_gemma2).run()
+    sae = SAE.load_from_disk(tmp_path / "out")
+    assert type(sae) is HierarchicalTopKSAE
+    assert sae.cfg.metadata.hook_name == HOOK
+    assert sae.cfg.metadata.l0 > 4
+    assert all(torch.isfinite(p).all() for p in sae.parameters())
+    acts = hook_activations(tiny_gemma2, torch.arange(64).reshape(2, 32), HOOK)
+    for k in (1, 8):
+        with sae.budget(k):
+            assert (sae.encode(acts) != 0).sum(-1).max() <= k
+
+
+def test_both_trainers_do_the_same(tmp_path: Path, tiny_gemma2: Any, tiny_dataset: Any) -> None:
+    trained = []
+    for runner in (LanguageModelSAETrainingRunner, HierarchicalTopKTrainingRunner):
+        torch.manual_seed(0)
+        cfg = runner_config(tmp_path, n_checkpoints=1, dead_feature_window=3)
+        trained.append(runner(cfg, override_dataset=tiny_dataset, override_model=tiny_gemma2).run())
+    for (name, a), b in zip(trained[0].named_parameters(), trained[1].parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-4, msg=lambda m, n=name: f"{n}: {m}")
+    assert trained[0].cfg.metadata.l0 == trained[1].cfg.metadata.l0
+
+
+def test_hook_z_trains(tmp_path: Path, tiny_gemma2: Any, tiny_dataset: Any) -> None:
+    hook = "blocks.0.attn.hook_z"
+    cfg = runner_config(tmp_path, sae_config(reshape_activations="hook_z"), hook_name=hook)
+    LanguageModelSAETrainingRunner(
+        cfg, override_dataset=tiny_dataset, override_model=tiny_gemma2
+    ).run()
+    sae = SAE.load_from_disk(tmp_path / "out")
+    z = hook_activations(tiny_gemma2, torch.arange(64).reshape(2, 32), hook)
+    assert z.shape[-2:] == (2, 16)
+    assert sae(z).shape == z.shape
+
+
+def test_multi_sae_runner_trains_it_beside_topk(
+    tmp_path: Path, tiny_gemma2: Any, tiny_dataset: Any
+) -> None:
+    cfg = MultiSAETrainingRunnerConfig(
+        saes={"ours": sae_config(), "stock": TopKTrainingSAEConfig(d_in=32, d_sae=64, k=8)},
+        hook_names=HOOK,
+        model_name="tiny-gemma2",
+        context_size=32,
+        training_tokens=1280,
+        train_batch_size_tokens=128,
+        store_batch_size_prompts=8,
+        n_batches_in_buffer=16,
+        checkpoint_path=None,
+        output_path=str(tmp_path),
+        logger=LoggingConfig(log_to_wandb=False),
+    )
+    MultiSAETrainingRunner(
+        cfg, override_dataset=tiny_dataset, override_model=tiny_gemma2
+    ).run()
+    loaded = [SAE.load_from_disk(f.parent) for f in sorted(tmp_path.rglob("cfg.json"))]
+    assert {sae.cfg.architecture() for sae in loaded} == {"hierarchical_topk", "topk"}
+
+
+def test_interruption_saves_everything_and_resumes(
+    tmp_path: Path, tiny_gemma2: Any, tiny_dataset: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain_step = HierarchicalTopKTrainer._train_step
+
+    def interrupted_step(self: Any, *args: Any, **kwargs: Any) -> Any:
+        if self.n_training_steps == 5:
+            signal.raise_signal(signal.SIGINT)
+        return plain_step(self, *args, **kwargs)
+
+    assert threading.current_thread() is threading.main_thread()
+    handler = signal.getsignal(signal.SIGINT)
+    cfg = runner_config(tmp_path)
+    runner = HierarchicalTopKTrainingRunner(
+        cfg, override_dataset=tiny_dataset, override_model=tiny_gemma2
+    )
+    monkeypatch.setattr(HierarchicalTopKTrainer, "_train_step", interrupted_step)
+    with pytest.raises(InterruptedException):
+        runner.run()
+    monkeypatch.undo()
+    assert signal.getsignal(signal.SIGINT) is handler
+
+    (checkpoint,) = (tmp_path / "checkpoints").rglob("trainer_state.pt")
+    state = torch.load(checkpoint, weights_only=False)
+    assert state["n_training_steps"] == 6, "the step in progress was finished"
+    saved = TrainingSAE.load_from_disk(checkpoint.parent)
+    assert all(
+        torch.equal(p, dict(saved.named_parameters())[name])
+        for name, p in runner.sae.named_parameters()
+    )
+    resumed = HierarchicalTopKTrainingRunner(
+        runner_config(tmp_path, resume_from_checkpoint=str(checkpoint.parent)),
+        override_dataset=tiny_dataset,
+        override_model=tiny_gemma2,
+    )
+    resumed.run()
+    assert SAE.load_from_disk(tmp_path / "out").cfg.metadata.l0 > 0
+
+
+def test_nan_activations_stop_training_with_the_checkpoint_intact(
+    tmp_path: Path, tiny_gemma2: Any, tiny_dataset: Any
+) -> None:
+    cfg = runner_config(tmp_path, n_checkpoints=3)
+    runner = HierarchicalTopKTrainingRunner(
+        cfg, override_dataset=tiny_dataset, override_model=tiny_gemma2
+    )
+    plain = runner.activations_store.get_activations
+    calls = 0
+
+    def poisoned(tokens: torch.Tensor) -> torch.Tensor:
+        nonlocal calls
+        calls += 1
+        return plain(tokens) * (math.nan if calls > 9 else 1)
+
+    runner.activations_store.get_activations = poisoned
+    with pytest.raises(FloatingPointError, match=r"Step \d+: .*% of the activations"):
+        runner.run()
+    weights = list((tmp_path / "checkpoints").rglob("sae_weights.safetensors"))
+    assert weights
+    for file in weights:
+        sae = TrainingSAE.load_from_disk(file.parent)
+        assert all(torch.isfinite(p).all() for p in sae.parameters())
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.fixture
+def trained(tmp_path: Path, tiny_gemma2: Any, tiny_dataset: Any) -> HierarchicalTopKSAE:
+    HierarchicalTopKTrainingRunner(
+        runner_config(tmp_path, sae_config(b_dec_init="mean"), exclude_special_tokens=True),
+        override_dataset=tiny_dataset,
+        override_model=tiny_gemma2,
+    ).run()
+    return SAE.load_from_disk(tmp_path / "out")
+
+
+def test_the_frontier_equals_saelens_evaluation(
+    trained: HierarchicalTopKSAE, tiny_gemma2: Any, tiny_tokens: torch.Tensor, tiny_dataset: Any
+) -> None:
+    tokens = tiny_tokens[:8]
+    table = evaluate_budgets(trained, tiny_gemma2, tokens, [1, 2, 8], batch_size=3, progress=False)
+    for row in table.to_dict("records"):
+        with trained.budget(int(row["k"])):
+            store = ActivationsStore.from_sae(
+                tiny_gemma2, trained, tiny_dataset, context_size=32, store_batch_size_prompts=8
+            )
+            metrics, _ = run_evals(
+                trained,
+                store,
+                tiny_gemma2,
+                ActivationScaler(),
+                get_eval_everything_config(8, 1, 1),
+            )
+            # SAELens judges the second batch's variance: give it the same tokens instead.
+            store = ActivationsStore.from_sae(
+                tiny_gemma2, trained, tiny_dataset, context_size=32, store_batch_size_prompts=8
+            )
+            config = get_eval_everything_config(8, 1, 1)
+            config.compute_ce_loss = config.compute_kl = False
+            variance, _ = run_evals(trained, store, tiny_gemma2, ActivationScaler(), config)
+        ce = metrics["model_performance_preservation"]
+        quality = variance["reconstruction_quality"]
+        assert row["ce_with_sae"] == pytest.approx(ce["ce_loss_with_sae"], rel=1e-5)
+        assert row["ce_clean"] == pytest.approx(ce["ce_loss_without_sae"], rel=1e-5)
+        assert row["ce_ablated"] == pytest.approx(ce["ce_loss_with_ablation"], rel=1e-5)
+        assert row["ce_score"] == pytest.approx(ce["ce_loss_score"], abs=1e-3)
+        assert row["explained_variance"] == pytest.approx(quality["explained_variance"], rel=1e-4)
+        assert row["mse"] == pytest.approx(quality["mse"], rel=1e-4)
+        assert row["l0"] == pytest.approx(variance["sparsity"]["l0"], rel=1e-6)
+
+
+def test_the_frontier_of_a_stock_view_is_the_same(
+    trained: HierarchicalTopKSAE, tiny_gemma2: Any, tiny_tokens: torch.Tensor
+) -> None:
+    ours = evaluate_budgets(trained, tiny_gemma2, tiny_tokens[:4], progress=False)
+    stock = evaluate_budgets(trained.at_k(8), tiny_gemma2, tiny_tokens[:4], progress=False)
+    assert list(ours["k"]) == [1, 2, 4, 8]
+    torch.testing.assert_close(
+        torch.tensor(ours.to_numpy()), torch.tensor(stock.to_numpy()), rtol=1e-4, atol=1e-4
+    )
+
+
+def test_the_frontier_refuses_what_would_mislead(
+    trained: HierarchicalTopKSAE, tiny_gemma2: Any, tiny_tokens: torch.Tensor
+) -> None:
+    tokens = tiny_tokens[:2]
+    with pytest.raises(ValueError, match="outside 1..k=8"):
+        evaluate_budgets(trained, tiny_gemma2, tokens, [9], progress=False)
+    trained._use_error_term = True
+    with pytest.raises(ValueError, match="use_error_term off"):
+        evaluate_budgets(trained, tiny_gemma2, tokens, progress=False)
+    trained._use_error_term = False
+    trained.cfg.metadata.hook_name = "blocks.1.hook_resid_pots"
+    with pytest.raises(ValueError, match="no hook 'blocks.1.hook_resid_pots'"):
+        evaluate_budgets(trained, tiny_gemma2, tokens, progress=False)
+
+
+def test_cached_activations_train(
+    tmp_path: Path, tiny_gemma2: Any, tiny_tokens: torch.Tensor, tiny_dataset: Any
+) -> None:
+    folder = cache_activations(
+        tiny_gemma2, tiny_tokens, HOOK, tmp_path / "acts", seqpos_slice=(2, None)
+    )
+    cfg = runner_config(
+        tmp_path, use_cached_activations=True, cached_activations_path=str(folder)
+    )
+    runner = HierarchicalTopKTrainingRunner(
+        cfg, override_dataset=tiny_dataset, override_model=tiny_gemma2
+    )
+    cached = runner.activations_store.cached_activation_dataset
+    acts = hook_activations(tiny_gemma2, tiny_tokens[:8], HOOK)[:, 2:].reshape(-1, 32)
+    rows = cached[:][HOOK].reshape(-1, 32)
+    assert torch.cdist(acts[:50], rows).min(1).values.median() < 1e-4, "the same activations"
+    assert not torch.isin(cached[:]["token_ids"], torch.tensor([0, 1, 2])).any()
+    runner.run()
+    with pytest.raises(ValueError, match="no hook"):
+        cache_activations(tiny_gemma2, tiny_tokens, "blocks.9.hook_resid_post", tmp_path / "x")

@@ -1,0 +1,195 @@
+"""The training SAE against SAELens' TopK, and its step in SAELens' trainers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from conftest import training_sae
+from sae_lens import LoggingConfig, TopKTrainingSAE, TopKTrainingSAEConfig
+from sae_lens.saes.sae import TrainStepInput, TrainStepOutput
+from sae_lens.synthetic import SyntheticModelConfig, SyntheticSAERunner, SyntheticSAERunnerConfig
+
+from hsae_lens import HierarchicalTopKTrainingSAEConfig
+from hsae_lens.kernels import reference
+
+MODES = ["none", "layer_norm", "constant_norm_rescale"]
+
+
+def step(sae: Any, x: torch.Tensor, dead: torch.Tensor | None = None, n: int = 1) -> TrainStepOutput:
+    return sae.training_forward_pass(TrainStepInput(x, {}, dead, n, True))
+
+
+def batch(dtype: torch.dtype = torch.float64) -> torch.Tensor:
+    torch.manual_seed(2)
+    return torch.randn(40, 24, dtype=dtype)
+
+
+@pytest.mark.parametrize("b_dec_in", [True, False])
+@pytest.mark.parametrize("rescale", [True, False])
+@pytest.mark.parametrize(  # SAELens refuses the auxiliary loss in the other modes
+    ("mode", "dead_share"), [*((mode, 0.0) for mode in MODES), ("none", 0.3), ("none", 0.8)]
+)
+def test_a_loss_at_k_only_is_saelens_topk(
+    mode: str, b_dec_in: bool, rescale: bool, dead_share: float
+) -> None:
+    shared = {
+        "dtype": "float64",
+        "normalize_activations": mode,
+        "apply_b_dec_to_input": b_dec_in,
+        "rescale_acts_by_decoder_norm": rescale,
+        "aux_loss_coefficient": 0.7,
+    }
+    ours = training_sae(budgets=[8], **shared)
+    stock = TopKTrainingSAE(TopKTrainingSAEConfig(d_in=24, d_sae=96, k=8, **shared))
+    stock.load_state_dict(ours.state_dict())
+    dead = torch.rand(96) < dead_share
+    got, want = step(ours, batch(), dead), step(stock, batch(), dead)
+    got.loss.backward()
+    want.loss.backward()
+    torch.testing.assert_close(got.loss, want.loss)
+    torch.testing.assert_close(got.sae_out, want.sae_out)
+    torch.testing.assert_close(got.feature_acts.to_dense(), want.feature_acts)
+    aux = "auxiliary_reconstruction_loss"
+    torch.testing.assert_close(got.losses[aux], want.losses[aux])
+    torch.testing.assert_close(got.losses["nested_loss"], want.losses["mse_loss"])
+    for name, parameter in stock.named_parameters():
+        mine = dict(ours.named_parameters())[name].grad
+        torch.testing.assert_close(mine, parameter.grad, msg=lambda m, n=name: f"{n}: {m}")
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("weights", ["uniform", "inverse", "inverse_sqrt"])
+def test_every_budget_equals_autograd_through_the_definition(mode: str, weights: str) -> None:
+    sae = training_sae(dtype="float64", normalize_activations=mode, budget_weights=weights)
+    x = batch()
+    output = step(sae, x)
+    output.loss.backward()
+    got = {name: p.grad.clone() for name, p in sae.named_parameters()}
+    sae.zero_grad()
+
+    acts, _ = sae.encode_with_hidden_pre(x)
+    norms = sae.W_dec.norm(dim=-1)
+    values, indices = acts.topk(8)
+    prefixes = reference.prefix_reconstructions(
+        values / norms[indices], indices, sae.W_dec, sae.b_dec
+    )
+    out = sae.run_time_activation_norm_fn_out(prefixes.transpose(0, 1))
+    error = (out - x).pow(2).sum(-1).mean(1)
+    loss = (error * torch.tensor(sae.budget_weights, dtype=torch.float64)).sum()
+    loss.backward()
+    torch.testing.assert_close(output.loss, loss)
+    torch.testing.assert_close(output.metrics["mse_at_4"], error[3].detach())
+    for name, p in sae.named_parameters():
+        torch.testing.assert_close(got[name], p.grad, msg=lambda m, n=name: f"{n}: {m}")
+
+
+@pytest.mark.parametrize("kernel", ["native", "scan", "reference"])
+def test_float32_kernels_agree_in_the_whole_step(kernel: str) -> None:
+    want = training_sae(dtype="float64")
+    got = training_sae(kernel=kernel)
+    got.load_state_dict(want.state_dict())
+    want.load_state_dict(got.state_dict())  # the same float32 numbers
+    x = batch(torch.float32)
+    step(want, x).loss.backward()
+    step(got, x).loss.backward()
+    for name, p in got.named_parameters():
+        target = dict(want.named_parameters())[name].grad
+        error = (p.grad.double() - target).norm() / target.norm()
+        assert error < 2e-6, (name, error)
+
+
+def test_bfloat16_and_autocast_stay_close() -> None:
+    x = batch(torch.float32)
+    want = step(training_sae(), x)
+    low = step(training_sae(dtype="bfloat16"), x)
+    low.loss.backward()
+    torch.testing.assert_close(low.loss, want.loss, rtol=3e-2, atol=0)
+    sae = training_sae()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        mixed = step(sae, x)
+    mixed.loss.backward()
+    torch.testing.assert_close(mixed.loss, want.loss, rtol=2e-2, atol=0)
+    assert all(torch.isfinite(p.grad).all() for p in sae.parameters())
+
+
+def test_metrics_and_reports() -> None:
+    sae = training_sae(budgets=[1, 3, 8])
+    output = step(sae, batch(torch.float32))
+    assert set(output.metrics) == {
+        f"{metric}_at_{j}" for metric in ("mse", "explained_variance") for j in (1, 8)
+    }
+    dense = step(training_sae(use_sparse_activations=False), batch(torch.float32)).feature_acts
+    assert torch.equal(output.feature_acts.to_dense(), dense)
+    assert list(sae.log_histograms()) == ["weights/W_dec_norms"]
+
+
+def test_b_dec_starts_at_the_mean_of_the_first_batch_only() -> None:
+    sae = training_sae(b_dec_init="mean")
+    x = batch(torch.float32)
+    step(sae, x, n=0)
+    torch.testing.assert_close(sae.b_dec.data, x.mean(0))
+    step(sae, x + 1, n=1)
+    torch.testing.assert_close(sae.b_dec.data, x.mean(0))
+
+
+def test_bad_activations_stop_the_step_before_the_weights() -> None:
+    sae = training_sae()
+    before = {name: p.clone() for name, p in sae.named_parameters()}
+    x = batch(torch.float32)
+    x[3, 4], x[5, 6] = torch.nan, torch.inf
+    with pytest.raises(FloatingPointError, match=r"Step 7: 0.21% of the activations are NaN or"):
+        step(sae, x, n=7)
+    assert all(torch.equal(p, before[name]) for name, p in sae.named_parameters())
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"k": 0}, "k must be in 1..d_sae=96"),
+        ({"k": 97}, "k must be in 1..d_sae=96"),
+        ({"budgets": []}, "budgets is empty"),
+        ({"budgets": [9]}, "outside 1..k=8"),
+        ({"budget_weights": "linear"}, "Unknown budget weighting"),
+        ({"budget_weights": [1.0]}, "1 numbers for 8 budgets"),
+        ({"default_budget": 9}, "default_budget 9 is outside"),
+        ({"aux_loss_coefficient": -1.0}, "must not be negative"),
+        ({"kernel": "fast"}, "Unknown kernel 'fast'"),
+        ({"b_dec_init": "median"}, "'zeros' or 'mean'"),
+    ],
+)
+def test_bad_settings(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        HierarchicalTopKTrainingSAEConfig(**{"d_in": 24, "d_sae": 96, "k": 8, **settings})
+
+
+def test_settings_survive_saelens_dictionaries() -> None:
+    cfg = HierarchicalTopKTrainingSAEConfig(d_in=24, d_sae=96, k=8, budgets=[1, 8])
+    again = HierarchicalTopKTrainingSAEConfig.from_dict(cfg.to_dict())
+    assert again == cfg
+    assert cfg.to_dict()["architecture"] == "hierarchical_topk"
+
+
+def test_synthetic_runner_finds_the_features(tmp_path: Any) -> None:
+    result = SyntheticSAERunner(
+        SyntheticSAERunnerConfig(
+            synthetic_model=SyntheticModelConfig(num_features=16, hidden_dim=16),
+            sae=HierarchicalTopKTrainingSAEConfig(d_in=16, d_sae=16, k=4),
+            training_samples=300_000,
+            lr=3e-3,
+            output_path=str(tmp_path / "out"),
+            checkpoint_path=None,
+            eval_samples=10_000,
+            logger=LoggingConfig(log_to_wandb=False),
+        )
+    ).run()
+    assert result.final_eval is not None
+    assert result.final_eval.explained_variance > 0.5
+    assert list((tmp_path / "out").rglob("sae_weights.safetensors"))
+
+
+def test_the_auxiliary_loss_refuses_normalised_activations_with_dead_latents() -> None:
+    sae = training_sae(normalize_activations="layer_norm")
+    with pytest.raises(ValueError, match="Set aux_loss_coefficient=0"):
+        step(sae, batch(torch.float32), torch.ones(96, dtype=torch.bool))

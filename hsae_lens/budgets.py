@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import itertools
 import math
 from collections.abc import Sequence
 
@@ -33,7 +34,7 @@ def resolve_budgets(budgets: Sequence[int] | None, k: int) -> list[int]:
         raise ValueError("budgets is empty. Leave it None for every budget 1..k, or name some.")
     if any(isinstance(j, bool) or not isinstance(j, int) for j in result):
         raise ValueError(f"budgets must be whole numbers, got {result}.")
-    if any(b <= a for a, b in zip(result, result[1:], strict=False)):
+    if any(b <= a for a, b in itertools.pairwise(result)):
         raise ValueError(
             f"budgets must be ascending without repeats, got {result}. "
             f"Did you mean {sorted(set(result))}?"

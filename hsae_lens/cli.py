@@ -71,7 +71,7 @@ def _add_demo_flags(parser: argparse.ArgumentParser) -> None:
         "layer": "the residual stream after this block is rewritten",
         "d_sae": "number of latents",
         "k": "the largest budget, K",
-        "text": "a local text, JSONL or parquet file, or a folder of them; None is CPython's reference",
+        "text": "a local text, JSONL or parquet file or folder; None is CPython's reference",
         "out": "folder for the SAE, the table and the picture",
         "model": "hub name, local folder, or smollm2-135m",
         "device": "where to run: cpu or cuda",

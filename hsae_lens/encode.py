@@ -47,9 +47,7 @@ def encode_topk(
     if not 1 <= k <= W_enc.shape[1]:
         raise ValueError(f"k must be in 1..d_sae={W_enc.shape[1]}, got {k}.")
     implementation = kernels.select(kernel, W_enc.device, W_enc.dtype)
-    values, indices = _EncodeTopK.apply(
-        x, W_enc, b_enc, b_in, k, selection_scale, implementation
-    )
+    values, indices = _EncodeTopK.apply(x, W_enc, b_enc, b_in, k, selection_scale, implementation)
     return OrderedCode(values, indices)
 
 

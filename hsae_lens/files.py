@@ -12,9 +12,7 @@ from sae_lens.constants import SAE_CFG_FILENAME, SAE_WEIGHTS_FILENAME
 from safetensors import SafetensorError
 
 
-def saved_whole(
-    save: Callable[[Path], tuple[Path, Path]], path: str | Path
-) -> tuple[Path, Path]:
+def saved_whole(save: Callable[[Path], tuple[Path, Path]], path: str | Path) -> tuple[Path, Path]:
     """Runs a SAELens ``save`` in a folder beside ``path``, then renames its files into place."""
     path = Path(path)
     path.mkdir(parents=True, exist_ok=True)
@@ -27,7 +25,7 @@ def saved_whole(
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Gives a temporary file beside ``path`` to write, and renames it over ``path`` if all went well."""
+    """Gives a file beside ``path`` to write, and renames it over ``path`` if all went well."""
     path.parent.mkdir(parents=True, exist_ok=True)
     fresh = path.with_name(f".{path.stem}-{os.getpid()}{path.suffix}")
     try:

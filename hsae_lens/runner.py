@@ -186,10 +186,11 @@ def cache_activations(
                 kept_acts.append(acts[keep].float().cpu())
                 kept_ids.append(batch[keep])
                 bar.update(batch.numel())
-            ids = torch.cat(kept_ids)
-            shuffled = torch.randperm(len(ids), generator=generator)
-            shuffled = shuffled[: len(ids) // context_size * context_size].view(-1, context_size)
-            shards.append(_activation_rows(hook_name, torch.cat(kept_acts)[shuffled], ids[shuffled]))
+            acts, ids = torch.cat(kept_acts), torch.cat(kept_ids)
+            n_rows = len(ids) // context_size
+            shuffled = torch.randperm(len(ids), generator=generator)[: n_rows * context_size]
+            shuffled = shuffled.view(n_rows, context_size)
+            shards.append(_activation_rows(hook_name, acts[shuffled], ids[shuffled]))
     shutil.rmtree(folder, ignore_errors=True)
     datasets.concatenate_datasets(shards).save_to_disk(str(folder))
     return folder

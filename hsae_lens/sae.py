@@ -69,7 +69,7 @@ def check_budget(budget: int, k: int, name: str = "budget") -> None:
     if isinstance(budget, bool) or not isinstance(budget, int):
         raise ValueError(f"{name} must be a whole number, got {budget!r}.")
     if not 1 <= budget <= k:
-        raise ValueError(f"{name} {budget} is outside 1..{k}, the budgets this SAE was trained for.")
+        raise ValueError(f"{name} {budget} is outside 1..{k}, this SAE's trained budgets.")
 
 
 class HierarchicalTopKSAE(TopKSAE):
@@ -145,7 +145,7 @@ class HierarchicalTopKSAE(TopKSAE):
         return super().decode(feature_acts)
 
     def decode_budgets(self, code: OrderedCode, budgets: Sequence[int]) -> torch.Tensor:
-        """Reconstructions from the first j latents for each budget j: ``[len(budgets), ..., d_in]``.
+        """Reconstructions from the first j latents for each budget j: ``[n, ..., d_in]``.
 
         Decodes without hooks, each latent once. With ``normalize_activations`` "layer_norm" or
         "constant_norm_rescale" the code must come from this SAE's latest ``encode``: the norms it

@@ -68,9 +68,7 @@ def documents_of(path: str | Path) -> list[str]:
     return [text for text in dataset["text"] if text.strip()]
 
 
-def hold_out(
-    documents: Sequence[str], share: float, seed: int = 0
-) -> tuple[list[str], list[str]]:
+def hold_out(documents: Sequence[str], share: float, seed: int = 0) -> tuple[list[str], list[str]]:
     """Splits whole documents into (kept, held out), ``share`` of the characters held out.
 
     Raises:

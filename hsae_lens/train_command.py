@@ -142,4 +142,3 @@ def _folder_of_text(dataset_path: str) -> bool:
     """A folder of plain files. Folders that ``datasets`` saved itself are left to SAELens."""
     path = Path(dataset_path).expanduser()
     return bool(dataset_path) and path.is_dir() and not (path / "dataset_info.json").exists()
-

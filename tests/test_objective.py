@@ -46,7 +46,9 @@ def test_prefix_is_plain_topk(size: tuple[int, ...]) -> None:
 
 @settings(deadline=None, max_examples=50)
 @given(sizes, st.data())
-def test_stacked_budgets_equal_each_budget_alone(size: tuple[int, ...], data: st.DataObject) -> None:
+def test_stacked_budgets_equal_each_budget_alone(
+    size: tuple[int, ...], data: st.DataObject
+) -> None:
     code, W, b, x = draw(size)
     budgets = sorted(data.draw(st.sets(st.integers(1, code.k), min_size=1)))
     together = nested_pass(code, W, b, x, budgets)

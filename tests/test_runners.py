@@ -134,9 +134,7 @@ def test_multi_sae_runner_trains_it_beside_topk(
         output_path=str(tmp_path),
         logger=LoggingConfig(log_to_wandb=False),
     )
-    MultiSAETrainingRunner(
-        cfg, override_dataset=tiny_dataset, override_model=tiny_gemma2
-    ).run()
+    MultiSAETrainingRunner(cfg, override_dataset=tiny_dataset, override_model=tiny_gemma2).run()
     loaded = [SAE.load_from_disk(f.parent) for f in sorted(tmp_path.rglob("cfg.json"))]
     assert {sae.cfg.architecture() for sae in loaded} == {"hierarchical_topk", "topk"}
 
@@ -283,9 +281,7 @@ def test_cached_activations_train(
     folder = cache_activations(
         tiny_gemma2, tiny_tokens, HOOK, tmp_path / "acts", seqpos_slice=(2, None)
     )
-    cfg = runner_config(
-        tmp_path, use_cached_activations=True, cached_activations_path=str(folder)
-    )
+    cfg = runner_config(tmp_path, use_cached_activations=True, cached_activations_path=str(folder))
     runner = HierarchicalTopKTrainingRunner(
         cfg, override_dataset=tiny_dataset, override_model=tiny_gemma2
     )

@@ -17,7 +17,9 @@ from hsae_lens.kernels import reference
 MODES = ["none", "layer_norm", "constant_norm_rescale"]
 
 
-def step(sae: Any, x: torch.Tensor, dead: torch.Tensor | None = None, n: int = 1) -> TrainStepOutput:
+def step(
+    sae: Any, x: torch.Tensor, dead: torch.Tensor | None = None, n: int = 1
+) -> TrainStepOutput:
     return sae.training_forward_pass(TrainStepInput(x, {}, dead, n, True))
 
 

@@ -117,7 +117,7 @@ class _Frontier:
             yield float((prefix.values[keep] != 0).sum()), x_hat
 
     def _cross_entropy(self, name: str | int, tokens: Any, keep: Any, change: Any) -> None:
-        """Adds one forward pass's loss; ``change`` maps the hook's activations (None: unchanged)."""
+        """Adds one pass's loss; ``change`` maps the hook's activations (to None: unchanged)."""
         loss = self.model.run_with_hooks(
             tokens,
             return_type="loss",

@@ -32,7 +32,7 @@ def plot_frontier(table: pd.DataFrame, path: str | Path, title: str) -> Path:
         axes.set_xticks(budgets, [str(k) for k in budgets])
         axes.set_xlabel("Budget k: latents used per token")
         axes.set_ylabel(label)
-        axes.set_ylim(min(0.0, table[column].min()), 1.0)
+        axes.set_ylim(min(0.0, table[column].min()), 1.03)
         axes.grid(alpha=0.3)
         axes.spines[["top", "right"]].set_visible(False)
         axes.legend(loc="lower right", frameon=False)

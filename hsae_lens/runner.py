@@ -93,8 +93,8 @@ class HierarchicalTopKTrainer(SAETrainer[Any, Any]):
         # The fused Adam divides gradients by grad_scale while it reads them: clip_grad_norm_'s
         # factor, without a pass over the gradients.
         scale = ((norm + 1e-6) / MAX_GRAD_NORM).clamp(min=1.0).float()
-        self.optimizer.grad_scale = scale  # type: ignore[attr-defined]
-        self.optimizer.found_inf = torch.zeros_like(scale)  # type: ignore[attr-defined]
+        self.optimizer.grad_scale = scale
+        self.optimizer.found_inf = torch.zeros_like(scale)
         self.optimizer.step()
         self.optimizer.zero_grad()
 

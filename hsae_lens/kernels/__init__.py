@@ -37,7 +37,7 @@ def _choose(kernel: str, device: torch.device, dtype: torch.dtype) -> tuple[Impl
         if reason := chosen.refuses(device, dtype):
             raise ValueError(f"The kernel {kernel!r} was asked for, but it {reason}.")
         return chosen, "it was asked for"
-    passed_over = []
+    passed_over: list[str] = []
     for chosen in IMPLEMENTATIONS.values():
         reason = chosen.refuses(device, dtype)
         if reason is None:

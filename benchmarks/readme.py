@@ -1,0 +1,89 @@
+"""The README's speed table, generated from the JSON that the benchmarks wrote."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+README = Path(__file__).parents[1] / "README.md"
+BEGIN, END = "<!-- benchmarks: begin -->", "<!-- benchmarks: end -->"
+
+
+def write(results: Path, readme: Path = README) -> None:
+    """Replaces the text between the markers."""
+    before, rest = readme.read_text().split(BEGIN)
+    after = rest.split(END)[1]
+    readme.write_text(f"{before}{BEGIN}\n{table(results)}\n{END}{after}")
+
+
+def table(results: Path) -> str:
+    """Markdown: one row per measure, on each device there are figures for."""
+    parts = []
+    for device in ("cpu", "cuda"):
+        file = results / f"{device}.json"
+        if not file.exists():
+            parts.append(f"On a {'GPU' if device == 'cuda' else 'CPU'}: not measured.")
+            continue
+        figures = json.loads(file.read_text())
+        facts = next(iter(figures.values()))["machine"]
+        where = facts.get("gpu") or f"{facts['threads']} threads of {facts['cpu']}"
+        parts.append(f"On {where}, torch {facts['torch']}, medians of interleaved runs:\n")
+        rows = ["| measure | size | ours | peer | peer ÷ ours |", "|---|---|---|---|---|"]
+        parts.append("\n".join([*rows, *_rows(figures)]))
+    return "\n\n".join(parts)
+
+
+def _rows(figures: dict[str, Any]) -> list[str]:
+    out = []
+    peers = {
+        "saelens": "SAELens TopK, one k",
+        "saelens tuned": "SAELens TopK, compiled, fused Adam",
+        "ours in saelens": "ours in SAELens' stock trainer",
+        "ours, J={K}": "ours, loss at K only",
+    }
+    for row in _part(figures, "step"):
+        for key, name in peers.items():
+            out.append(_ratio("whole step, every budget", row, key, name))
+    for row in _part(figures, "loss"):
+        for key, name in (("naive", "cumulative sum"), ("naive compiled", "torch.compile of it"),
+                          ("ours, plain PyTorch", "our scan in plain PyTorch"),
+                          ("flex_sae", "flex_sae")):  # fmt: skip
+            if key in row:
+                out.append(_ratio("nested loss, forward + backward", row, key, name))
+    memory = _part(figures, "memory")
+    if memory:
+        small, large = memory
+        name = f"extra memory of the loss, K={large['shape']['k']} ÷ K={small['shape']['k']}"
+        ours, naive = (large[key] / max(small[key], 1) for key in ("ours", "naive"))
+        out.append(f"| {name} | {_size(large)} | {ours:.2f} | cumulative sum: {naive:.2f} | |")
+    for row in _part(figures, "limits"):
+        floor = f"{1e3 * row['floor']:.0f} ms floor"
+        out.append(
+            f"| step ÷ floor of its parts | {_size(row)} | {1e3 * row['step']['median']:.0f} ms "
+            f"| {floor} | {1 / row['ratio']:.2f} |"
+        )
+    for row in _part(figures, "end_to_end"):
+        ours, peer = (row[key]["tokens_per_s"] for key in ("ours", "saelens"))
+        out.append(
+            f"| tokens/s, SmolLM2-135M in the loop | {_size(row)} | {ours:.0f} "
+            f"| SAELens TopK: {peer:.0f} | {peer / ours:.2f} |"
+        )
+    return out
+
+
+def _part(figures: dict[str, Any], name: str) -> list[dict[str, Any]]:
+    return figures.get(name, {}).get("rows", [])
+
+
+def _size(row: dict[str, Any]) -> str:
+    s = row["shape"]
+    return f"{s['tokens']}×{s['d_in']}, {s['d_sae']} latents, K={s['k']}"
+
+
+def _ratio(measure: str, row: dict[str, Any], key: str, name: str) -> str:
+    ours, peer = row["ours"]["median"], row[key]["median"]
+    return (
+        f"| {measure} | {_size(row)} | {1e3 * ours:.0f} ms | {name}: {1e3 * peer:.0f} ms "
+        f"| {peer / ours:.2f} |"
+    )

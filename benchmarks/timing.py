@@ -1,0 +1,106 @@
+"""Measuring: interleaved runs, medians, peak memory, and what the machine can do at best."""
+
+from __future__ import annotations
+
+import gc
+import os
+import platform
+import statistics
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Seconds per call over the runs: median, fastest and slowest."""
+
+    median: float
+    fastest: float
+    slowest: float
+
+    def to_json(self) -> dict[str, float]:
+        return {k: float(f"{v:.4g}") for k, v in vars(self).items()}
+
+
+def interleaved(
+    calls: dict[str, Callable[[], Any]], rounds: int, device: str = "cpu", warmup: int = 2
+) -> dict[str, Timing]:
+    """Times the calls in turn, A B C A B C …, so that a drifting machine drifts for all of them."""
+    for call in calls.values():
+        for _ in range(warmup):
+            call()
+    seconds: dict[str, list[float]] = {name: [] for name in calls}
+    for _ in range(rounds):
+        for name, call in calls.items():
+            _synchronize(device)
+            start = time.perf_counter()
+            call()
+            _synchronize(device)
+            seconds[name].append(time.perf_counter() - start)
+    return {n: Timing(statistics.median(s), min(s), max(s)) for n, s in seconds.items()}
+
+
+def _synchronize(device: str) -> None:
+    if device != "cpu":
+        torch.cuda.synchronize()
+
+
+def extra_memory(call: Callable[[], Any], device: str = "cpu") -> int:
+    """Bytes in use at the call's peak beyond those in use before it.
+
+    On CUDA the allocator's own count. On a CPU the process's resident memory, sampled every
+    millisecond, so a short peak can be missed; Linux only.
+    """
+    gc.collect()
+    if device != "cpu":
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        call()
+        torch.cuda.synchronize()
+        return torch.cuda.max_memory_allocated() - before
+    peak, done = 0, threading.Event()
+    start = _resident()
+
+    def watch() -> None:
+        nonlocal peak
+        while not done.is_set():
+            peak = max(peak, _resident())
+            time.sleep(0.001)
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    kept = call()  # its result is part of the peak
+    peak = max(peak, _resident())
+    done.set()
+    watcher.join()
+    del kept
+    return max(peak - start, 0)
+
+
+def _resident() -> int:
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE")
+
+
+def machine(device: str) -> dict[str, Any]:
+    """What the figures were measured on."""
+    name = platform.processor() or platform.machine()
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        names = [line for line in cpuinfo.read_text().splitlines() if "model name" in line]
+        name = names[0].split(":", 1)[1].strip() if names else name
+    facts = {
+        "cpu": name,
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+    }
+    if device != "cpu":
+        facts["gpu"] = torch.cuda.get_device_name()
+    return facts

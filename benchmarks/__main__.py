@@ -137,10 +137,10 @@ def memory(args: argparse.Namespace) -> list[dict[str, Any]]:
         shape = Shape(start.tokens // 2, start.d_in, start.d_sae, k)
         problem = LossProblem(shape, args.device)
         problem.ours()
-        row = {"shape": vars(shape), "ours": extra_memory(problem.ours, args.device)}
-        row["naive"] = extra_memory(lambda p=problem: p.naive(cumulative_sum_loss), args.device)  # type: ignore[misc]
-        print(f"{shape}: ours {row['ours'] / 2**20:.0f} MiB, naive {row['naive'] / 2**20:.0f} MiB")
-        rows.append(row)
+        ours = extra_memory(problem.ours, args.device)
+        naive = extra_memory(lambda p=problem: p.naive(cumulative_sum_loss), args.device)  # type: ignore[misc]
+        print(f"{shape}: ours {ours / 2**20:.0f} MiB, naive {naive / 2**20:.0f} MiB")
+        rows.append({"shape": vars(shape), "ours": ours, "naive": naive})
     return rows
 
 

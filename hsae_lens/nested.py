@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -10,7 +11,7 @@ from torch.autograd.function import once_differentiable
 
 from hsae_lens import kernels
 from hsae_lens.budgets import resolve_budgets, resolve_weights
-from hsae_lens.kernels import Implementation, NestedProblem
+from hsae_lens.kernels import Implementation, NestedProblem, NestedSolution
 from hsae_lens.ordered_code import OrderedCode
 
 
@@ -55,9 +56,7 @@ def nested_loss(
         kernel: forces an implementation (see :func:`hsae_lens.kernels.explain`).
 
     Returns:
-        A scalar, differentiable in the code's values, W_dec, b_dec and target. The gradients are
-        computed in the forward pass and handed over by the first backward; they cannot be
-        differentiated again.
+        A scalar, differentiable once in the code's values, W_dec, b_dec and target.
 
     Raises:
         ValueError: for budgets, weights, shapes, dtypes or devices that do not fit together.
@@ -85,20 +84,22 @@ def nested_pass(
     resolved_weights = resolve_weights(weights, resolved)
     code = code.prefix(resolved[-1])
     implementation = kernels.select(kernel, W_dec.device, W_dec.dtype)
+    values = code.values.reshape(-1, code.k).to(W_dec.dtype).contiguous()
+    flat_target = target.reshape(-1, target.shape[-1]).to(W_dec.dtype).contiguous()
     problem = NestedProblem(
-        code.values.reshape(-1, code.k).to(W_dec.dtype).contiguous(),
+        values.detach(),
         code.indices.reshape(-1, code.k).contiguous(),
-        W_dec.contiguous(),
-        b_dec,
-        target.reshape(-1, target.shape[-1]).to(W_dec.dtype).contiguous(),
+        W_dec.detach().contiguous(),
+        b_dec.detach().contiguous(),
+        flat_target.detach(),
         resolved,
         resolved_weights,
-        None if token_weights is None else token_weights.reshape(-1),
+        None if token_weights is None else token_weights.detach().reshape(-1),
     )
     loss, mse, residual = _NestedLoss.apply(
-        problem.values, problem.W_dec, b_dec, problem.target, problem, implementation
+        values, W_dec, b_dec, flat_target, problem, implementation
     )
-    reconstruction = (residual + problem.target.detach()).reshape(target.shape)
+    reconstruction = (residual + problem.target).reshape(target.shape)
     return NestedOutput(loss, mse, reconstruction)
 
 
@@ -137,48 +138,55 @@ class _NestedLoss(torch.autograd.Function):
         problem: NestedProblem,
         implementation: Implementation,
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        ctx.problem, ctx.implementation = problem, implementation
         needs_grad = any(ctx.needs_input_grad[:4])
-        detached = problem._replace(values=values, W_dec=W_dec, b_dec=b_dec, target=target)
-        with torch.autocast(values.device.type, enabled=False):
-            solution = implementation.nested(detached, needs_grad)
-        n_tokens = max(values.shape[0], 1)
-        mse = solution.squared_errors / n_tokens
-        loss = (mse * mse.new_tensor(problem.weights)).sum()
-        loss = loss.to(torch.promote_types(W_dec.dtype, torch.float32))
-        ctx.gradients = _Gradients(solution, n_tokens, ctx.needs_input_grad) if needs_grad else None
+        solution = _solve(ctx, needs_grad)
+        # One pass finds loss and gradients; they wait here for the first backward.
+        ctx.solution = solution if needs_grad else None
+        mse = solution.squared_errors / max(values.shape[0], 1)
+        loss = (mse * _on_device(tuple(problem.weights), mse.device)).sum()
         residual = solution.residual.to(target.dtype)
         ctx.mark_non_differentiable(mse, residual)
-        return loss, mse, residual
+        return loss.to(torch.promote_types(W_dec.dtype, torch.float32)), mse, residual
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, d_loss: torch.Tensor, *_: torch.Tensor) -> tuple[Any, ...]:
-        if ctx.gradients is None:
-            raise RuntimeError(
-                "The nested loss was already differentiated: its gradients are handed over, not "
-                "kept. Compute the loss again, or add losses before calling backward once."
-            )
-        gradients, ctx.gradients = ctx.gradients, None
-        return (*gradients.scaled(d_loss), None, None)
-
-
-class _Gradients:
-    """Gradients of the sum over tokens, waiting for the factor d_loss / n_tokens."""
-
-    def __init__(self, solution: Any, n_tokens: int, needed: Sequence[bool]) -> None:
+        # The gradients are given away, so a second backward (retain_graph) solves again.
+        solution: NestedSolution = ctx.solution or _solve(ctx, True)
+        ctx.solution = None
         suffix = solution.suffix
-        self.n_tokens = n_tokens
-        self.parts = [
-            solution.d_values if needed[0] else None,
-            solution.d_W_dec if needed[1] else None,
-            2 * suffix.sum(0) if needed[2] else None,
-            -2 * suffix if needed[3] else None,
-        ]
+        assert suffix is not None  # gradients were asked for
+        needed = ctx.needs_input_grad
+        return (
+            _scaled(solution.d_values, d_loss) if needed[0] else None,
+            _scaled(solution.d_W_dec, d_loss) if needed[1] else None,
+            _scaled(2 * suffix.sum(0), d_loss).to(ctx.problem.b_dec.dtype) if needed[2] else None,
+            _scaled(-2 * suffix, d_loss).to(ctx.problem.target.dtype) if needed[3] else None,
+            None,
+            None,
+        )
 
-    def scaled(self, d_loss: torch.Tensor) -> list[torch.Tensor | None]:
-        factor = d_loss / self.n_tokens
-        # In place: these tensors have no other owner, and the weight gradient is large.
-        return [None if g is None else g.mul_(factor.to(g.dtype)) for g in self.parts]
+
+def _solve(ctx: Any, needs_grad: bool) -> NestedSolution:
+    """The solution with gradients of the mean over tokens."""
+    problem: NestedProblem = ctx.problem
+    n_tokens = max(problem.values.shape[0], 1)
+    problem = problem._replace(weights=[w / n_tokens for w in problem.weights])
+    with torch.autocast(problem.values.device.type, enabled=False), torch.no_grad():
+        return ctx.implementation.nested(problem, needs_grad)
+
+
+@functools.lru_cache(maxsize=64)
+def _on_device(weights: tuple[float, ...], device: torch.device) -> torch.Tensor:
+    # Kept, because copying to a GPU waits for it.
+    return torch.tensor(weights, dtype=torch.float64, device=device)
+
+
+def _scaled(gradient: Any, d_loss: torch.Tensor) -> torch.Tensor:
+    if d_loss.device.type == "cpu" and d_loss.item() == 1:
+        return gradient  # the usual case: no pass over a large tensor
+    return gradient.mul_(d_loss.to(gradient.dtype))
 
 
 def _check_shapes(

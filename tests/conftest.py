@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import os
+
+# Before anything imports Triton: its kernels then run on the CPU, like every other implementation.
+os.environ["TRITON_INTERPRET"] = "1"
+
 from pathlib import Path
 from typing import Any
 

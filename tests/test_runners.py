@@ -74,7 +74,7 @@ def runner_config(tmp_path: Path, sae: Any = None, **overrides: Any) -> Any:
         {"sae": {"normalize_activations": "layer_norm"}},
         {"sae": {"use_sparse_activations": False, "budgets": [1, 4, 8]}},
         {"sae": {}, "autocast": True},
-        {"sae": {"dtype": "bfloat16"}, "dtype": "bfloat16"},
+        {"sae": {"dtype": "bfloat16", "kernel": "scan"}, "dtype": "bfloat16"},
         {"sae": {}, "dead_feature_window": 2},
     ],
     ids=str,

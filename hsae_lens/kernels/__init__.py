@@ -12,7 +12,7 @@ import os
 
 import torch
 
-from hsae_lens.kernels import native, reference, scan
+from hsae_lens.kernels import gpu, native, reference, scan
 from hsae_lens.kernels.interface import Implementation, NestedProblem, NestedSolution
 
 __all__ = ["IMPLEMENTATIONS", "Implementation", "NestedProblem", "NestedSolution", "explain",
@@ -21,7 +21,7 @@ __all__ = ["IMPLEMENTATIONS", "Implementation", "NestedProblem", "NestedSolution
 logger = logging.getLogger(__name__)
 
 IMPLEMENTATIONS: dict[str, Implementation] = {
-    module.IMPLEMENTATION.name: module.IMPLEMENTATION for module in (native, scan, reference)
+    module.IMPLEMENTATION.name: module.IMPLEMENTATION for module in (native, gpu, scan, reference)
 }
 """By name, the fastest first."""
 

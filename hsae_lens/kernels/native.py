@@ -47,7 +47,7 @@ def _compiler() -> str:
     for name in (os.environ.get("CC"), "cc", "gcc", "clang"):
         if name and shutil.which(name):
             return name
-    raise BuildError("no C compiler found (install gcc or clang, or point CC at one)")
+    raise BuildError("found no C compiler (install gcc or clang, or point CC at one)")
 
 
 def _machine() -> str:

@@ -29,7 +29,7 @@ def table(results: Path) -> str:
         facts = next(iter(figures.values()))["machine"]
         where = facts.get("gpu") or f"{facts['threads']} threads of {facts['cpu']}"
         parts.append(f"On {where}, torch {facts['torch']}, medians of interleaved runs:\n")
-        rows = ["| measure | size | ours | peer | peer ÷ ours |", "|---|---|---|---|---|"]
+        rows = ["| measure | size | ours | peer | times faster |", "|---|---|---|---|---|"]
         parts.append("\n".join([*rows, *_rows(figures)]))
     return "\n\n".join(parts)
 
@@ -58,16 +58,14 @@ def _rows(figures: dict[str, Any]) -> list[str]:
         ours, naive = (large[key] / max(small[key], 1) for key in ("ours", "naive"))
         out.append(f"| {name} | {_size(large)} | {ours:.2f} | cumulative sum: {naive:.2f} | |")
     for row in _part(figures, "limits"):
-        floor = f"{1e3 * row['floor']:.0f} ms floor"
-        out.append(
-            f"| step ÷ floor of its parts | {_size(row)} | {1e3 * row['step']['median']:.0f} ms "
-            f"| {floor} | {1 / row['ratio']:.2f} |"
-        )
+        step = f"{1e3 * row['step']['median']:.0f} ms = {row['ratio']:.2f} × floor"
+        floor = f"floor from this machine's limits: {1e3 * row['floor']:.0f} ms"
+        out.append(f"| whole step, every budget | {_size(row)} | {step} | {floor} | |")
     for row in _part(figures, "end_to_end"):
         ours, peer = (row[key]["tokens_per_s"] for key in ("ours", "saelens"))
         out.append(
-            f"| tokens/s, SmolLM2-135M in the loop | {_size(row)} | {ours:.0f} "
-            f"| SAELens TopK: {peer:.0f} | {peer / ours:.2f} |"
+            f"| end to end, SmolLM2-135M in the loop | {_size(row)} | {ours:.0f} tokens/s "
+            f"| SAELens TopK: {peer:.0f} tokens/s | {ours / peer:.2f} |"
         )
     return out
 

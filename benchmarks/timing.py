@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
+import ctypes
 import gc
-import os
 import platform
 import statistics
-import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -54,8 +53,8 @@ def _synchronize(device: str) -> None:
 def extra_memory(call: Callable[[], Any], device: str = "cpu") -> int:
     """Bytes in use at the call's peak beyond those in use before it.
 
-    On CUDA the allocator's own count. On a CPU the process's resident memory, sampled every
-    millisecond, so a short peak can be missed; Linux only.
+    On CUDA the allocator's own count. On a CPU the system's high-water mark of the process's
+    resident memory, after handing free heap back to it; Linux with glibc only.
     """
     gc.collect()
     if device != "cpu":
@@ -64,28 +63,19 @@ def extra_memory(call: Callable[[], Any], device: str = "cpu") -> int:
         call()
         torch.cuda.synchronize()
         return torch.cuda.max_memory_allocated() - before
-    peak, done = 0, threading.Event()
-    start = _resident()
-
-    def watch() -> None:
-        nonlocal peak
-        while not done.is_set():
-            peak = max(peak, _resident())
-            time.sleep(0.001)
-
-    watcher = threading.Thread(target=watch)
-    watcher.start()
+    ctypes.CDLL(None).malloc_trim(0)
+    Path("/proc/self/clear_refs").write_text("5")  # resets the high-water mark
+    before = _status("VmRSS")
     kept = call()  # its result is part of the peak
-    peak = max(peak, _resident())
-    done.set()
-    watcher.join()
+    peak = _status("VmHWM")
     del kept
-    return max(peak - start, 0)
+    return max(peak - before, 0)
 
 
-def _resident() -> int:
-    pages = int(Path("/proc/self/statm").read_text().split()[1])
-    return pages * os.sysconf("SC_PAGE_SIZE")
+def _status(field: str) -> int:
+    """A size from the process's status, in bytes."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(x.split()[1]) * 1024 for x in lines if x.startswith(f"{field}:"))
 
 
 def machine(device: str) -> dict[str, Any]:

@@ -21,11 +21,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         parsed = argparse.Namespace(run=_train, arguments=arguments[1:])
     else:
         parsed = parser.parse_args(arguments)
+    from sae_lens.training._interruption import InterruptedException
+
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     logging.getLogger("httpx").setLevel(logging.WARNING)
     try:
         parsed.run(parsed)
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, InterruptedException):
         return 130
     except _expected_errors() as error:
         print(f"hsae: {error}", file=sys.stderr)

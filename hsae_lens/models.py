@@ -82,6 +82,11 @@ def opened_here(name: str) -> bool:
     return name.lower() == SMOLLM2 or local_folder(name) is not None
 
 
+def input_device(model: Any) -> torch.device:
+    """Where a hooked model wants its tokens."""
+    return next(model.parameters()).device
+
+
 def _bridge(source: str, device: str | torch.device, dtype: torch.dtype) -> Any:
     model = SAETransformerBridge.boot_transformers(source, device=device, dtype=dtype)
     # Without this, TransformerLens' hook names are aliases that caches and hooks silently miss.

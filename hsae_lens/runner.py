@@ -17,6 +17,7 @@ from sae_lens.util import extract_stop_at_layer_from_tlens_hook_name, get_specia
 from tqdm.auto import tqdm
 from typing_extensions import override
 
+from hsae_lens.models import input_device
 from hsae_lens.training import HierarchicalTopKTrainingSAE
 
 SEQUENCES_PER_SHARD = 1024  # shuffled together when activations are cached
@@ -183,7 +184,7 @@ def cache_activations(
                 positions = torch.zeros(context_size, dtype=torch.bool)
                 positions[slice(*seqpos_slice)] = True
                 keep = positions & ~torch.isin(batch, special)
-                kept_acts.append(acts[keep].float().cpu())
+                kept_acts.append(acts.cpu()[keep].float())
                 kept_ids.append(batch[keep])
                 bar.update(batch.numel())
             acts, ids = torch.cat(kept_acts), torch.cat(kept_ids)
@@ -215,7 +216,7 @@ def hook_activations(model: Any, tokens: torch.Tensor, hook_name: str) -> torch.
         ValueError: if the model has no such hook (a bridge alias must resolve, never give nothing).
     """
     _, cache = model.run_with_cache(
-        tokens,
+        tokens.to(input_device(model)),
         names_filter=[hook_name],
         stop_at_layer=extract_stop_at_layer_from_tlens_hook_name(hook_name),
         prepend_bos=False,

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from sae_lens import SAE, TopKSAE, TopKSAEConfig
+from sae_lens import TopKSAE, TopKSAEConfig
 from typing_extensions import override
 
 from hsae_lens.budgets import resolve_budgets
@@ -253,8 +253,3 @@ def norms_are_one(W_dec: torch.Tensor) -> bool:
     """Whether all decoder rows have norm 1, as far as their dtype can say."""
     tolerance = 10 * torch.finfo(W_dec.dtype).eps
     return bool(((W_dec.norm(dim=-1) - 1).abs() < tolerance).all())
-
-
-def is_hierarchical(sae: SAE[Any]) -> bool:
-    """Whether a budget can be set on this SAE."""
-    return isinstance(sae, HierarchicalTopKSAE)

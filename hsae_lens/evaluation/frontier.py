@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import pandas as pd
@@ -13,6 +13,7 @@ from sae_lens.util import get_special_token_ids
 from tqdm.auto import tqdm
 
 from hsae_lens.budgets import powers_of_two, resolve_budgets
+from hsae_lens.models import input_device
 from hsae_lens.ordered_code import OrderedCode
 from hsae_lens.sae import HierarchicalTopKSAE
 
@@ -79,9 +80,10 @@ class _Frontier:
         self.n_predictions = 0
 
     def add(self, tokens: torch.Tensor) -> None:
+        tokens = tokens.to(input_device(self.model))
         keep = torch.zeros_like(tokens, dtype=torch.bool)
         keep[:, self.positions] = True
-        keep &= ~torch.isin(tokens, self.special)
+        keep &= ~torch.isin(tokens, self.special.to(tokens.device))
         seen: list[torch.Tensor] = []
         self._cross_entropy("clean", tokens, keep, lambda acts: seen.append(acts))
         if not seen:
@@ -90,31 +92,32 @@ class _Frontier:
                 "enable_compatibility_mode(no_processing=True) first."
             )
         original = seen[0]
+        x = original.flatten(2)  # attention heads joined
         self._cross_entropy("ablated", tokens, keep, torch.zeros_like)
-        # The SAE sees joined heads, as in training.
-        x = original.flatten(2).to(self.sae.device)
-        for n, (l0, x_hat) in enumerate(self._reconstructions(x, keep)):
-            self.active[n] += l0
+        for n, (values, x_hat) in enumerate(self._reconstructions(original)):
+            x_hat = x_hat.flatten(2).to(x.device)
+            self.active[n] += float((values.to(x.device)[keep] != 0).sum())
             self.variance[n].add_batch(x_hat[keep].float(), x[keep])
             spliced = torch.where(keep[..., None], x_hat.to(x.dtype), x).reshape(original.shape)
             self._cross_entropy(self.budgets[n], tokens, keep, lambda _, new=spliced: new)
         self.n_predictions += int(keep[:, :-1].sum())
 
-    def _reconstructions(self, x: torch.Tensor, keep: torch.Tensor) -> Any:
-        """Yields (active latents over kept tokens, x̂) for each budget, never two at a time."""
-        acts = None
-        if isinstance(self.sae, HierarchicalTopKSAE):
-            code = self.sae.encode_ordered(x)
-        else:
-            acts = self.sae.encode(x)
-            code = OrderedCode.from_pre_activations(acts, self.budgets[-1])
+    def _reconstructions(
+        self, original: torch.Tensor
+    ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        """Yields (activations in order, x̂) for each budget, never two at a time."""
+        sae = self.sae
+        sae_in = (original if sae.hook_z_reshaping_mode else original.flatten(2)).to(sae.device)
+        if isinstance(sae, HierarchicalTopKSAE):
+            code = sae.encode_ordered(sae_in)
+            for k in self.budgets:
+                prefix = code.prefix(k)
+                yield prefix.values, sae.decode_budgets(prefix, [k])[0]
+            return
         for k in self.budgets:
-            prefix = code.prefix(k)
-            if isinstance(self.sae, HierarchicalTopKSAE):
-                x_hat = self.sae.decode_budgets(prefix, [k])[0]
-            else:
-                x_hat = self.sae.decode(prefix.to_dense(self.sae.cfg.d_sae))
-            yield float((prefix.values[keep] != 0).sum()), x_hat
+            # Encoded for every budget: some normalisations are undone by one decode only.
+            prefix = OrderedCode.from_pre_activations(sae.encode(sae_in), k)
+            yield prefix.values, sae.decode(prefix.to_dense(sae.cfg.d_sae))
 
     def _cross_entropy(self, name: str | int, tokens: Any, keep: Any, change: Any) -> None:
         """Adds one pass's loss; ``change`` maps the hook's activations (to None: unchanged)."""

@@ -197,6 +197,19 @@ def test_powers_of_two() -> None:
     assert powers_of_two(50) == [1, 2, 4, 8, 16, 32, 50]
 
 
+def test_an_empty_batch_and_latents_that_do_not_exist() -> None:
+    W, b = torch.randn(6, 5, requires_grad=True), torch.zeros(5)
+    empty = OrderedCode(torch.zeros(0, 3), torch.zeros(0, 3, dtype=torch.int64))
+    loss = nested_loss(empty, W, b, torch.zeros(0, 5))
+    loss.backward()
+    assert loss == 0
+    assert not W.grad.any()
+    wrong = OrderedCode(torch.ones(1, 2), torch.tensor([[1, 6]]))
+    for kernel in ("auto", "scan", "reference"):
+        with pytest.raises(IndexError):
+            nested_loss(wrong, W, b, torch.zeros(1, 5), kernel=kernel)
+
+
 def test_shapes_that_do_not_fit() -> None:
     code, W, b, x = draw((3, 4, 5, 6, 3))
     with pytest.raises(ValueError, match="target must be"):

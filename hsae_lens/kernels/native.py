@@ -126,6 +126,11 @@ def nested(p: NestedProblem, needs_grad: bool) -> NestedSolution:
     n_tokens, k = p.values.shape
     d_sae, d_in = p.W_dec.shape
     n_budgets = len(p.budgets)
+    if n_tokens and not (p.indices.min() >= 0 and p.indices.max() < d_sae):
+        raise IndexError(  # C would read and write beyond W_dec
+            f"The code has latents {int(p.indices.min())}..{int(p.indices.max())}, outside W_dec's "
+            f"0..{d_sae - 1}."
+        )
     width = library.hsae_slice_width()
     n_slices = -(-d_in // width)
     # Packing costs a pass over W_dec; for few tokens the rows are read where they lie.

@@ -2,7 +2,9 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test check bench clean
+.PHONY: demo test check bench pretrained clean
+
+LAYER ?= 15
 
 demo: .venv/ready
 	$(BIN)/hsae demo
@@ -17,6 +19,11 @@ check: .venv/ready
 
 bench: .venv/ready
 	$(BIN)/python -m benchmarks
+
+# The SAE in hsae_lens/pretrained/, from nothing: about an hour on two cores.
+pretrained: .venv/ready
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-deps sae-probes
+	$(BIN)/python -m pretraining --layer $(LAYER)
 
 .venv/ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv

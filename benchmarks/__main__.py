@@ -197,8 +197,7 @@ def limits(args: argparse.Namespace) -> list[dict[str, Any]]:
 
 def end_to_end(args: argparse.Namespace) -> list[dict[str, Any]]:
     """Tokens per second with the language model in the loop (SmolLM2-135M, block 15)."""
-    from hsae_lens.models import open_model
-    from hsae_lens.runner import hook_activations
+    from hsae_lens.models import hook_activations, open_model
     from hsae_lens.text import cpython_reference, tokenize
 
     model = open_model("smollm2-135m", args.device, torch.bfloat16)

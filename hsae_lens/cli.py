@@ -7,6 +7,7 @@ import logging
 import sys
 from collections.abc import Sequence
 from dataclasses import fields
+from typing import Any
 
 from hsae_lens._version import __version__
 
@@ -24,7 +25,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     from sae_lens.training._interruption import InterruptedException
 
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    logging.getLogger("httpx").setLevel(logging.WARNING)
+    for chatty in ("httpx", "httpx2"):
+        logging.getLogger(chatty).setLevel(logging.WARNING)
     try:
         parsed.run(parsed)
     except (KeyboardInterrupt, InterruptedException):
@@ -37,8 +39,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _expected_errors() -> tuple[type[BaseException], ...]:
     from hsae_lens.models import ModelUnavailableError
+    from hsae_lens.sources import SAEUnavailableError
 
-    return (ValueError, FileNotFoundError, FloatingPointError, ModelUnavailableError)
+    unavailable = (ModelUnavailableError, SAEUnavailableError)
+    return (ValueError, FileNotFoundError, FloatingPointError, *unavailable)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -64,7 +68,41 @@ def _parser() -> argparse.ArgumentParser:
         help="train on any model and data set; takes every flag of SAELens' training command",
         add_help=False,
     )
+    _add_sharing(commands)
     return parser
+
+
+def _add_sharing(commands: Any) -> None:
+    releases = commands.add_parser(
+        "releases",
+        help="list the SAEs that load by name, with their frontiers",
+        description=(
+            "Lists the releases in the package and in your own file (HSAE_RELEASES, else "
+            "~/.config/hsae_lens/releases.yaml). Downloads nothing."
+        ),
+    )
+    releases.set_defaults(run=_releases)
+
+    saved = "a folder with a saved SAE, or RELEASE/SAE_ID"
+    export = commands.add_parser(
+        "export",
+        help="write a stock SAELens TopK SAE at one budget, which loads without this package",
+    )
+    export.add_argument("path", help=saved)
+    export.add_argument("--k", type=int, required=True, help="the budget")
+    export.add_argument("--out", required=True, help="folder to write")
+    export.set_defaults(run=_export)
+
+    publish = commands.add_parser(
+        "publish",
+        help="upload an SAE to the Hugging Face hub, with a card and a release entry",
+    )
+    publish.add_argument("path", help=saved)
+    publish.add_argument("repo", help="the repository, owner/name; made if it does not exist")
+    publish.add_argument("--sae-id", help="its folder and id there (default: its hook's name)")
+    publish.add_argument("--release", help="name in the entry to paste (default: the repository's)")
+    publish.add_argument("--dry-run", action="store_true", help="show the card, upload nothing")
+    publish.set_defaults(run=_publish)
 
 
 def _add_demo_flags(parser: argparse.ArgumentParser) -> None:
@@ -92,6 +130,31 @@ def _demo(parsed: argparse.Namespace) -> None:
     from hsae_lens.demo import DemoConfig, run_demo
 
     run_demo(DemoConfig(**{f.name: getattr(parsed, f.name) for f in fields(DemoConfig)}))
+
+
+def _releases(_: argparse.Namespace) -> None:
+    from hsae_lens.catalogue import catalogue
+    from hsae_lens.releases import read_user_file, user_file
+
+    read_user_file()
+    print(catalogue())
+    print(f"\nYour own go into {user_file()}.")
+
+
+def _export(parsed: argparse.Namespace) -> None:
+    from hsae_lens.publish import export
+
+    out = export(parsed.path, parsed.k, parsed.out)
+    print(f"Wrote {out}, a TopK SAE with k={parsed.k}: SAE.load_from_disk({str(out)!r}).")
+
+
+def _publish(parsed: argparse.Namespace) -> None:
+    from hsae_lens.publish import publish
+    from hsae_lens.releases import user_file
+
+    card, entry = publish(parsed.path, parsed.repo, parsed.sae_id, parsed.release, parsed.dry_run)
+    done = f"{card}\nNot uploaded (dry run)." if parsed.dry_run else f"Uploaded to {parsed.repo}."
+    print(f"{done} To load it by name, put this into {user_file()}:\n\n{entry}")
 
 
 def _train(parsed: argparse.Namespace) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from sae_lens import HookedSAETransformer, SAETransformerBridge
+from sae_lens.util import extract_stop_at_layer_from_tlens_hook_name
 
 from hsae_lens.cache import cache_dir
 
@@ -85,6 +86,33 @@ def opened_here(name: str) -> bool:
 def input_device(model: Any) -> torch.device:
     """Where a hooked model wants its tokens."""
     return next(model.parameters()).device
+
+
+@torch.no_grad()
+def hook_activations(model: Any, tokens: torch.Tensor, hook_name: str) -> torch.Tensor:
+    """One hook's activations ``[batch, context, ...]``, running only the layers before it.
+
+    Raises:
+        ValueError: if the model has no such hook (a bridge alias must resolve, never give nothing).
+    """
+    _, cache = model.run_with_cache(
+        tokens.to(input_device(model)),
+        names_filter=[hook_name],
+        stop_at_layer=extract_stop_at_layer_from_tlens_hook_name(hook_name),
+        prepend_bos=False,
+    )
+    if hook_name not in cache.cache_dict:
+        raise ValueError(missing_hook(hook_name))
+    return cache[hook_name]
+
+
+def missing_hook(hook_name: str) -> str:
+    """What to tell somebody whose model has no such hook."""
+    return (
+        f"The model has no hook {hook_name!r}. TransformerLens names look like "
+        "'blocks.3.hook_resid_post'; on a TransformerBridge they need "
+        "enable_compatibility_mode(no_processing=True)."
+    )
 
 
 def _bridge(source: str, device: str | torch.device, dtype: torch.dtype) -> Any:

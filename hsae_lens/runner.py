@@ -13,11 +13,11 @@ import torch
 from sae_lens import LanguageModelSAETrainingRunner, SAETrainer, TrainingSAE, logger
 from sae_lens.saes.sae import TrainStepInput, TrainStepOutput
 from sae_lens.training._interruption import InterruptedException
-from sae_lens.util import extract_stop_at_layer_from_tlens_hook_name, get_special_token_ids
+from sae_lens.util import get_special_token_ids
 from tqdm.auto import tqdm
 from typing_extensions import override
 
-from hsae_lens.models import input_device
+from hsae_lens.models import hook_activations
 from hsae_lens.training import HierarchicalTopKTrainingSAE
 
 SEQUENCES_PER_SHARD = 1024  # shuffled together when activations are cached
@@ -206,25 +206,3 @@ def _activation_rows(hook_name: str, acts: torch.Tensor, ids: torch.Tensor) -> d
     )
     rows = {hook_name: list(acts.numpy()), "token_ids": ids.numpy().astype(np.int32)}
     return datasets.Dataset.from_dict(rows, features=features)
-
-
-@torch.no_grad()
-def hook_activations(model: Any, tokens: torch.Tensor, hook_name: str) -> torch.Tensor:
-    """One hook's activations ``[batch, context, ...]``, running only the layers before it.
-
-    Raises:
-        ValueError: if the model has no such hook (a bridge alias must resolve, never give nothing).
-    """
-    _, cache = model.run_with_cache(
-        tokens.to(input_device(model)),
-        names_filter=[hook_name],
-        stop_at_layer=extract_stop_at_layer_from_tlens_hook_name(hook_name),
-        prepend_bos=False,
-    )
-    if hook_name not in cache.cache_dict:
-        raise ValueError(
-            f"The model has no hook {hook_name!r}. TransformerLens names look like "
-            "'blocks.3.hook_resid_post'; on a TransformerBridge they need "
-            "enable_compatibility_mode(no_processing=True)."
-        )
-    return cache[hook_name]

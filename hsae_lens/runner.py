@@ -17,6 +17,7 @@ from sae_lens.util import get_special_token_ids
 from tqdm.auto import tqdm
 from typing_extensions import override
 
+from hsae_lens.lagged import LAG, Lagged, lag_on
 from hsae_lens.models import hook_activations
 from hsae_lens.training import HierarchicalTopKTrainingSAE
 
@@ -33,6 +34,7 @@ class HierarchicalTopKTrainer(SAETrainer[Any, Any]):
     """
 
     stop_requested = False
+    bad_steps: Lagged
 
     @classmethod
     def adopt(cls, trainer: SAETrainer[Any, Any]) -> HierarchicalTopKTrainer:
@@ -42,7 +44,16 @@ class HierarchicalTopKTrainer(SAETrainer[Any, Any]):
         """
         adopted = cls.__new__(cls)
         adopted.__dict__ = trainer.__dict__
+        adopted.bad_steps = Lagged()
+        adopted.sae.checks_activations = lag_on(adopted.sae.device) == 0
         return adopted
+
+    @override
+    def fit(self) -> Any:
+        trained = super().fit()
+        for bad in self.bad_steps.rest():
+            self._stop_if(bad)
+        return trained
 
     @override
     def step(self, batch: torch.Tensor) -> TrainStepOutput:
@@ -55,6 +66,7 @@ class HierarchicalTopKTrainer(SAETrainer[Any, Any]):
         self, sae: HierarchicalTopKTrainingSAE, sae_in: torch.Tensor
     ) -> TrainStepOutput:
         sae.train()
+        finite = torch.isfinite(sae_in).all() if not sae.checks_activations else None
         with self.autocast_if_enabled:
             output = sae.training_forward_pass(
                 TrainStepInput(
@@ -67,11 +79,22 @@ class HierarchicalTopKTrainer(SAETrainer[Any, Any]):
             )
         self._count_firings(output.feature_acts)
         output.loss.backward()
-        self._clipped_optimizer_step()
+        self._clipped_optimizer_step(finite)
         self.lr_scheduler.step()
         for scheduler in self.coefficient_schedulers.values():
             scheduler.step()
+        if finite is not None:
+            self._stop_if(self.bad_steps.step(~finite))
         return output
+
+    def _stop_if(self, bad: float) -> None:
+        """On a GPU, where the step itself passes over non-finite activations without asking."""
+        if bad:
+            raise FloatingPointError(
+                f"At most {LAG} steps before step {self.n_training_steps}, activations were NaN or "
+                "infinite. Such steps do not change the weights; the last checkpoint is intact. "
+                "Look at the model's dtype (float16 overflows) and the data."
+            )
 
     @torch.no_grad()
     def _count_firings(self, feature_acts: torch.Tensor) -> None:
@@ -86,7 +109,8 @@ class HierarchicalTopKTrainer(SAETrainer[Any, Any]):
         self.act_freq_scores += fired
         self.n_frac_active_samples += self.cfg.train_batch_size_samples
 
-    def _clipped_optimizer_step(self) -> None:
+    def _clipped_optimizer_step(self, finite: torch.Tensor | None = None) -> None:
+        """Adam with clipped gradients; it leaves the weights alone where ``finite`` is False."""
         for group in self.optimizer.param_groups:  # here, because loading a checkpoint resets it
             group["fused"], group["foreach"] = True, False
         gradients = [p.grad for p in self.sae.parameters() if p.grad is not None]
@@ -95,7 +119,7 @@ class HierarchicalTopKTrainer(SAETrainer[Any, Any]):
         # factor, without a pass over the gradients.
         scale = ((norm + 1e-6) / MAX_GRAD_NORM).clamp(min=1.0).float()
         self.optimizer.grad_scale = scale
-        self.optimizer.found_inf = torch.zeros_like(scale)
+        self.optimizer.found_inf = torch.zeros_like(scale) if finite is None else (~finite).float()
         self.optimizer.step()
         self.optimizer.zero_grad()
 

@@ -17,6 +17,7 @@ from hsae_lens import kernels
 from hsae_lens.budgets import powers_of_two, resolve_budgets, resolve_weights
 from hsae_lens.encode import encode_topk
 from hsae_lens.files import explaining_bad_files, saved_whole
+from hsae_lens.lagged import Lagged, lag_on
 from hsae_lens.nested import NestedOutput, nested_pass
 from hsae_lens.ordered_code import OrderedCode
 from hsae_lens.sae import ARCHITECTURE, check_budget, check_k, norms_are_one
@@ -125,6 +126,8 @@ class HierarchicalTopKTrainingSAE(TopKTrainingSAE):
         super().__init__(cfg, use_error_term)
         self.budgets = resolve_budgets(cfg.budgets, cfg.k)
         self.budget_weights = resolve_weights(cfg.budget_weights, self.budgets)
+        self.checks_activations = True  # False where the trainer does it without waiting for a GPU
+        self._n_dead = Lagged()
 
     @override
     def get_activation_fn(self) -> Callable[[torch.Tensor], torch.Tensor]:
@@ -138,7 +141,8 @@ class HierarchicalTopKTrainingSAE(TopKTrainingSAE):
         Raises:
             FloatingPointError: if the activations hold NaN or infinity; names step and share.
         """
-        self._check_finite(step_input)
+        if self.checks_activations or step_input.n_training_steps == 0:
+            self._check_finite(step_input)
         x = self.hook_sae_input(self.reshape_fn_in(step_input.sae_in.to(self.dtype)))
         normed = self.run_time_activation_norm_fn_in(x)
         if step_input.n_training_steps == 0 and self.cfg.b_dec_init == "mean":
@@ -213,8 +217,11 @@ class HierarchicalTopKTrainingSAE(TopKTrainingSAE):
         the living ones left over: coefficient · min(dead / (d_in/2), 1) · mean over tokens of the
         squared error summed over d_in (Gao et al., arXiv 2406.04093, appendix A.2).
         """
-        dead = None if dead_mask is None else dead_mask.nonzero().squeeze(-1)
-        if dead is None or dead.numel() == 0:
+        if dead_mask is None:
+            return residual.new_zeros(())
+        count = dead_mask.sum()
+        room = self._room_for_dead(count)
+        if room == 0:
             return residual.new_zeros(())
         if self.cfg.normalize_activations in ("constant_norm_rescale", "layer_norm"):
             raise ValueError(
@@ -222,14 +229,29 @@ class HierarchicalTopKTrainingSAE(TopKTrainingSAE):
                 f"{self.cfg.normalize_activations!r} (as in SAELens' TopK). Set "
                 "aux_loss_coefficient=0, or use another normalisation."
             )
+        # Dead latents first; where there is room for more than there are, the others count as 0.
+        is_dead, dead = dead_mask.to(torch.uint8).sort(descending=True, stable=True)
+        is_dead, dead = is_dead[:room].bool(), dead[:room]
         heuristic = normed.shape[-1] // 2
-        k_aux = min(heuristic, dead.numel())
         centred = normed - self.b_dec if self.cfg.apply_b_dec_to_input else normed
-        pre = centred @ self.W_enc[:, dead] + self.b_enc[dead]
-        chosen = (pre if norms is None else pre * norms[dead]).topk(k_aux, sorted=False).indices
+        pre = torch.where(is_dead, centred @ self.W_enc[:, dead] + self.b_enc[dead], 0)
+        ranked = (pre if norms is None else pre * norms[dead]).masked_fill(~is_dead, -torch.inf)
+        chosen = ranked.topk(min(heuristic, room), sorted=False).indices
         acts = torch.zeros_like(pre).scatter(-1, chosen, pre.gather(-1, chosen))
         error = (acts @ self.W_dec[dead] - residual).pow(2).sum(dim=-1).mean()
-        return self.cfg.aux_loss_coefficient * min(dead.numel() / heuristic, 1.0) * error
+        share = (count.to(error.dtype) / heuristic).clamp(max=1)
+        return self.cfg.aux_loss_coefficient * share * error
+
+    def _room_for_dead(self, count: torch.Tensor) -> int:
+        """How many dead latents to make room for: as many as there are.
+
+        On a GPU, as there were some steps ago, with slack: asking how many there are now would wait
+        for it. Those that do not fit wait for a later step.
+        """
+        n = int(self._n_dead.step(count))
+        return (
+            n if n == 0 or lag_on(count.device) == 0 else min(2 ** n.bit_length(), self.cfg.d_sae)
+        )
 
     def _report(self, code: OrderedCode) -> torch.Tensor:
         if self.cfg.use_sparse_activations:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -215,3 +217,21 @@ def test_without_a_compiler_the_scan_is_used_and_says_why() -> None:
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert run.stdout.startswith("scan")
     assert "found no C compiler" in run.stdout
+
+
+def test_every_triton_kernel_compiles_for_gpus_and_spills_nothing() -> None:
+    """The interpreter takes programs that the compiler refuses; the compiler needs no GPU."""
+    if reason := IMPLEMENTATIONS["triton"].refuses(torch.device("cpu"), torch.float32):
+        pytest.skip(f"triton {reason}")
+    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    script = Path(__file__).with_name("compile_for_gpus.py")
+    done = subprocess.run(
+        [sys.executable, str(script)], capture_output=True, text=True, env=environment
+    )
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert len(lines) == 20
+    for line in lines:
+        *_, registers, stack = line.split()
+        assert int(registers) <= 96, line
+        assert int(stack) == 0, line

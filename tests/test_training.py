@@ -7,13 +7,35 @@ from typing import Any
 import pytest
 import torch
 from conftest import training_sae
-from sae_lens import LoggingConfig, TopKTrainingSAE, TopKTrainingSAEConfig
+from sae_lens import LoggingConfig, SAETrainer, TopKTrainingSAE, TopKTrainingSAEConfig
+from sae_lens.config import SAETrainerConfig
 from sae_lens.saes.sae import TrainStepInput, TrainStepOutput
 from sae_lens.synthetic import SyntheticModelConfig, SyntheticSAERunner, SyntheticSAERunnerConfig
 
 from hsae_lens import HierarchicalTopKTrainingSAEConfig
 from hsae_lens.kernels import reference
+from hsae_lens.runner import HierarchicalTopKTrainer
 
+TRAINER: dict[str, Any] = {
+    "n_checkpoints": 0,
+    "checkpoint_path": None,
+    "save_final_checkpoint": False,
+    "total_training_samples": 10**6,
+    "device": "cpu",
+    "autocast": False,
+    "lr": 1e-3,
+    "lr_end": 1e-4,
+    "lr_scheduler_name": "constant",
+    "lr_warm_up_steps": 0,
+    "adam_beta1": 0.9,
+    "adam_beta2": 0.999,
+    "lr_decay_steps": 0,
+    "n_restart_cycles": 1,
+    "dead_feature_window": 10**6,
+    "feature_sampling_window": 10**6,
+    "logger": LoggingConfig(log_to_wandb=False),
+    "n_batches_for_norm_estimate": 1,
+}
 MODES = ["none", "layer_norm", "constant_norm_rescale"]
 
 
@@ -59,6 +81,48 @@ def test_a_loss_at_k_only_is_saelens_topk(
     for name, parameter in stock.named_parameters():
         mine = dict(ours.named_parameters())[name].grad
         torch.testing.assert_close(mine, parameter.grad, msg=lambda m, n=name: f"{n}: {m}")
+
+
+@pytest.fixture
+def late_by_two(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a GPU does to the numbers a step needs to know, on the CPU."""
+    for module in ("lagged", "training", "runner"):
+        monkeypatch.setattr(f"hsae_lens.{module}.lag_on", lambda device: 2)
+
+
+@pytest.mark.parametrize("n_dead", [5, 40])
+def test_dead_latents_counted_late_are_the_same(n_dead: int, request: Any) -> None:
+    dead = torch.arange(96) % 96 >= 96 - n_dead
+    want = training_sae(dtype="float64")
+    step(want, batch(), dead).loss.backward()
+    request.getfixturevalue("late_by_two")
+    got = training_sae(dtype="float64")
+    aux = "auxiliary_reconstruction_loss"
+    assert [step(got, batch(), dead).losses[aux].item() for _ in range(2)] == [0, 0]
+    step(got, batch(), dead).loss.backward()  # there is room for 8 and 64 latents now
+    for (name, p), q in zip(got.named_parameters(), want.parameters(), strict=True):
+        torch.testing.assert_close(p.grad, q.grad, msg=lambda m, n=name: f"{n}: {m}")
+
+
+def test_bad_activations_seen_late_do_not_change_the_weights(late_by_two: None) -> None:
+    sae = training_sae()
+    trainer = HierarchicalTopKTrainer.adopt(
+        SAETrainer(SAETrainerConfig(**TRAINER, train_batch_size_samples=40), sae, iter(()))
+    )
+    assert not sae.checks_activations
+    x = batch(torch.float32)
+    bad = x.clone()
+    bad[3, 4] = torch.nan
+    for _ in range(3):
+        trainer.step(x)
+        trainer.n_training_steps += 1
+    before = {name: p.clone() for name, p in sae.named_parameters()}
+    trainer.step(bad)
+    assert all(torch.equal(p, before[name]) for name, p in sae.named_parameters())
+    trainer.step(x)
+    assert not any(torch.equal(p, before[name]) for name, p in sae.named_parameters())
+    with pytest.raises(FloatingPointError, match="Such steps do not change the weights"):
+        trainer.step(x)
 
 
 @pytest.mark.parametrize("mode", MODES)

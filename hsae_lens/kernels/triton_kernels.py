@@ -1,8 +1,8 @@
 """The GPU implementation: Triton kernels for any K, d_in and batch. Imported only when chosen.
 
-Written from the algebra in ``interface.py``. **Not measured on a GPU yet**: the reasoning about
-speed below is reasoning. Every kernel is tested against the float64 reference through Triton's
-interpreter (``TRITON_INTERPRET=1``).
+Written from the algebra in ``interface.py``. **Not run on a GPU yet**: the reasoning about speed
+below is reasoning. Every kernel is tested against the float64 reference through Triton's
+interpreter (``TRITON_INTERPRET=1``) and compiled for sm_80 and sm_90.
 """
 
 from __future__ import annotations
@@ -19,6 +19,9 @@ from hsae_lens.kernels.interface import NestedProblem, NestedSolution
 COLUMNS = 512  # of d_in per program: d_in 2304 wastes a tenth of the last block
 RANKS = 4  # read together, so that several gathers are in flight
 ROWS = 16  # of a latent's segment added per step
+# 8 warps need 64 registers per thread or fewer and spill none: 32 warps on an H100's SM to hide the
+# gathers' latency. 4 warps need 128 and spill: 16 on an SM. (tests/compile_for_gpus.py)
+WARPS = 8
 WORKSPACE_BYTES = 512 << 20  # for suffix sums, when d_W_dec is reduced by sorting
 FEW_BUDGETS = 8  # up to here storing every distinct suffix sum beats atomics
 
@@ -152,7 +155,7 @@ def nested(p: NestedProblem, needs_grad: bool) -> NestedSolution:
             p.values, p.indices, p.W_dec, p.b_dec, p.target, rank_weights, rank_slots,
             token_weights, errors, residual, d_values, d_W_dec, suffix, suffixes,
             first, n_tokens, k, d_in, len(p.budgets),
-            GRAD=needs_grad, STORE=store, COLUMNS=COLUMNS, RANKS=RANKS,
+            GRAD=needs_grad, STORE=store, COLUMNS=COLUMNS, RANKS=RANKS, num_warps=WARPS,
         )  # fmt: skip
         if store:
             here = slice(first, first + count)
@@ -215,7 +218,7 @@ def _segment_sum(
     offsets = torch.searchsorted(latents, bounds)
     _segment_sum_kernel[(d_sae, triton.cdiv(d_in, COLUMNS))](
         out, entries, offsets, coefficients.contiguous(), row_of_entry.contiguous(), rows, d_in,
-        ADD=add, COLUMNS=COLUMNS, ROWS=ROWS,
+        ADD=add, COLUMNS=COLUMNS, ROWS=ROWS, num_warps=WARPS,
     )  # fmt: skip
 
 

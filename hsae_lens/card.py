@@ -8,7 +8,7 @@ import pandas as pd
 import yaml
 from sae_lens import SAE
 
-FRONTIER_COLUMNS = ["k", "tokens", "l0", "explained_variance", "mse", "dead", "ce_score"]
+FRONTIER_COLUMNS = ["k", "tokens", "l0", "explained_variance", "mse", "dead", "ce_score", "kl"]
 FACTS = {
     "dataset_path": "text",
     "training_tokens": "tokens seen in training",

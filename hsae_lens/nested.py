@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -111,20 +111,29 @@ def decode_prefixes(
     Raises:
         ValueError: if the budgets are not ascending within 1..K.
     """
-    budgets = resolve_budgets(budgets, code.k)
+    return torch.stack(list(each_prefix(code, W_dec, b_dec, resolve_budgets(budgets, code.k))))
+
+
+def each_prefix(
+    code: OrderedCode, W_dec: torch.Tensor, b_dec: torch.Tensor, budgets: Iterable[int]
+) -> Iterator[torch.Tensor]:
+    """Yields x̂ ``[..., d_in]`` at each of the ascending budgets; at 0 it is the bias.
+
+    Each latent is decoded once, and no two reconstructions are held at a time.
+    """
     values = code.values.reshape(-1, code.k)
     indices = code.indices.reshape(-1, code.k)
-    x_hat, prefixes, start = b_dec, [], 0
+    x_hat, start = b_dec.expand(len(values), -1), 0
     for j in budgets:
-        x_hat = x_hat + torch.nn.functional.embedding_bag(
-            indices[:, start:j],
-            W_dec,
-            per_sample_weights=values[:, start:j].to(W_dec.dtype),
-            mode="sum",
-        )
-        prefixes.append(x_hat)
+        if j > start:
+            x_hat = x_hat + torch.nn.functional.embedding_bag(
+                indices[:, start:j],
+                W_dec,
+                per_sample_weights=values[:, start:j].to(W_dec.dtype),
+                mode="sum",
+            )
+        yield x_hat.reshape(*code.values.shape[:-1], W_dec.shape[1])
         start = j
-    return torch.stack(prefixes).reshape(len(budgets), *code.values.shape[:-1], W_dec.shape[1])
 
 
 class _NestedLoss(torch.autograd.Function):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +15,7 @@ from typing_extensions import override
 
 from hsae_lens.budgets import resolve_budgets
 from hsae_lens.files import explaining_bad_files, saved_whole
-from hsae_lens.nested import decode_prefixes
+from hsae_lens.nested import each_prefix
 from hsae_lens.ordered_code import OrderedCode
 
 ARCHITECTURE = "hierarchical_topk"
@@ -155,12 +155,15 @@ class HierarchicalTopKSAE(TopKSAE):
             ValueError: if the budgets are not ascending within 1..code.k.
             RuntimeError: if normalised activations have no encode to take their norms from.
         """
-        resolve_budgets(budgets, code.k)
+        return torch.stack(list(self.each_budget(code, resolve_budgets(budgets, code.k))))
+
+    def each_budget(self, code: OrderedCode, budgets: Iterable[int]) -> Iterator[torch.Tensor]:
+        """:meth:`decode_budgets` one budget at a time; budget 0 gives the bias alone."""
         if self.cfg.rescale_acts_by_decoder_norm:
             norms = self.W_dec.norm(dim=-1)
             code = OrderedCode(code.values / norms[code.indices], code.indices)
-        stack = decode_prefixes(code, self.W_dec, self.b_dec, budgets)
-        return self.reshape_fn_out(self._restore_norms(stack), self.d_head)
+        for x_hat in each_prefix(code, self.W_dec, self.b_dec, budgets):
+            yield self.reshape_fn_out(self._restore_norms(x_hat), self.d_head)
 
     def at_k(self, k: int) -> TopKSAE:
         """A stock SAELens TopK SAE at budget ``k`` on the same weights.
@@ -230,8 +233,8 @@ class HierarchicalTopKSAE(TopKSAE):
                 f"{tuple(x.shape)}. Is it attached to another model or hook?"
             )
 
-    def _restore_norms(self, stack: torch.Tensor) -> torch.Tensor:
-        """Undoes input normalisation on a whole stack, leaving SAELens' stored norms in place."""
+    def _restore_norms(self, x_hat: torch.Tensor) -> torch.Tensor:
+        """Undoes input normalisation, leaving SAELens' stored norms for the next budget."""
         names = {
             "layer_norm": ("ln_mu", "ln_std"),
             "constant_norm_rescale": ("x_norm_coeff",),
@@ -243,7 +246,7 @@ class HierarchicalTopKSAE(TopKSAE):
                 "latest encode, and a decode has consumed them. Call encode_ordered again first."
             )
         kept = {name: getattr(self, name) for name in names}
-        restored = self.run_time_activation_norm_fn_out(stack)
+        restored = self.run_time_activation_norm_fn_out(x_hat)
         for name, value in kept.items():
             setattr(self, name, value)
         return restored

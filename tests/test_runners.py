@@ -281,7 +281,11 @@ def test_the_frontier_equals_saelens_evaluation(
         assert row["ce_score"] == pytest.approx(ce["ce_loss_score"], rel=2e-2)
         assert row["explained_variance"] == pytest.approx(quality["explained_variance"], rel=1e-4)
         assert row["mse"] == pytest.approx(quality["mse"], rel=1e-4)
+        assert row["cosine"] == pytest.approx(quality["cossim"], rel=1e-4)
+        assert row["l2_ratio"] == pytest.approx(variance["shrinkage"]["l2_ratio"], rel=1e-4)
         assert row["l0"] == pytest.approx(variance["sparsity"]["l0"], rel=1e-6)
+        kl = metrics["model_behavior_preservation"]["kl_div_with_sae"]
+        assert row["kl"] == pytest.approx(kl, rel=1e-3, abs=1e-6)
 
 
 def test_the_frontier_of_a_stock_view_is_the_same(

@@ -8,11 +8,11 @@ from typing import Any
 import pandas as pd
 import torch
 from sae_lens import SAE
-from sae_lens.evals import ExplainedVarianceCalculator
 from sae_lens.util import get_special_token_ids
 from tqdm.auto import tqdm
 
 from hsae_lens.budgets import powers_of_two, resolve_budgets
+from hsae_lens.evaluation.metrics import FrontierSums
 from hsae_lens.models import hook_activations, input_device, missing_hook
 from hsae_lens.ordered_code import OrderedCode
 from hsae_lens.sae import HierarchicalTopKSAE
@@ -28,6 +28,8 @@ def evaluate_budgets(
     seqpos_slice: tuple[int | None, ...] | None = None,
     max_norm: float | None = None,
     cross_entropy: bool = True,
+    bootstrap: int = 0,
+    documents: torch.Tensor | None = None,
     batch_size: int = 16,
     progress: bool = True,
 ) -> pd.DataFrame:
@@ -48,151 +50,231 @@ def evaluate_budgets(
             squared errors would see little else. None for the SAE's metadata, or no limit.
         cross_entropy: whether to splice the reconstruction into the model; without it only the
             layers up to the hook are run, once.
+        bootstrap: how many resamples to take for the standard errors; 0 for none.
+        documents: int64 ``[n_sequences]``, which document each sequence is of: resampled together.
+            None for every sequence on its own.
         batch_size: sequences per forward pass.
 
     Returns:
-        One row per budget: ``k``, ``tokens`` (judged), ``l0`` (mean active latents),
-        ``explained_variance`` (1 − Σ‖x−x̂‖² / Σ‖x−mean x‖², pooled over tokens and dimensions),
-        ``mse`` (mean over tokens of ‖x−x̂‖², summed over d_in), ``dead`` (share of the latents that
-        no token used within this budget); and with ``cross_entropy``: ``ce_score``
-        ((ablated − with SAE) / (ablated − clean)), ``ce_with_sae``, ``ce_clean``, ``ce_ablated``
-        (nats per token; ablated is zero).
+        One row per budget:
+
+        - ``k``, ``tokens`` (judged), ``l0`` (mean active latents);
+        - ``explained_variance`` (1 − Σ‖x−x̂‖² / Σ‖x−mean x‖², pooled over tokens and dimensions),
+          ``fvu`` (1 − that), ``adds`` (what the k-th latent adds to it);
+        - ``mse`` (mean over tokens of ‖x−x̂‖², summed over d_in), ``cosine`` and ``l2_ratio``
+          (‖x̂‖/‖x‖), means over tokens;
+        - with ``cross_entropy``: ``ce_score`` ((ablated − with SAE) / (ablated − clean)),
+          ``ce_with_sae``, ``ce_clean``, ``ce_ablated`` (nats per token; ablated is zero), ``kl``
+          (of the clean next-token distribution from the spliced one, nats per token);
+        - with ``bootstrap``: ``explained_variance_se`` and ``ce_score_se``;
+        - ``dead`` and ``dense``: the share of latents that no token, and that more than a tenth of
+          the tokens, used within this budget.
 
     Raises:
         ValueError: for bad budgets, a hook the model lacks, a width that does not match, no token
-            left to judge, or an error term left on (it would make every budget perfect).
+            left to judge, too few sequences for a standard error, or an error term left on (it
+            would make every budget perfect).
         FloatingPointError: if the model's activations hold NaN or infinity.
     """
+    resolved = _resolve(sae, budgets)
+    documents = torch.arange(len(tokens)) if documents is None else documents
+    if documents.shape != tokens.shape[:1]:
+        raise ValueError(f"documents must be [{len(tokens)}], one per sequence.")
+    sums = FrontierSums(resolved, sae.cfg.d_in, sae.cfg.d_sae, int(documents.max()) + 1)
+    positions = slice(*(seqpos_slice or sae.cfg.metadata.seqpos_slice or (None,)))
+    frontier = _ModelFrontier(sae, model, sums, positions, _limit(sae, max_norm), cross_entropy)
+    batches = zip(tokens.split(batch_size), documents.split(batch_size), strict=True)
+    n_batches = -(-len(tokens) // batch_size)
+    for batch, groups in tqdm(batches, "Evaluating", n_batches, disable=not progress):
+        frontier.add(batch.to(input_device(model)), groups)
+    return sums.table(bootstrap)
+
+
+@torch.no_grad()
+def evaluate_activations(
+    sae: SAE[Any],
+    activations: torch.Tensor,
+    budgets: Sequence[int] | None = None,
+    *,
+    max_norm: float | None = None,
+    bootstrap: int = 0,
+    documents: torch.Tensor | None = None,
+    batch_size: int = 4096,
+    progress: bool = True,
+) -> pd.DataFrame:
+    """:func:`evaluate_budgets` without a model: for activations ``[n_tokens, d_in]`` at hand.
+
+    Args:
+        documents: int64 ``[n_tokens]``, for ``bootstrap``: which document each token is of. None
+            for every token on its own, which is right only if they were drawn one by one.
+        batch_size: tokens at a time.
+
+    Returns:
+        The table without the columns that need a model.
+    """
+    resolved = _resolve(sae, budgets)
+    _check(activations, sae, "activations")
+    documents = torch.arange(len(activations)) if documents is None else documents
+    sums = FrontierSums(resolved, sae.cfg.d_in, sae.cfg.d_sae, int(documents.max()) + 1)
+    limit = _limit(sae, max_norm)
+    batches = zip(activations.split(batch_size), documents.split(batch_size), strict=True)
+    n_batches = -(-len(activations) // batch_size)
+    for x, groups in tqdm(batches, "Evaluating", n_batches, disable=not progress):
+        keep = x.norm(dim=-1) <= limit
+        sums.add_tokens(x[keep], groups[keep.cpu()])
+        for _ in _judged_reconstructions(sae, sums, x, keep, groups):
+            pass
+    return sums.table(bootstrap)
+
+
+def _resolve(sae: SAE[Any], budgets: Sequence[int] | None) -> list[int]:
     if sae.use_error_term:
         raise ValueError("Turn use_error_term off: with it the output equals the input at every k.")
     largest = sae.cfg.k if hasattr(sae.cfg, "k") else sae.cfg.d_sae
-    resolved = resolve_budgets(budgets or powers_of_two(largest), largest)
-    positions = slice(*(seqpos_slice or sae.cfg.metadata.seqpos_slice or (None,)))
-    limit = max_norm or sae.cfg.metadata.max_norm or float("inf")
-    frontier = _Frontier(sae, model, resolved, positions, limit, cross_entropy)
-    for batch in tqdm(tokens.split(batch_size), desc="Evaluating", disable=not progress):
-        frontier.add(batch)
-    return frontier.table()
+    return resolve_budgets(budgets or powers_of_two(largest), largest)
 
 
-class _Frontier:
-    """Running sums over batches, one set per budget."""
+def _limit(sae: SAE[Any], max_norm: float | None) -> float:
+    return float(max_norm or sae.cfg.metadata.max_norm or "inf")
+
+
+def _check(x: torch.Tensor, sae: SAE[Any], name: str) -> None:
+    if x.shape[-1] != sae.cfg.d_in:
+        raise ValueError(
+            f"The SAE reads width d_in={sae.cfg.d_in}, but {name} has {x.shape[-1]}. Is it of "
+            "another model or hook?"
+        )
+    if not torch.isfinite(x).all():
+        raise FloatingPointError(f"{name} holds NaN or infinity.")
+
+
+class _ModelFrontier:
+    """Runs the model and hands what it sees to the sums."""
 
     def __init__(
         self,
         sae: SAE[Any],
         model: Any,
-        budgets: list[int],
+        sums: FrontierSums,
         positions: slice,
         max_norm: float,
-        cross_entropy: bool,
+        splice: bool,
     ) -> None:
-        self.sae, self.model, self.budgets = sae, model, budgets
-        self.positions, self.max_norm, self.splice = positions, max_norm, cross_entropy
+        self.sae, self.model, self.sums = sae, model, sums
+        self.positions, self.max_norm, self.splice = positions, max_norm, splice
         self.hook_name: str = sae.cfg.metadata.hook_name
         if not self.hook_name:
             raise ValueError("sae.cfg.metadata.hook_name is not set: which hook is this SAE for?")
         self.special = torch.tensor(get_special_token_ids(model.tokenizer))
-        self.variance = [ExplainedVarianceCalculator() for _ in budgets]
-        self.active = [0] * len(budgets)
-        self.used = torch.zeros(len(budgets), sae.cfg.d_sae, dtype=torch.bool)
-        self.ce_sums = dict.fromkeys(["clean", "ablated", *budgets], 0.0)
-        self.n_predictions = 0
 
-    def add(self, tokens: torch.Tensor) -> None:
-        tokens = tokens.to(input_device(self.model))
+    def add(self, tokens: torch.Tensor, documents: torch.Tensor) -> None:
         original, clean = self._clean_pass(tokens)
         x = original.flatten(2)  # attention heads joined
-        if not torch.isfinite(x).all():
-            raise FloatingPointError(f"The model's {self.hook_name} holds NaN or infinity.")
+        _check(x, self.sae, self.hook_name)
         keep = torch.zeros_like(tokens, dtype=torch.bool)
         keep[:, self.positions] = True
         keep &= ~torch.isin(tokens, self.special.to(tokens.device))
         keep &= x.norm(dim=-1) <= self.max_norm
-        if clean is not None:
-            self._add_loss("clean", clean, keep)
-            self._add_loss("ablated", self._loss(tokens, torch.zeros_like), keep)
-            self.n_predictions += int(keep[:, :-1].sum())
-        for n, (code, x_hat) in enumerate(self._reconstructions(original)):
-            x_hat = x_hat.flatten(2).to(x.device)
-            here = keep.to(code.values.device)
-            fired = code.values[here] != 0
-            self.active[n] += int(fired.sum())
-            self.used[n, code.indices[here][fired].cpu()] = True
-            self.variance[n].add_batch(x_hat[keep].float(), x[keep])
-            if self.splice:
-                spliced = torch.where(keep[..., None], x_hat.to(x.dtype), x).reshape(original.shape)
-
-                def replaced(_: torch.Tensor, by: torch.Tensor = spliced) -> torch.Tensor:
-                    return by
-
-                self._add_loss(self.budgets[n], self._loss(tokens, replaced), keep)
+        groups = documents[:, None].expand(tokens.shape)
+        self.sums.add_tokens(x[keep], groups[keep.cpu()])
+        reconstructions = _judged_reconstructions(self.sae, self.sums, original, keep, groups)
+        if clean is None:
+            for _ in reconstructions:
+                pass
+            return
+        losses = {
+            "clean": _loss(clean, tokens),
+            "ablated": _loss(self._log_probs(tokens, torch.zeros_like), tokens),
+        }
+        predicting = keep[:, :-1]
+        here = groups[:, :-1][predicting.cpu()]
+        for n, x_hat in reconstructions:
+            spliced = torch.where(keep[..., None], x_hat.to(x.dtype), x).reshape(original.shape)
+            with_sae = self._log_probs(tokens, _always(spliced))
+            losses["with_sae"] = _loss(with_sae, tokens)
+            for name, loss in losses.items():
+                self.sums.add(f"ce_{name}", n, loss[predicting], here)
+            self.sums.add("predictions", n, torch.ones(len(here)), here)
+            self.sums.add("kl", n, _kl(clean, with_sae)[keep], groups[keep.cpu()])
 
     def _clean_pass(self, tokens: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """The hook's activations and, if they will be spliced, the model's own loss per token."""
+        """The hook's activations and, if they will be spliced, the model's own predictions."""
         if not self.splice:
             return hook_activations(self.model, tokens, self.hook_name), None
         seen: list[torch.Tensor] = []
-        loss = self._loss(tokens, seen.append)
+        clean = self._log_probs(tokens, seen.append)
         if not seen:  # a hook that never fires would score perfectly at every budget
             raise ValueError(missing_hook(self.hook_name))
-        return seen[0], loss
+        return seen[0], clean
 
-    def _reconstructions(
-        self, original: torch.Tensor
-    ) -> Iterator[tuple[OrderedCode, torch.Tensor]]:
-        """Yields (ordered code, x̂) for each budget, never two at a time."""
-        sae = self.sae
-        sae_in = (original if sae.hook_z_reshaping_mode else original.flatten(2)).to(sae.device)
-        if isinstance(sae, HierarchicalTopKSAE):
-            code = sae.encode_ordered(sae_in)
-            for k in self.budgets:
-                prefix = code.prefix(k)
-                yield prefix, sae.decode_budgets(prefix, [k])[0]
-            return
-        for k in self.budgets:
-            # Encoded for every budget: some normalisations are undone by one decode only.
-            prefix = OrderedCode.from_pre_activations(sae.encode(sae_in), k)
-            yield prefix, sae.decode(prefix.to_dense(sae.cfg.d_sae))
-
-    def _loss(self, tokens: torch.Tensor, change: Callable[[torch.Tensor], Any]) -> torch.Tensor:
-        """Loss per token with the hook's activations changed (to None: left as they are)."""
-        loss: torch.Tensor = self.model.run_with_hooks(
+    def _log_probs(
+        self, tokens: torch.Tensor, change: Callable[[torch.Tensor], Any]
+    ) -> torch.Tensor:
+        """Next-token log-probabilities with the hook's activations changed (None: left as is)."""
+        logits: torch.Tensor = self.model.run_with_hooks(
             tokens,
-            return_type="loss",
-            loss_per_token=True,
+            return_type="logits",
             prepend_bos=False,
             fwd_hooks=[(self.hook_name, lambda acts, hook: change(acts))],
         )
-        return loss
+        return logits.float().log_softmax(-1)
 
-    def _add_loss(self, name: str | int, loss: torch.Tensor, keep: torch.Tensor) -> None:
-        self.ce_sums[name] += float(loss.double()[keep[:, :-1]].sum())
 
-    def table(self) -> pd.DataFrame:
-        if not self.variance[0].num_samples:
-            raise ValueError(
-                "No token is left to judge: all are special, outside seqpos_slice, or longer than "
-                f"max_norm={self.max_norm}."
-            )
-        rows = []
-        ce = {name: total / max(self.n_predictions, 1) for name, total in self.ce_sums.items()}
-        for n, k in enumerate(self.budgets):
-            calculator = self.variance[n]
-            row = {
-                "k": k,
-                "tokens": calculator.num_samples,
-                "l0": self.active[n] / calculator.num_samples,
-                "explained_variance": calculator.compute(),
-                "mse": calculator.sum_squared_residual / calculator.num_samples,
-                "dead": 1 - self.used[n].double().mean().item(),
-            }
-            if self.splice:
-                row |= {
-                    "ce_score": (ce["ablated"] - ce[k]) / (ce["ablated"] - ce["clean"]),
-                    "ce_with_sae": ce[k],
-                    "ce_clean": ce["clean"],
-                    "ce_ablated": ce["ablated"],
-                }
-            rows.append(row)
-        return pd.DataFrame(rows)
+def _loss(log_probs: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+    """Cross-entropy of each next token ``[batch, context - 1]``."""
+    return -log_probs[:, :-1].gather(-1, tokens[:, 1:, None]).squeeze(-1)
+
+
+def _kl(clean: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
+    """KL(clean ‖ other) at each position, a sequence at a time to spare memory."""
+    rows = zip(clean, other, strict=True)
+    return torch.stack([(p.exp() * (p - q)).sum(-1) for p, q in rows])
+
+
+def _always(value: torch.Tensor) -> Callable[[torch.Tensor], torch.Tensor]:
+    return lambda _: value
+
+
+def _judged_reconstructions(
+    sae: SAE[Any],
+    sums: FrontierSums,
+    original: torch.Tensor,
+    keep: torch.Tensor,
+    groups: torch.Tensor,
+) -> Iterator[tuple[int, torch.Tensor]]:
+    """Adds each budget's reconstruction to the sums, then yields it ``[..., d_in]``, one at a time.
+
+    ``original`` is ``[..., d_in]``, or with heads to join ``[batch, context, n_heads, d_head]``.
+    """
+    x = original.flatten(keep.ndim)
+    here, kept = groups[keep.cpu()], x[keep]
+    wanted = sorted({j for k in sums.budgets for j in (k - 1, k)})
+    for j, code, x_hat in _reconstructions(sae, original, keep.ndim, wanted):
+        x_hat = x_hat.flatten(keep.ndim).to(x.device)
+        if j + 1 in sums.budgets:  # what the next latent adds starts from here
+            error = (kept.float() - x_hat[keep].float()).square().sum(-1)
+            sums.add("square_error_before", sums.budgets.index(j + 1), error, here)
+        if j in sums.budgets:
+            n = sums.budgets.index(j)
+            mine = keep.to(code.values.device)
+            judged = OrderedCode(code.values[mine], code.indices[mine])
+            sums.add_reconstruction(n, judged, kept, x_hat[keep], here)
+            yield n, x_hat
+
+
+def _reconstructions(
+    sae: SAE[Any], original: torch.Tensor, batch_dims: int, budgets: list[int]
+) -> Iterator[tuple[int, OrderedCode, torch.Tensor]]:
+    """(budget, its ordered code, x̂) for ascending budgets, 0 included, never two at a time."""
+    joined = original if sae.hook_z_reshaping_mode else original.flatten(batch_dims)
+    sae_in = joined.to(sae.device)
+    if isinstance(sae, HierarchicalTopKSAE):
+        code = sae.encode_ordered(sae_in)
+        for j, x_hat in zip(budgets, sae.each_budget(code, budgets), strict=True):
+            yield j, code.prefix(max(1, j)), x_hat
+        return
+    for j in budgets:
+        # Encoded for every budget: some normalisations are undone by one decode only.
+        acts = sae.encode(sae_in)
+        code = OrderedCode.from_pre_activations(acts, max(1, j))
+        yield j, code, sae.decode(code.to_dense(sae.cfg.d_sae) if j else torch.zeros_like(acts))

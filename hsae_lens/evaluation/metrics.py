@@ -1,0 +1,126 @@
+"""The frontier's arithmetic: sums over tokens by group, tables and their standard errors.
+
+Pure tensors in, a table out; where activations and losses come from is ``frontier``'s business.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import pandas as pd
+import torch
+
+from hsae_lens.ordered_code import OrderedCode
+
+DENSE = 0.1  # a latent active on a larger share of the tokens is dense
+FEWEST_GROUPS = 10  # a bootstrap over fewer says little
+
+
+class FrontierSums:
+    """Running sums for each budget, kept apart by group so that groups can be resampled.
+
+    Tokens of one group (a document, a sequence) are not independent of each other; groups are.
+
+    Args:
+        budgets: ascending.
+        d_in, d_sae: widths.
+        n_groups: groups are numbered 0..n_groups-1.
+    """
+
+    def __init__(self, budgets: Sequence[int], d_in: int, d_sae: int, n_groups: int) -> None:
+        self.budgets = list(budgets)
+        self.shape = (len(self.budgets), n_groups)
+        self.tokens = torch.zeros(n_groups, dtype=torch.float64)
+        self.sum_x = torch.zeros(n_groups, d_in, dtype=torch.float64)
+        self.sum_square = torch.zeros(n_groups, dtype=torch.float64)
+        self.fired = torch.zeros(len(self.budgets), d_sae, dtype=torch.int64)
+        self.sums: dict[str, torch.Tensor] = {}
+
+    def add_tokens(self, x: torch.Tensor, groups: torch.Tensor) -> None:
+        """The activations ``[n, d_in]`` of n judged tokens and their groups ``[n]``."""
+        wide, groups = x.float(), groups.cpu()
+        self.tokens.index_add_(0, groups, torch.ones(len(groups), dtype=torch.float64))
+        # Summed in float64: the variance is a small difference of large numbers.
+        self.sum_x.index_add_(0, groups, wide.double().cpu())
+        self.sum_square.index_add_(0, groups, wide.square().sum(-1).double().cpu())
+
+    def add_reconstruction(
+        self, n: int, code: OrderedCode, x: torch.Tensor, x_hat: torch.Tensor, groups: torch.Tensor
+    ) -> None:
+        """The same tokens' code and reconstruction ``[n, d_in]`` at the n-th budget."""
+        x, x_hat = x.float(), x_hat.float()
+        active = code.values != 0
+        self.fired[n] += torch.bincount(code.indices[active], minlength=self.fired.shape[1]).cpu()
+        lengths = x.norm(dim=-1).clamp(min=1e-4), x_hat.norm(dim=-1)
+        cosine = (x * x_hat).sum(-1) / (lengths[0] * lengths[1].clamp(min=1e-12))
+        self.add("active", n, active.sum(-1), groups)
+        self.add("square_error", n, (x - x_hat).square().sum(-1), groups)
+        self.add("cosine", n, cosine, groups)
+        self.add("l2_ratio", n, lengths[1] / lengths[0], groups)
+
+    def add(self, name: str, n: int, values: torch.Tensor, groups: torch.Tensor) -> None:
+        """One number per token, at the n-th budget."""
+        sums = self.sums.setdefault(name, torch.zeros(*self.shape, dtype=torch.float64))
+        sums[n].index_add_(0, groups.cpu(), values.double().cpu())
+
+    def table(self, bootstrap: int = 0, seed: int = 0) -> pd.DataFrame:
+        """One row per budget; with ``bootstrap`` resamples of the groups, standard errors too.
+
+        Raises:
+            ValueError: if there are no tokens, or too few groups for a standard error.
+        """
+        once = torch.ones(1, self.shape[1], dtype=torch.float64)
+        columns = {name: value[0] for name, value in self._metrics(once).items()}
+        if bootstrap:
+            errors = self._standard_errors(bootstrap, seed)
+            columns |= {f"{name}_se": errors[name] for name in errors}
+        alive = self.fired.double()
+        columns["dead"] = (alive == 0).double().mean(-1)
+        columns["dense"] = (alive > DENSE * self.tokens.sum()).double().mean(-1)
+        table: dict[str, Any] = {"k": self.budgets, "tokens": int(self.tokens.sum())}
+        return pd.DataFrame(table | {name: column.tolist() for name, column in columns.items()})
+
+    def _standard_errors(self, bootstrap: int, seed: int) -> dict[str, torch.Tensor]:
+        present = self.tokens > 0
+        n = int(present.sum())
+        if n < FEWEST_GROUPS:
+            raise ValueError(
+                f"{n} groups of tokens are too few for a standard error: give {FEWEST_GROUPS} or "
+                "more documents or sequences, or bootstrap=0."
+            )
+        generator = torch.Generator().manual_seed(seed)
+        drawn = present.double().expand(bootstrap, -1).multinomial(n, True, generator=generator)
+        weights = torch.zeros(bootstrap, self.shape[1], dtype=torch.float64)
+        weights.scatter_add_(1, drawn, torch.ones(drawn.shape, dtype=torch.float64))
+        metrics = self._metrics(weights)
+        shown = ("explained_variance", "ce_score")
+        return {name: metrics[name].std(0) for name in shown if name in metrics}
+
+    def _metrics(self, weights: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Every metric ``[n_weightings, n_budgets]`` with each group counted ``weights`` times."""
+        tokens = weights @ self.tokens
+        if not tokens.all():
+            raise ValueError("No token is left to judge.")
+
+        def mean(name: str, count: torch.Tensor = tokens) -> torch.Tensor:
+            return weights @ self.sums[name].T / count[:, None]
+
+        centre = weights @ self.sum_x / tokens[:, None]
+        variance = weights @ self.sum_square / tokens - centre.square().sum(-1)
+        fvu = mean("square_error") / variance[:, None]
+        metrics = {
+            "l0": mean("active"),
+            "explained_variance": 1 - fvu,
+            "fvu": fvu,
+            "adds": mean("square_error_before") / variance[:, None] - fvu,
+            "mse": mean("square_error"),
+            "cosine": mean("cosine"),
+            "l2_ratio": mean("l2_ratio"),
+        }
+        if "ce_with_sae" not in self.sums:
+            return metrics
+        predictions = (weights @ self.sums["predictions"].T)[:, 0]
+        ce = {name: mean(f"ce_{name}", predictions) for name in ("with_sae", "clean", "ablated")}
+        metrics["ce_score"] = (ce["ablated"] - ce["with_sae"]) / (ce["ablated"] - ce["clean"])
+        return metrics | {f"ce_{name}": value for name, value in ce.items()} | {"kl": mean("kl")}

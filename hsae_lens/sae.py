@@ -255,3 +255,26 @@ class HierarchicalTopKSAE(TopKSAE):
 def norms_are_one(W_dec: torch.Tensor) -> bool:
     """Whether all decoder rows have norm 1, up to what storing them in bfloat16 does to it."""
     return bool(((W_dec.float().norm(dim=-1) - 1).abs() < 2e-3).all())
+
+
+def decoder_target(
+    sae: Any, x: torch.Tensor, normed: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """What the decoder must hit before its output is un-normalised, and how errors then count.
+
+    Output = scale · decoded + shift per token, so a squared error in x's units is scale² times the
+    squared error against (x − shift) / scale.
+
+    Args:
+        x: ``[..., d_in]`` as it came; normed: the same after the SAE's input normalisation, whose
+            norms the SAE still holds.
+
+    Returns:
+        The target ``[..., d_in]`` and scale² ``[...]``, or None where it is 1.
+    """
+    mode = sae.cfg.normalize_activations
+    if mode == "layer_norm":
+        return (x - sae.ln_mu) / sae.ln_std, sae.ln_std.squeeze(-1) ** 2
+    if mode == "constant_norm_rescale":
+        return normed, sae.x_norm_coeff.squeeze(-1) ** -2
+    return normed, None

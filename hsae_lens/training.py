@@ -20,7 +20,7 @@ from hsae_lens.files import explaining_bad_files, saved_whole
 from hsae_lens.lagged import Lagged, lag_on
 from hsae_lens.nested import NestedOutput, nested_pass
 from hsae_lens.ordered_code import OrderedCode
-from hsae_lens.sae import ARCHITECTURE, check_budget, check_k, norms_are_one
+from hsae_lens.sae import ARCHITECTURE, check_budget, check_k, decoder_target, norms_are_one
 
 
 def _parse_weights(text: str) -> str | list[float]:
@@ -183,14 +183,7 @@ class HierarchicalTopKTrainingSAE(TopKTrainingSAE):
         self, coefficients: OrderedCode, normed: torch.Tensor, x: torch.Tensor
     ) -> tuple[NestedOutput, torch.Tensor]:
         """The nested loss in the input's own units, and the reconstruction at the last budget."""
-        mode = self.cfg.normalize_activations
-        target, token_weights = normed, None
-        # Output = scale · decoded + shift per token, so the error in the input's units is scale²
-        # times the error against (x − shift) / scale.
-        if mode == "layer_norm":
-            target, token_weights = (x - self.ln_mu) / self.ln_std, self.ln_std.squeeze(-1) ** 2
-        elif mode == "constant_norm_rescale":
-            token_weights = self.x_norm_coeff.squeeze(-1) ** -2
+        target, token_weights = decoder_target(self, x, normed)
         nested = nested_pass(
             coefficients,
             self.W_dec,

@@ -5,13 +5,21 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 import torch
 from conftest import training_sae
 from sae_lens import SAE
 
 from hsae_lens import HierarchicalTopKSAE
-from hsae_lens.evaluation import evaluate_activations, evaluate_budgets
+from hsae_lens.evaluation import (
+    adaptive_frontier,
+    advise,
+    evaluate_activations,
+    evaluate_budgets,
+    explained_variance_curve,
+)
+from hsae_lens.evaluation.adaptive import reach_error, spend_mean, token_errors
 from hsae_lens.models import hook_activations
 
 HOOK = "blocks.1.hook_resid_post"
@@ -111,3 +119,86 @@ def test_activations_that_would_mislead(sae: Any, acts: torch.Tensor) -> None:
     poisoned[3, 3] = torch.nan
     with pytest.raises(FloatingPointError, match="activations holds NaN"):
         evaluate_activations(sae, poisoned)
+
+
+def test_the_curve_is_the_frontier_at_every_budget(sae: Any, acts: torch.Tensor) -> None:
+    curve = explained_variance_curve(sae, acts, progress=False).set_index("k")
+    table = evaluate_activations(sae, acts, list(range(1, 9)), progress=False).set_index("k")
+    assert list(curve.index) == list(range(9))
+    for column in ("explained_variance", "adds"):
+        assert curve[column][1:].to_numpy() == pytest.approx(table[column].to_numpy(), abs=1e-5)
+
+
+@pytest.mark.parametrize("mode", ["layer_norm", "constant_norm_rescale"])
+def test_the_curve_puts_the_norms_back(mode: str, acts: torch.Tensor, tmp_path: Path) -> None:
+    training_sae(d_in=32, normalize_activations=mode).save_inference_model(tmp_path / "s")
+    sae = SAE.load_from_disk(tmp_path / "s")
+    errors, _ = token_errors(sae, acts, progress=False)
+    for k in (1, 8):
+        with sae.budget(k):
+            want = (sae(acts) - acts).square().sum(-1)
+        torch.testing.assert_close(errors[:, k], want, rtol=1e-4, atol=1e-4)
+
+
+def test_adaptive_budgets(sae: Any, acts: torch.Tensor) -> None:
+    table = adaptive_frontier(sae, acts, [2, 5.5], [0.5], progress=False)
+    assert list(table["rule"]) == ["mean", "mean", "error"]
+    assert table["l0"][:2].to_numpy() == pytest.approx([2, 5.5], rel=0.02)
+    errors, values = token_errors(sae, acts, progress=False)
+    cuts = spend_mean(values, 2)
+    # By hand: keep what is above one threshold, decode, compare.
+    threshold = values.flatten().sort(descending=True).values[2 * len(acts) - 1]
+    dense = sae.encode(acts)
+    x_hat = sae.decode(torch.where(dense >= threshold, dense, 0))
+    by_hand = (x_hat - acts).square().sum(-1)
+    torch.testing.assert_close(errors.gather(1, cuts[:, None])[:, 0], by_hand, rtol=1e-4, atol=1e-4)
+    variance = (acts - acts.mean(0)).square().sum(-1).mean()
+    assert table["explained_variance"][0] == pytest.approx(
+        1 - (by_hand.mean() / variance).item(), abs=1e-4
+    )
+    curve = explained_variance_curve(sae, acts, progress=False)["explained_variance"]
+    assert table["fixed"][1] == pytest.approx((curve[5] + curve[6]) / 2, abs=5e-3)
+
+
+def test_an_error_target_takes_no_latent_too_many() -> None:
+    errors = torch.tensor([[9.0, 4, 1], [9, 8, 7], [1, 1, 1], [9, 2, 3]])
+    assert reach_error(errors, 2).tolist() == [2, 2, 0, 1]
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"mean_budgets": [0]}, "above 0 and at most K=8, got 0"),
+        ({"mean_budgets": [9]}, "above 0 and at most K=8, got 9"),
+        ({"error_targets": [0]}, "An error target must be above 0"),
+    ],
+)
+def test_adaptive_budgets_out_of_bounds(settings: Any, message: str, sae: Any, acts: Any) -> None:
+    with pytest.raises(ValueError, match=message):
+        adaptive_frontier(sae, acts, progress=False, **settings)
+    with pytest.raises(ValueError, match="no activations"):
+        adaptive_frontier(sae, acts[:0], progress=False)
+
+
+def test_advice_is_the_smallest_budget_that_keeps_enough() -> None:
+    table = pd.DataFrame(
+        {
+            "k": [1, 4, 8, 2],
+            "explained_variance": [0.4, 0.76, 0.8, 0.6],
+            "ce_score": [-1, -2, -3, 0],
+        }
+    )
+    advice = advise(table, 0.95)
+    assert (advice.k, advice.value, advice.best) == (4, 0.76, 0.8)
+    assert "k=4 keeps 95.0% of the explained variance at k=8" in str(advice)
+    assert advise(table, 1.0).k == 8
+    for keep, of, message in (
+        (0, "explained_variance", "above 0"),
+        (95, "explained_variance", "at most 1"),
+        (0.9, "mse", "Cannot advise on 'mse'"),
+        (0.9, "ce_score", "not worth a share"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            advise(table, keep, of)
+    with pytest.raises(ValueError, match="cross_entropy=True"):
+        advise(table.drop(columns="ce_score"), 0.9, "ce_score")

@@ -1,0 +1,60 @@
+"""Which budget to use."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import pandas as pd
+
+QUALITIES = {
+    "explained_variance": "explained variance",
+    "ce_score": "recovered cross-entropy",
+}
+
+
+@dataclass(frozen=True)
+class Advice:
+    """The smallest budget that keeps a share of a quality, and what it gives up.
+
+    k: the budget.  value: the quality at ``k``.  best: at the largest budget.
+    """
+
+    k: int
+    of: str
+    keep: float
+    value: float
+    best: float
+    largest: int
+
+    def __str__(self) -> str:
+        return (
+            f"k={self.k} keeps {self.value / self.best:.1%} of the {QUALITIES[self.of]} at "
+            f"k={self.largest}: {self.value:.3f} of {self.best:.3f}."
+        )
+
+
+def advise(frontier: pd.DataFrame, keep: float = 0.95, of: str = "explained_variance") -> Advice:
+    """The smallest of the table's budgets that keeps ``keep`` of the quality at the largest one.
+
+    Args:
+        frontier: one row per budget, as :func:`evaluate_budgets` makes it; a finer answer needs
+            more budgets in it.
+        keep: a share, above 0 and at most 1.
+        of: "explained_variance" or "ce_score".
+
+    Raises:
+        ValueError: for a share outside these bounds, an unknown quality, or one that is not
+            positive at the largest budget, so that a share of it means nothing.
+    """
+    if not 0 < keep <= 1:
+        raise ValueError(f"keep must be a share above 0 and at most 1, got {keep}.")
+    if of not in QUALITIES:
+        raise ValueError(f"Cannot advise on {of!r}; known: {', '.join(QUALITIES)}.")
+    if of not in frontier:
+        raise ValueError(f"The frontier has no column {of!r}: evaluate with cross_entropy=True.")
+    rows = frontier.sort_values("k")
+    largest, best = int(rows["k"].iloc[-1]), float(rows[of].iloc[-1])
+    if best <= 0:
+        raise ValueError(f"The {QUALITIES[of]} at k={largest} is {best:.3f}: not worth a share.")
+    first = rows[rows[of] >= keep * best].iloc[0]
+    return Advice(int(first["k"]), of, keep, float(first[of]), best, largest)

@@ -68,8 +68,56 @@ def _parser() -> argparse.ArgumentParser:
         help="train on any model and data set; takes every flag of SAELens' training command",
         add_help=False,
     )
+    _add_evaluation(commands)
     _add_sharing(commands)
     return parser
+
+
+def _add_evaluation(commands: Any) -> None:
+    evaluate = commands.add_parser(
+        "eval",
+        help="judge SAEs at every budget on the same text",
+        description=(
+            "Evaluates SAEs of one hook, and a random decoder as a control, at every budget on the "
+            "same tokens: tables, a picture, and examples for `hsae report`."
+        ),
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    evaluate.add_argument("saes", nargs="+", help="folders with a saved SAE, or RELEASE/SAE_ID")
+    help_texts = {
+        "out": "folder for the tables, the picture and the examples",
+        "text": "a local text, JSONL or parquet file or folder; None is CPython's reference",
+        "model": "hub name, local folder, or smollm2-135m; None is what the first SAE says",
+        "tokens": "about how many tokens to judge",
+        "budgets": "comma-separated; None is 1, 2, 4, … K",
+        "bootstrap": "resamples of documents for the standard errors, 0 for none",
+        "examples": "example sequences to follow latent by latent",
+        "device": "where to run: cpu or cuda",
+        "dtype": "of the language model; bfloat16 is faster and rounds cross-entropies",
+    }
+    from hsae_lens.evaluation.run import EvalConfig
+
+    _add_flags(evaluate, EvalConfig, help_texts)
+    evaluate.set_defaults(run=_eval)
+
+    report = commands.add_parser(
+        "report",
+        help="one HTML page from runs of `hsae eval`, or from SAEs evaluated first",
+    )
+    report.add_argument("runs", nargs="+", help="folders of `hsae eval`, or SAEs as it takes them")
+    report.add_argument("--out", default="report.html", help="the page to write")
+    report.set_defaults(run=_report)
+
+    advise = commands.add_parser(
+        "advise",
+        help="the smallest budget that keeps a share of an SAE's quality",
+        description="Reads the frontier saved in the SAE, or a frontier.csv of `hsae eval`.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    advise.add_argument("frontier", help="a folder with a saved SAE, RELEASE/SAE_ID, or a CSV")
+    advise.add_argument("--keep", type=float, default=0.95, help="the share to keep")
+    advise.add_argument("--of", default="explained_variance", help="explained_variance or ce_score")
+    advise.set_defaults(run=_advise)
 
 
 def _add_sharing(commands: Any) -> None:
@@ -120,16 +168,69 @@ def _add_demo_flags(parser: argparse.ArgumentParser) -> None:
     }
     from hsae_lens.demo import DemoConfig
 
-    for field in fields(DemoConfig):
-        kind = int if isinstance(field.default, int) else str
-        flag = "--" + field.name.replace("_", "-")
-        parser.add_argument(flag, type=kind, default=field.default, help=help_texts[field.name])
+    _add_flags(parser, DemoConfig, help_texts)
+
+
+def _add_flags(parser: argparse.ArgumentParser, config: Any, help_texts: dict[str, str]) -> None:
+    """A flag for each field of a config dataclass that has a help text."""
+    for field in fields(config):
+        if field.name in help_texts:
+            kind = int if isinstance(field.default, int) else str
+            flag = "--" + field.name.replace("_", "-")
+            parser.add_argument(flag, type=kind, default=field.default, help=help_texts[field.name])
+
+
+def _config(parsed: argparse.Namespace, config: Any) -> Any:
+    return config(**{field.name: getattr(parsed, field.name) for field in fields(config)})
 
 
 def _demo(parsed: argparse.Namespace) -> None:
     from hsae_lens.demo import DemoConfig, run_demo
 
-    run_demo(DemoConfig(**{f.name: getattr(parsed, f.name) for f in fields(DemoConfig)}))
+    run_demo(_config(parsed, DemoConfig))
+
+
+def _eval(parsed: argparse.Namespace) -> None:
+    from hsae_lens.evaluation.run import EvalConfig, run_eval
+
+    table = run_eval(_config(parsed, EvalConfig))
+    shown = [c for c in ("sae", "k", "l0", "explained_variance", "ce_score", "kl") if c in table]
+    print(table[shown].to_string(index=False, float_format=lambda value: f"{value:.3f}"))
+
+
+def _report(parsed: argparse.Namespace) -> None:
+    from hsae_lens.evaluation.run import EvalConfig, run_eval
+    from hsae_lens.report import write_report
+    from hsae_lens.report.page import is_run
+
+    folders = []
+    for n, run in enumerate(parsed.runs):
+        if not is_run(run):
+            config = EvalConfig([run], out=f"{parsed.out}.runs/{n}")
+            run_eval(config)
+            run = config.out
+        folders.append(run)
+    out = write_report(folders, parsed.out)
+    print(f"Wrote {out} ({out.stat().st_size / 1e6:.1f} MB); open it in a browser.")
+
+
+def _advise(parsed: argparse.Namespace) -> None:
+    import pandas as pd
+
+    from hsae_lens.evaluation.advice import advise
+    from hsae_lens.saved import open_sae
+
+    if parsed.frontier.endswith(".csv"):
+        table, kind = pd.read_csv(parsed.frontier), "sae"
+    else:
+        table, kind = pd.DataFrame(open_sae(parsed.frontier).cfg.metadata.frontier or []), "text"
+        if table.empty:
+            raise ValueError(
+                f"{parsed.frontier} has no saved frontier. Run `hsae eval {parsed.frontier}` and "
+                "give the frontier.csv it writes."
+            )
+    for name, rows in table.groupby(kind, sort=False):
+        print(f"{name}: {advise(rows, parsed.keep, parsed.of)}")
 
 
 def _releases(_: argparse.Namespace) -> None:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
+from typing import Any
 
+import matplotlib as mpl
 import pandas as pd
 from matplotlib.figure import Figure
 
@@ -11,31 +14,95 @@ from hsae_lens.files import replacing
 
 # Colour-blind safe (Okabe–Ito), in the order curves are drawn.
 COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9"]
+QUALITIES = {"explained_variance": "Explained variance", "ce_score": "Cross-entropy recovered"}
+BUDGET = "Budget k: latents used per token"
 
 
 def plot_frontier(table: pd.DataFrame, path: str | Path, title: str) -> Path:
     """Explained variance and recovered cross-entropy against the budget, one curve per SAE.
 
     Args:
-        table: columns ``sae``, ``k``, ``explained_variance`` and ``ce_score``.
+        table: columns ``sae``, ``k``, ``explained_variance`` and ``ce_score``; with
+            ``…_se`` columns the curves have bands of two standard errors.
         path: the PNG to write, whole or not at all.
     """
     path = Path(path)
     figure = Figure(figsize=(10, 4.2), layout="constrained")
     figure.suptitle(title, fontsize=12)
-    panels = {"explained_variance": "Explained variance", "ce_score": "Cross-entropy recovered"}
-    for axes, (column, label) in zip(figure.subplots(1, 2), panels.items(), strict=True):
-        for colour, (name, rows) in zip(COLOURS, table.groupby("sae", sort=False), strict=False):
-            axes.plot(rows["k"], rows[column], marker="o", color=colour, label=name)
-        axes.set_xscale("log", base=2)
-        budgets = sorted(table["k"].unique())
-        axes.set_xticks(budgets, [str(k) for k in budgets])
-        axes.set_xlabel("Budget k: latents used per token")
-        axes.set_ylabel(label)
-        axes.set_ylim(min(0.0, table[column].min()), 1.03)
-        axes.grid(alpha=0.3)
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.legend(loc="lower right", frameon=False)
+    for axes, quality in zip(figure.subplots(1, 2), QUALITIES, strict=True):
+        _frontier(axes, table, quality)
+    _legend(figure)
     with replacing(path) as fresh:
         figure.savefig(fresh, dpi=150)
     return path
+
+
+def frontier_svg(table: pd.DataFrame, quality: str) -> str:
+    """One panel of :func:`plot_frontier` as SVG for a page."""
+    figure, axes = _panel()
+    _frontier(axes, table, quality)
+    _legend(figure)
+    return _svg(figure)
+
+
+def worth_svg(curve: pd.DataFrame) -> str:
+    """What the k-th latent adds to the explained variance (columns ``k``, ``adds``), as SVG."""
+    figure, axes = _panel()
+    rows = curve[curve["k"] > 0]
+    axes.plot(rows["k"], rows["adds"], color=COLOURS[0])
+    axes.set_yscale("log")
+    _finish(axes, "Rank of the latent", "Explained variance it adds", rows["k"].max())
+    return _svg(figure)
+
+
+def adaptive_svg(table: pd.DataFrame) -> str:
+    """Adaptive budgets beside fixed ones of the same mean, as SVG."""
+    figure, axes = _panel()
+    names = {"mean": "one threshold for all tokens", "error": "until the error is small enough"}
+    fixed = table.sort_values("l0")
+    axes.plot(fixed["l0"], fixed["fixed"], color="#777777", label="the same k for every token")
+    for colour, (rule, rows) in zip(COLOURS, table.groupby("rule", sort=False), strict=False):
+        rows = rows.sort_values("l0")
+        axes.plot(
+            rows["l0"], rows["explained_variance"], "o-", color=colour, label=names[str(rule)]
+        )
+    _finish(axes, "Mean latents per token", "Explained variance", table["l0"].max())
+    _legend(figure)
+    return _svg(figure)
+
+
+def _frontier(axes: Any, table: pd.DataFrame, quality: str) -> None:
+    for colour, (name, rows) in zip(COLOURS, table.groupby("sae", sort=False), strict=False):
+        axes.plot(rows["k"], rows[quality], marker="o", color=colour, label=name)
+        if (error := f"{quality}_se") in rows:
+            low, high = (rows[quality] + sign * 2 * rows[error] for sign in (-1, 1))
+            axes.fill_between(rows["k"], low, high, color=colour, alpha=0.15, linewidth=0)
+    _finish(axes, BUDGET, QUALITIES[quality], table["k"].max())
+    axes.set_ylim(min(0.0, table[quality].min() - 0.03), 1.03)
+
+
+def _finish(axes: Any, x: str, y: str, largest: float) -> None:
+    axes.set_xscale("log", base=2)
+    ticks = [2**n for n in range(int(largest).bit_length()) if 2**n <= largest]
+    axes.set_xticks(ticks, [str(tick) for tick in ticks])
+    axes.set_xlabel(x)
+    axes.set_ylabel(y)
+    axes.grid(alpha=0.3)
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def _legend(figure: Figure) -> None:
+    handles, labels = figure.axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", frameon=False)
+
+
+def _panel() -> tuple[Figure, Any]:
+    figure = Figure(figsize=(5.6, 3.8), layout="constrained")
+    return figure, figure.subplots()
+
+
+def _svg(figure: Figure) -> str:
+    out = io.StringIO()
+    with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": "hsae"}):
+        figure.savefig(out, format="svg", metadata={"Date": None})
+    return out.getvalue()[out.getvalue().index("<svg") :]

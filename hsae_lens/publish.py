@@ -10,40 +10,8 @@ from sae_lens.training.upload_saes_to_huggingface import upload_saes_to_huggingf
 
 from hsae_lens.card import HUB_HEADER, release_entry, write_card
 from hsae_lens.files import saved_whole
-from hsae_lens.releases import RELEASES, load_pretrained, near
-from hsae_lens.sae import HierarchicalTopKSAE
+from hsae_lens.saved import open_hierarchical
 from hsae_lens.sources import checksum, explaining_the_network
-
-FOLDED_AT_THE_END = ("expected_average_only_in", "covariance_whitening")
-
-
-def open_sae(where: str | Path) -> HierarchicalTopKSAE:
-    """A hierarchical SAE from a folder, or by name as ``RELEASE/SAE_ID``, ready for inference.
-
-    Raises:
-        FileNotFoundError: if it is neither.
-        ValueError: if it is another architecture, damaged, or a checkpoint from the middle of
-            training whose input scaling has not been folded into the weights yet.
-    """
-    for name in RELEASES:
-        if str(where).startswith(f"{name}/"):
-            return load_pretrained(name, str(where).removeprefix(f"{name}/"))
-    if not Path(where).exists():
-        names = [f"{r.name}/{sae_id}" for r in RELEASES.values() for sae_id in r.saes]
-        hint = near(str(where), names)
-        raise FileNotFoundError(
-            f"No saved SAE at {where}, neither folder nor RELEASE/SAE_ID.{hint}"
-        )
-    sae = HierarchicalTopKSAE.load_from_disk(where)
-    if sae.cfg.normalize_activations in FOLDED_AT_THE_END:
-        raise ValueError(
-            f"{where} is a training checkpoint: the scaling of its input is not folded into the "
-            "weights yet. Take the folder that the finished run wrote (output_path)."
-        )
-    if sae.cfg.rescale_acts_by_decoder_norm:  # a training checkpoint
-        sae.fold_W_dec_norm()
-        sae.cfg.rescale_acts_by_decoder_norm = False
-    return sae
 
 
 def export(where: str | Path, k: int, out: str | Path) -> Path:
@@ -55,7 +23,7 @@ def export(where: str | Path, k: int, out: str | Path) -> Path:
     Raises:
         ValueError: if ``k`` is outside the trained budgets. See also :func:`open_sae`.
     """
-    saved_whole(open_sae(where).at_k(k).save_model, out)
+    saved_whole(open_hierarchical(where).at_k(k).save_model, out)
     return Path(out)
 
 
@@ -84,7 +52,7 @@ def publish(
     Raises:
         SAEUnavailableError: if the hub cannot be reached or refuses. See also :func:`open_sae`.
     """
-    sae = open_sae(where)
+    sae = open_hierarchical(where)
     metadata = sae.cfg.metadata
     if not (metadata.model_name and metadata.hook_name):
         raise ValueError(f"{where} does not say its model_name and hook_name; set its metadata.")

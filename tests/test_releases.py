@@ -26,6 +26,7 @@ from hsae_lens import HierarchicalTopKSAE, load_pretrained, register_release, re
 from hsae_lens.catalogue import catalogue
 from hsae_lens.evaluation import evaluate_budgets
 from hsae_lens.models import open_model
+from hsae_lens.saved import open_hierarchical, open_sae
 from hsae_lens.sources import checksum
 from hsae_lens.text import cpython_reference, tokenize
 
@@ -353,8 +354,6 @@ def test_exporting_from_a_folder_and_by_name(folder: Path, tmp_path: Path) -> No
 
 
 def test_a_training_checkpoint_is_made_ready_or_refused(tmp_path: Path) -> None:
-    from hsae_lens.publish import open_sae
-
     trained = training_sae(dtype="float64")
     trained.save_model(tmp_path / "checkpoint")
     sae = open_sae(tmp_path / "checkpoint")
@@ -365,6 +364,11 @@ def test_a_training_checkpoint_is_made_ready_or_refused(tmp_path: Path) -> None:
     training_sae(normalize_activations="expected_average_only_in").save_model(tmp_path / "early")
     with pytest.raises(ValueError, match="not folded into the weights yet"):
         open_sae(tmp_path / "early")
+    training_sae().save_inference_model(tmp_path / "ready")
+    open_sae(tmp_path / "ready").at_k(2).save_model(tmp_path / "stock")
+    assert open_sae(tmp_path / "stock").cfg.architecture() == "topk"
+    with pytest.raises(ValueError, match="is a 'topk' SAE, not a hierarchical one"):
+        open_hierarchical(tmp_path / "stock")
     with pytest.raises(FileNotFoundError, match=f"Did you mean '{SHIPPED[0]}/{SHIPPED[1]}'"):
         open_sae("smollm2-135m-res-htopk2/blocks.15.hook_resid_post")
 

@@ -8,10 +8,10 @@ from typing import Any
 import pandas as pd
 import torch
 from sae_lens import SAE
-from sae_lens.util import get_special_token_ids
 from tqdm.auto import tqdm
 
 from hsae_lens.budgets import powers_of_two, resolve_budgets
+from hsae_lens.evaluation.judged import Judged, longest
 from hsae_lens.evaluation.metrics import FrontierSums
 from hsae_lens.models import hook_activations, input_device, missing_hook
 from hsae_lens.ordered_code import OrderedCode
@@ -81,8 +81,8 @@ def evaluate_budgets(
     if documents.shape != tokens.shape[:1]:
         raise ValueError(f"documents must be [{len(tokens)}], one per sequence.")
     sums = FrontierSums(resolved, sae.cfg.d_in, sae.cfg.d_sae, int(documents.max()) + 1)
-    positions = slice(*(seqpos_slice or sae.cfg.metadata.seqpos_slice or (None,)))
-    frontier = _ModelFrontier(sae, model, sums, positions, _limit(sae, max_norm), cross_entropy)
+    judged = Judged.by(sae, model, seqpos_slice, max_norm)
+    frontier = _ModelFrontier(sae, model, sums, judged, cross_entropy)
     batches = zip(tokens.split(batch_size), documents.split(batch_size), strict=True)
     n_batches = -(-len(tokens) // batch_size)
     for batch, groups in tqdm(batches, "Evaluating", n_batches, disable=not progress):
@@ -116,7 +116,7 @@ def evaluate_activations(
     _check(activations, sae, "activations")
     documents = torch.arange(len(activations)) if documents is None else documents
     sums = FrontierSums(resolved, sae.cfg.d_in, sae.cfg.d_sae, int(documents.max()) + 1)
-    limit = _limit(sae, max_norm)
+    limit = longest(sae, max_norm)
     batches = zip(activations.split(batch_size), documents.split(batch_size), strict=True)
     n_batches = -(-len(activations) // batch_size)
     for x, groups in tqdm(batches, "Evaluating", n_batches, disable=not progress):
@@ -134,10 +134,6 @@ def _resolve(sae: SAE[Any], budgets: Sequence[int] | None) -> list[int]:
     return resolve_budgets(budgets or powers_of_two(largest), largest)
 
 
-def _limit(sae: SAE[Any], max_norm: float | None) -> float:
-    return float(max_norm or sae.cfg.metadata.max_norm or "inf")
-
-
 def _check(x: torch.Tensor, sae: SAE[Any], name: str) -> None:
     if x.shape[-1] != sae.cfg.d_in:
         raise ValueError(
@@ -152,29 +148,19 @@ class _ModelFrontier:
     """Runs the model and hands what it sees to the sums."""
 
     def __init__(
-        self,
-        sae: SAE[Any],
-        model: Any,
-        sums: FrontierSums,
-        positions: slice,
-        max_norm: float,
-        splice: bool,
+        self, sae: SAE[Any], model: Any, sums: FrontierSums, judged: Judged, splice: bool
     ) -> None:
         self.sae, self.model, self.sums = sae, model, sums
-        self.positions, self.max_norm, self.splice = positions, max_norm, splice
+        self.judged, self.splice = judged, splice
         self.hook_name: str = sae.cfg.metadata.hook_name
         if not self.hook_name:
             raise ValueError("sae.cfg.metadata.hook_name is not set: which hook is this SAE for?")
-        self.special = torch.tensor(get_special_token_ids(model.tokenizer))
 
     def add(self, tokens: torch.Tensor, documents: torch.Tensor) -> None:
         original, clean = self._clean_pass(tokens)
         x = original.flatten(2)  # attention heads joined
         _check(x, self.sae, self.hook_name)
-        keep = torch.zeros_like(tokens, dtype=torch.bool)
-        keep[:, self.positions] = True
-        keep &= ~torch.isin(tokens, self.special.to(tokens.device))
-        keep &= x.norm(dim=-1) <= self.max_norm
+        keep = self.judged(tokens, x)
         groups = documents[:, None].expand(tokens.shape)
         self.sums.add_tokens(x[keep], groups[keep.cpu()])
         reconstructions = _judged_reconstructions(self.sae, self.sums, original, keep, groups)

@@ -1,0 +1,84 @@
+"""Example texts whose reconstruction can be followed latent by latent."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from hsae_lens.budgets import powers_of_two
+from hsae_lens.evaluation.adaptive import token_errors
+from hsae_lens.evaluation.judged import Judged
+from hsae_lens.models import hook_activations, input_device
+from hsae_lens.sae import HierarchicalTopKSAE
+
+PREDICTIONS = 3  # next tokens shown for each budget
+
+
+@torch.no_grad()
+def example_texts(
+    sae: HierarchicalTopKSAE, model: Any, tokens: torch.Tensor, n_latents: int = 32
+) -> list[dict[str, Any]]:
+    """What a reader needs to follow each token of some sequences through the budgets.
+
+    Args:
+        tokens: int64 ``[n_sequences, context_size]``.
+        n_latents: how many of a token's latents to name.
+
+    Returns:
+        Per sequence, ready for JSON: ``tokens`` (their text), ``judged`` (False at positions the
+        SAE was not trained on, which are left as they are), ``explained`` ``[token][k]`` for
+        k = 0..K (1 − ‖x−x̂‖²/‖x−mean x‖², which may be negative), ``latents`` ``[token][rank]`` as
+        [latent, activation], ``budgets``, and ``predictions`` ``[budget][token]``: the model's most
+        likely next tokens as [text, probability] with every judged position reconstructed at that
+        budget; the last entry is the model itself.
+    """
+    return [_example(sae, model, row, n_latents) for row in tokens.split(1)]
+
+
+def _example(
+    sae: HierarchicalTopKSAE, model: Any, row: torch.Tensor, n_latents: int
+) -> dict[str, Any]:
+    row = row.to(input_device(model))
+    hook_name = sae.cfg.metadata.hook_name
+    acts = hook_activations(model, row, hook_name)
+    x = acts.flatten(2)[0].float()
+    keep = Judged.by(sae, model)(row, x[None])[0]
+    errors, _ = token_errors(sae, x, progress=False)
+    distance = (x - x[keep].mean(0)).square().sum(-1).cpu()
+    code = sae.encode_ordered(x.to(sae.device, sae.dtype))
+    named = code.prefix(min(n_latents, sae.cfg.k))
+    budgets = powers_of_two(sae.cfg.k)
+    predictions = []
+    for x_hat in sae.each_budget(code, budgets):
+        new = torch.where(keep[:, None], x_hat.to(x.device), x).to(acts.dtype).reshape(acts.shape)
+        predictions.append(_predictions(model, row, hook_name, new))
+    predictions.append(_predictions(model, row, hook_name, acts))
+    return {
+        "tokens": [model.tokenizer.decode([token]) for token in row[0].tolist()],
+        "judged": keep.tolist(),
+        "explained": _rounded(1 - errors / distance[:, None], 3),
+        "latents": [
+            [[int(i), round(float(v), 2)] for i, v in zip(*latents, strict=True)]
+            for latents in zip(named.indices.tolist(), named.values.tolist(), strict=True)
+        ],
+        "budgets": budgets,
+        "predictions": predictions,
+    }
+
+
+def _predictions(
+    model: Any, row: torch.Tensor, hook_name: str, new: torch.Tensor
+) -> list[list[list[Any]]]:
+    logits = model.run_with_hooks(
+        row, prepend_bos=False, fwd_hooks=[(hook_name, lambda acts, hook: new)]
+    )
+    top = logits[0].float().softmax(-1).topk(PREDICTIONS)
+    return [
+        [[model.tokenizer.decode([i]), round(p, 3)] for p, i in zip(values, ids, strict=True)]
+        for values, ids in zip(top.values.tolist(), top.indices.tolist(), strict=True)
+    ]
+
+
+def _rounded(matrix: torch.Tensor, digits: int) -> list[list[float]]:
+    return [[round(value, digits) for value in row] for row in matrix.tolist()]

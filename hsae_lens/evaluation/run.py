@@ -1,0 +1,180 @@
+"""``hsae eval``: SAEs judged on the same tokens, in a folder that ``hsae report`` reads."""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+from sae_lens import SAE
+
+from hsae_lens._version import __version__
+from hsae_lens.evaluation.adaptive import adaptive_frontier, explained_variance_curve
+from hsae_lens.evaluation.examples import example_texts
+from hsae_lens.evaluation.frontier import evaluate_budgets
+from hsae_lens.evaluation.judged import judged_activations
+from hsae_lens.files import replacing
+from hsae_lens.models import open_model
+from hsae_lens.plots import plot_frontier
+from hsae_lens.sae import HierarchicalTopKSAE
+from hsae_lens.saved import open_sae
+from hsae_lens.text import cpython_reference, documents_of, tokenize
+
+CONTROL = "random decoder"
+logger = logging.getLogger(__name__)
+
+
+@dataclass
+class EvalConfig:
+    """What ``hsae eval`` does; every field but ``saes`` is a flag.
+
+    Args:
+        saes (list[str]): Folders or RELEASE/SAE_ID; all of one model and hook. The first is the
+            one a report is about.
+        out (str): Folder for the tables, the picture and the examples.
+        text (str | None): A local text, JSONL or parquet file, or a folder of them. None reads
+            CPython's own language reference.
+        model (str | None): What to open. None is what the first SAE says it was trained on.
+        tokens (int): About how many tokens to judge.
+        budgets (str | None): Comma-separated. None is 1, 2, 4, … K of each SAE.
+        bootstrap (int): Resamples for the standard errors, 0 for none.
+        examples (int): Example sequences to follow latent by latent.
+        device (str): Where to run, "cpu" or "cuda".
+        dtype (str): Of the language model. bfloat16 is faster and rounds cross-entropies.
+    """
+
+    saes: list[str]
+    out: str = "runs/eval"
+    text: str | None = None
+    model: str | None = None
+    tokens: int = 8192
+    budgets: str | None = None
+    bootstrap: int = 200
+    examples: int = 3
+    device: str = "cpu"
+    dtype: str = "float32"
+
+
+def run_eval(cfg: EvalConfig) -> pd.DataFrame:
+    """Evaluates every SAE and a random control, and writes ``out``.
+
+    Leaves ``frontier.csv`` (a row per SAE and budget, :func:`evaluate_budgets`' columns),
+    ``frontier.png``, ``curve.csv`` and ``adaptive.csv`` (of the first SAE, if it is hierarchical),
+    ``examples.json`` and ``run.json`` (how all this was made).
+
+    Raises:
+        ValueError: if the SAEs are not of one hook and width.
+    """
+    started = time.perf_counter()
+    saes = {name: open_sae(name, cfg.device) for name in cfg.saes}
+    first = next(iter(saes.values()))
+    _check_same_hook(saes)
+    metadata = first.cfg.metadata
+    name = cfg.model or metadata.open_with or metadata.model_name
+    if not name:
+        raise ValueError("The SAE does not say which model it is for; give one with --model.")
+    model = open_model(name, cfg.device, getattr(torch, cfg.dtype))
+    context = metadata.context_size or 128
+    texts = documents_of(cfg.text) if cfg.text else cpython_reference()
+    tokens = tokenize(texts, model.tokenizer, context)[: max(1, cfg.tokens // context)]
+    documents = document_of_each(tokens, model.tokenizer.bos_token_id)
+    budgets = [int(k) for k in cfg.budgets.split(",")] if cfg.budgets else None
+    x = judged_activations(first, model, tokens)
+    if isinstance(first, HierarchicalTopKSAE):
+        saes[CONTROL] = random_control(first, x[:2048])
+
+    tables = []
+    for label, sae in saes.items():
+        print(f"Evaluating {label} on {tokens.numel():,} tokens.")
+        table = evaluate_budgets(
+            sae, model, tokens, budgets, bootstrap=cfg.bootstrap, documents=documents
+        )
+        tables.append(table.assign(sae=label))
+    frontier = pd.concat(tables, ignore_index=True)
+    frontier = frontier[["sae", *frontier.columns.drop("sae")]]
+
+    out = Path(cfg.out)
+    _write_csv(frontier, out / "frontier.csv")
+    plot_frontier(frontier, out / "frontier.png", f"{metadata.hook_name} of {name}")
+    if isinstance(first, HierarchicalTopKSAE):
+        _write_csv(explained_variance_curve(first, x), out / "curve.csv")
+        _write_csv(adaptive_frontier(first, x, error_targets=(0.3, 0.2, 0.1)), out / "adaptive.csv")
+        _write_json(example_texts(first, model, tokens[: cfg.examples, :64]), out / "examples.json")
+    seconds = time.perf_counter() - started
+    facts = {
+        "model": name,
+        "hook": metadata.hook_name,
+        "d_in": first.cfg.d_in,
+        "d_sae": first.cfg.d_sae,
+        "k": getattr(first.cfg, "k", None),
+        "text": cfg.text or "CPython's language reference",
+        "tokens": tokens.numel(),
+        "hsae_lens": __version__,
+        "torch": torch.__version__,
+        "seconds": round(seconds),
+        "settings": asdict(cfg),
+    }
+    _write_json(facts, out / "run.json")
+    print(f"Wrote {out} in {seconds:.0f} s.")
+    return frontier
+
+
+@torch.no_grad()
+def random_control(sae: HierarchicalTopKSAE, activations: torch.Tensor) -> HierarchicalTopKSAE:
+    """The same SAE with random decoder directions, which its encoder reads off.
+
+    Directions have norm 1; the encoder's gain is fitted to the activations ``[n, d_in]``, one
+    number that serves all budgets best. What it scores, a dictionary of this size scores without
+    having learnt anything.
+    """
+    control = HierarchicalTopKSAE.from_dict(sae.cfg.to_dict())
+    generator = torch.Generator().manual_seed(0)
+    directions = torch.randn(sae.cfg.d_sae, sae.cfg.d_in, generator=generator)
+    directions /= directions.norm(dim=-1, keepdim=True)
+    control.W_dec.copy_(directions)
+    control.W_enc.copy_(directions.T)
+    control.b_enc.zero_()
+    control.b_dec.copy_(sae.b_dec)
+    x = activations.to(sae.device, sae.dtype)
+    wanted = got = 0.0
+    for x_hat in control.each_budget(control.encode_ordered(x), range(1, sae.cfg.k + 1)):
+        step = x_hat - sae.b_dec
+        wanted += float((step * (x - sae.b_dec)).sum())
+        got += float(step.square().sum())
+    control.W_enc.mul_(wanted / got)
+    return control
+
+
+def document_of_each(tokens: torch.Tensor, bos: int) -> torch.Tensor:
+    """Which document each sequence starts in ``[n_sequences]``; BOS separates documents.
+
+    Sequences that continue one document are not independent of each other.
+    """
+    begun = (tokens[:, 1:] == bos).sum(-1).cumsum(0)
+    return torch.cat([begun.new_zeros(1), begun[:-1]])
+
+
+def _check_same_hook(saes: dict[str, SAE[Any]]) -> None:
+    hooks = {(sae.cfg.metadata.hook_name, sae.cfg.d_in) for sae in saes.values()}
+    if len(hooks) > 1:
+        listed = "; ".join(
+            f"{name}: {sae.cfg.metadata.hook_name}, width {sae.cfg.d_in}"
+            for name, sae in saes.items()
+        )
+        raise ValueError(f"The SAEs are not of one hook, so they cannot be compared: {listed}.")
+
+
+def _write_csv(table: pd.DataFrame, path: Path) -> None:
+    with replacing(path) as fresh:
+        table.to_csv(fresh, index=False)
+
+
+def _write_json(value: dict[str, Any] | Sequence[Any], path: Path) -> None:
+    with replacing(path) as fresh:
+        fresh.write_text(json.dumps(value, ensure_ascii=False))

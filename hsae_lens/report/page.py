@@ -1,0 +1,210 @@
+"""Folders of ``hsae eval`` in, one self-contained HTML page out. It computes nothing new."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from html import escape
+from importlib import resources
+from pathlib import Path
+from string import Template
+from typing import Any
+
+import pandas as pd
+
+from hsae_lens.evaluation.advice import QUALITIES, advise
+from hsae_lens.files import replacing
+from hsae_lens.plots import adaptive_svg, frontier_svg, worth_svg
+
+SHOWN = ["sae", "k", "l0", "explained_variance", "adds", "mse", "cosine", "ce_score", "ce_with_sae",
+         "kl", "dead", "dense"]  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Run:
+    """What ``hsae eval`` left in a folder; parts it did not write are None."""
+
+    facts: dict[str, Any]
+    frontier: pd.DataFrame
+    curve: pd.DataFrame | None
+    adaptive: pd.DataFrame | None
+    examples: list[dict[str, Any]] | None
+
+    @property
+    def about(self) -> str:
+        """The SAE that the page is about: the first one evaluated."""
+        return str(self.frontier["sae"].iloc[0])
+
+
+def is_run(folder: str | Path) -> bool:
+    """Whether ``hsae eval`` wrote this folder."""
+    return all((Path(folder) / name).exists() for name in ("run.json", "frontier.csv"))
+
+
+def read_run(folder: str | Path) -> Run:
+    """Reads a folder of ``hsae eval``.
+
+    Raises:
+        FileNotFoundError: if it is not one.
+    """
+    folder = Path(folder)
+    if not is_run(folder):
+        raise FileNotFoundError(
+            f"{folder} has no run.json and frontier.csv; `hsae eval` makes them."
+        )
+
+    def table(name: str) -> pd.DataFrame | None:
+        return pd.read_csv(folder / name) if (folder / name).exists() else None
+
+    examples = folder / "examples.json"
+    return Run(
+        json.loads((folder / "run.json").read_text()),
+        pd.read_csv(folder / "frontier.csv"),
+        table("curve.csv"),
+        table("adaptive.csv"),
+        json.loads(examples.read_text()) if examples.exists() else None,
+    )
+
+
+def write_report(folders: Sequence[str | Path], out: str | Path) -> Path:
+    """One page over one or more runs of ``hsae eval``; opens from a file and fetches nothing.
+
+    Raises:
+        FileNotFoundError: if a folder is not a run.
+    """
+    runs = [read_run(folder) for folder in folders]
+    title = f"Sparse autoencoders of {', '.join(dict.fromkeys(r.facts['model'] for r in runs))}"
+    parts = resources.files("hsae_lens.report")
+    page = Template(parts.joinpath("page.html").read_text()).substitute(
+        title=escape(title),
+        style=parts.joinpath("page.css").read_text(),
+        script=parts.joinpath("explorer.js").read_text(),
+        body="\n".join(_chapter(run) for run in runs),
+    )
+    out = Path(out)
+    with replacing(out) as fresh:
+        fresh.write_text(page)
+    return out
+
+
+def _chapter(run: Run) -> str:
+    sections = [
+        _summary(run),
+        _quality(run),
+        _order(run),
+        _adaptive(run),
+        _explorer(run),
+        _how(run),
+    ]
+    return "\n".join(section for section in sections if section)
+
+
+def _summary(run: Run) -> str:
+    facts, mine = run.facts, run.frontier[run.frontier["sae"] == run.about]
+    lines = [
+        f"It rewrites each activation of <b>{escape(facts['model'])}</b> at "
+        f"<code>{escape(facts['hook'])}</code>, {facts['d_in']} numbers, as at most {facts['k']} "
+        f"of {facts['d_sae']:,} latents. One file serves every budget k, how many latents to use."
+    ]
+    for of in QUALITIES:
+        if of in mine and mine[of].max() > 0:
+            lines.append(
+                f"To keep 95% of the {QUALITIES[of]}: <b>{escape(str(advise(mine, 0.95, of)))}</b>"
+            )
+    if "ce_score" in mine and mine["ce_score"].max() > 0:
+        k = advise(mine, 0.95, "ce_score").k
+        row = mine[mine["k"] == k].iloc[0]
+        lines.append(
+            f"What k={k} costs: the model's cross-entropy goes from {row['ce_clean']:.2f} to "
+            f"{row['ce_with_sae']:.2f} nats per token; without the layer it is "
+            f"{row['ce_ablated']:.2f}."
+        )
+        for name, rows in run.frontier.groupby("sae", sort=False):
+            if name != run.about and k in set(rows["k"]):
+                other = rows[rows["k"] == k].iloc[0]["ce_score"]
+                lines.append(
+                    f"At the same k, <b>{escape(str(name))}</b> recovers {other:.0%} of the "
+                    f"cross-entropy, this one {row['ce_score']:.0%}."
+                )
+    items = "".join(f"<li>{line}</li>" for line in lines)
+    return f"<h1>{escape(run.about)}</h1>\n<h2>In short</h2>\n<ul>{items}</ul>"
+
+
+def _quality(run: Run) -> str:
+    figures = "".join(frontier_svg(run.frontier, of) for of in QUALITIES if of in run.frontier)
+    shown = run.frontier[[column for column in SHOWN if column in run.frontier]]
+    return (
+        "<h2>Quality at every budget</h2>"
+        "<p>First, how much of the activations’ variance the first k latents explain; then, how "
+        "much of the model’s behaviour survives when it goes on from the reconstruction: 1 is the "
+        "model itself, 0 is the layer set to zero. Bands are two standard errors.</p>"
+        f'<div class="figures">{figures}</div>'
+        f"<details><summary>All figures</summary>{_table(shown)}</details>"
+    )
+
+
+def _order(run: Run) -> str:
+    if run.curve is None:
+        return ""
+    first, later = run.curve["adds"].iloc[1], run.curve["adds"].iloc[len(run.curve) // 2]
+    return (
+        "<h2>What each latent is worth</h2>"
+        "<p>A token’s latents enter in order of activation. On average the first adds "
+        f"{first:.3f} to the explained variance, the one at rank {len(run.curve) // 2} "
+        f"{later:.4f}.</p>"
+        f'<div class="figures">{worth_svg(run.curve)}</div>'
+    )
+
+
+def _adaptive(run: Run) -> str:
+    if run.adaptive is None:
+        return ""
+    return (
+        "<h2>Different budgets for different tokens</h2>"
+        "<p>The same mean number of latents, spent where it helps: with one threshold on the "
+        "activations, or with latents added to each token until its error is small enough.</p>"
+        f'<div class="figures">{adaptive_svg(run.adaptive)}</div>'
+        f"<details><summary>All figures</summary>{_table(run.adaptive)}</details>"
+    )
+
+
+def _explorer(run: Run) -> str:
+    if not run.examples:
+        return ""
+    # "</" inside a script element would end it.
+    data = json.dumps(run.examples, ensure_ascii=False).replace("</", "<\\/")
+    return (
+        "<h2>Follow a token latent by latent</h2>"
+        "<p>Move the budget and choose a token. The bluer a token, the more of its activation is "
+        "explained; grey ones are left as they are.</p>"
+        '<div class="explorer"><div class="texts"></div>'
+        '<label>Budget <input class="slider" type="range" min="0" step="1" value="0">'
+        '<output class="shown"></output></label>'
+        '<div class="tokens"></div><div class="detail"></div>'
+        f'<script type="application/json">{data}</script></div>'
+    )
+
+
+def _how(run: Run) -> str:
+    facts = run.facts
+    settings = {k: v for k, v in facts["settings"].items() if v is not None}
+    return (
+        "<h2>How these figures were made</h2>"
+        f"<p><code>hsae eval</code> of hsae_lens {escape(facts['hsae_lens'])} with torch "
+        f"{escape(facts['torch'])}, in {facts['seconds']} s, on {facts['tokens']:,} tokens of "
+        f"{escape(facts['text'])}. Settings: <code>{escape(json.dumps(settings))}</code></p>"
+        "<ul><li>Explained variance: 1 − Σ‖x−x̂‖² / Σ‖x−mean x‖², over all tokens and dimensions. "
+        "Special tokens, positions the SAE was not trained on and outlier norms are left out of "
+        "every figure and left as they are in the model.</li>"
+        "<li>Cross-entropy recovered: (ablated − with SAE) / (ablated − clean), ablated with "
+        "zeros. Definitions are SAELens’; every budget sees the same tokens.</li>"
+        "<li>Standard errors: bootstrap over documents.</li>"
+        "<li>The random decoder has as many latents in random directions, read off with one fitted "
+        "gain: what a dictionary of this size scores without having learnt anything.</li></ul>"
+    )
+
+
+def _table(table: pd.DataFrame) -> str:
+    html = table.to_html(index=False, border=0, float_format=lambda value: f"{value:.3f}")
+    return f'<div class="scroll">{html}</div>'

@@ -1,0 +1,193 @@
+"""``hsae eval``, ``hsae advise`` and ``hsae report``, and the page in a real browser."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+import torch
+from conftest import training_sae
+from sae_lens import SAE
+
+from hsae_lens.cli import main
+from hsae_lens.evaluation.run import document_of_each, random_control
+from hsae_lens.report import write_report
+
+HSAE = Path(sys.executable).with_name("hsae")
+
+
+@pytest.fixture(scope="module")
+def sae_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("saes") / "mine"
+    training_sae(d_in=32, k=24).save_inference_model(folder)
+    sae = SAE.load_from_disk(folder)
+    sae.cfg.metadata.hook_name = "blocks.1.hook_resid_post"
+    sae.cfg.metadata.context_size = 32
+    sae.save_model(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def run_folder(
+    sae_folder: Path, gemma2_folder: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    base = tmp_path_factory.mktemp("eval")
+    SAE.load_from_disk(sae_folder).at_k(24).save_model(base / "stock")
+    text = base / "text.txt"
+    text.write_text("\n\n".join(f"Document {n} says </script> and {n * n}." for n in range(400)))
+    command = [HSAE, "eval", sae_folder, base / "stock", "--model", gemma2_folder, "--text", text]
+    command += ["--tokens", "1024", "--bootstrap", "20", "--out", base / "run"]
+    subprocess.run(command, check=True, capture_output=True)
+    return base / "run"
+
+
+@pytest.fixture(scope="module")
+def page(run_folder: Path) -> Path:
+    return write_report([run_folder], run_folder / "report.html")
+
+
+def test_eval_leaves_tables_and_a_picture(run_folder: Path, sae_folder: Path) -> None:
+    frontier = pd.read_csv(run_folder / "frontier.csv")
+    stock = str(run_folder.parent / "stock")
+    assert list(frontier["sae"].unique()) == [str(sae_folder), stock, "random decoder"]
+    assert list(frontier["k"]) == [1, 2, 4, 8, 16, 24] * 3
+    assert (frontier["explained_variance_se"] > 0).all()
+    ours, other = (frontier[frontier["sae"] == name] for name in (str(sae_folder), stock))
+    for column in ("explained_variance", "ce_with_sae", "kl", "l0"):  # the same weights
+        assert ours[column].to_numpy() == pytest.approx(other[column].to_numpy(), abs=1e-4)
+    assert (run_folder / "frontier.png").read_bytes().startswith(b"\x89PNG")
+    curve = pd.read_csv(run_folder / "curve.csv")
+    assert curve["explained_variance"][8] == pytest.approx(
+        ours["explained_variance"][ours["k"] == 8].iloc[0], abs=1e-5
+    )
+    assert set(pd.read_csv(run_folder / "adaptive.csv")["rule"]) == {"mean", "error"}
+    assert json.loads((run_folder / "run.json").read_text())["d_sae"] == 96
+
+
+def test_advice_from_a_table_and_from_an_sae(
+    run_folder: Path, sae_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    frontier = pd.read_csv(run_folder / "frontier.csv")
+    frontier["explained_variance"] += 1  # random weights explain nothing
+    frontier.to_csv(run_folder.parent / "better.csv", index=False)
+    assert main(["advise", str(run_folder.parent / "better.csv"), "--keep", "0.5"]) == 0
+    said = capsys.readouterr().out
+    assert len(said.splitlines()) == 3
+    assert re.search(r"mine: k=\d+ keeps .*% of the explained variance at k=24", said)
+    assert main(["advise", str(sae_folder)]) == 1
+    assert "has no saved frontier. Run `hsae eval" in capsys.readouterr().err
+    shipped = "smollm2-135m-res-htopk/blocks.15.hook_resid_post"
+    assert main(["advise", shipped, "--of", "ce_score"]) == 0
+    assert "of the recovered cross-entropy at k=128" in capsys.readouterr().out
+
+
+def test_what_cannot_be_compared_is_said(
+    sae_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    training_sae().save_inference_model(tmp_path / "narrow")
+    for command, message in (
+        (["eval", sae_folder, tmp_path / "narrow"], "not of one hook, so they cannot be compared"),
+        (["eval", sae_folder, "--out", tmp_path], "which model it is for; give one with --model"),
+        (["report", tmp_path / "nowhere"], "No saved SAE at"),
+    ):
+        assert main([str(part) for part in command]) == 1
+        assert message in capsys.readouterr().err
+
+
+@torch.no_grad()
+def test_the_random_control_is_scaled_to_do_its_best(sae_folder: Path) -> None:
+    sae = SAE.load_from_disk(sae_folder)
+    x = sae.b_dec.detach() + torch.randn(300, 32, generator=torch.Generator().manual_seed(0))
+    control = random_control(sae, x)
+    torch.testing.assert_close(control.W_dec.norm(dim=-1), torch.ones(96))
+
+    def error(gain: float) -> float:
+        control.W_enc.data *= gain
+        stack = control.decode_budgets(control.encode_ordered(x), list(range(1, 25)))
+        control.W_enc.data /= gain
+        return float((stack - x).square().sum())
+
+    best = error(1.0)
+    assert best < error(0.9)
+    assert best < error(1.1)
+
+
+def test_sequences_of_one_document_are_kept_together() -> None:
+    bos = 9
+    tokens = torch.tensor([[9, 1, 1], [9, 1, 9], [9, 2, 2], [9, 9, 3], [9, 3, 3]])
+    assert document_of_each(tokens, bos).tolist() == [0, 0, 1, 1, 2]
+
+
+@pytest.fixture
+def browser() -> Iterator[Any]:
+    if not shutil.which("chromedriver"):
+        assert not os.environ.get("CI"), "CI installs chromium and chromium-driver"
+        pytest.skip("needs chromium and chromedriver")
+    from selenium import webdriver
+
+    options = webdriver.ChromeOptions()
+    for flag in ("headless", "no-sandbox", "disable-gpu", "disable-background-networking"):
+        options.add_argument(f"--{flag}")
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
+    service = webdriver.ChromeService(shutil.which("chromedriver"))
+    driver = webdriver.Chrome(options=options, service=service)
+    yield driver
+    driver.quit()
+
+
+def test_the_page_works_in_a_browser(browser: Any, page: Path, run_folder: Path) -> None:
+    browser.get(page.as_uri())
+    assert [entry["message"] for entry in browser.get_log("browser")] == []
+    asked = [
+        message["params"]["request"]["url"]
+        for entry in browser.get_log("performance")
+        if (message := json.loads(entry["message"])["message"])["method"]
+        == "Network.requestWillBeSent"
+    ]
+    assert asked == [page.as_uri()], "the page fetches nothing"
+
+    def find(selector: str) -> list[Any]:
+        return browser.find_elements("css selector", selector)
+
+    def move(steps: int) -> None:
+        browser.execute_script(
+            "const s = document.querySelector('.slider'); s.value = arguments[0];"
+            "s.dispatchEvent(new Event('input'))",
+            steps,
+        )
+
+    examples = json.loads((run_folder / "examples.json").read_text())
+    tokens = find(".tokens button")
+    assert [t.get_attribute("textContent") for t in tokens[:5]] == [
+        t.replace("\n", "⏎") for t in examples[0]["tokens"][:5]
+    ]
+    assert "k = 8" in find(".shown")[0].text
+    move(3)
+    assert "k = 3" in find(".shown")[0].text
+    assert len(find(".bars li")) == 3
+    find(".tokens button")[7].click()
+    latents = [row.text.split()[1] for row in find(".bars li")]
+    assert latents == [f"#{latent}" for latent, _ in examples[0]["latents"][7][:3]]
+    share = max(0, examples[0]["explained"][7][3])
+    shown = find(".detail h3")[0].text
+    assert f"{100 * share:.{1 if share < 0.1 else 0}f}% of its activation explained" in shown
+    move(10**6)
+    assert "k = 24" in find(".shown")[0].text
+    find(".texts button")[1].click()
+    assert find(".texts button")[1].get_attribute("aria-pressed") == "true"
+    first = find(".tokens button")[3].get_attribute("textContent")
+    assert first == examples[1]["tokens"][3].replace("\n", "⏎")
+
+    for width in (1366, 412):
+        browser.set_window_size(width, 900)
+        overflow = "return document.documentElement.scrollWidth - window.innerWidth"
+        assert browser.execute_script(overflow) <= 0, f"nothing sticks out at {width} pixels"

@@ -91,6 +91,7 @@ def _add_evaluation(commands: Any) -> None:
         "tokens": "about how many tokens to judge",
         "budgets": "comma-separated; None is 1, 2, 4, … K",
         "bootstrap": "resamples of documents for the standard errors, 0 for none",
+        "tasks": "pairs of each behavioural task, 0 for none",
         "examples": "example sequences to follow latent by latent",
         "device": "where to run: cpu or cuda",
         "dtype": "of the language model; bfloat16 is faster and rounds cross-entropies",

@@ -71,6 +71,32 @@ def adaptive_svg(table: pd.DataFrame) -> str:
     return _svg(figure)
 
 
+def stability_svg(table: pd.DataFrame) -> str:
+    """Agreement of first latents (columns ``k``, ``agreement``, ``shuffled``), as SVG."""
+    figure, axes = _panel()
+    axes.plot(
+        table["k"], table["agreement"], "o-", color=COLOURS[0], label="same token, noise added"
+    )
+    axes.plot(table["k"], table["shuffled"], "o-", color="#777777", label="unrelated tokens")
+    _finish(axes, "First k latents", "Share in common", table["k"].max())
+    axes.set_ylim(0, 1.03)
+    _legend(figure)
+    return _svg(figure)
+
+
+def tasks_svg(table: pd.DataFrame) -> str:
+    """Share of the model's logit difference kept, by budget and task (one SAE's rows), as SVG."""
+    figure, axes = _panel()
+    for colour, (task, rows) in zip(COLOURS, table.groupby("task", sort=False), strict=False):
+        name = str(task).replace("_", " ")
+        axes.plot(rows["k"], rows["logit_retention"], "o-", color=colour, label=name)
+    _finish(axes, BUDGET, "Share of the preference kept", table["k"].max())
+    axes.axhline(1, color="#777777", linewidth=1)
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=2,
+                  frameon=False)  # fmt: skip
+    return _svg(figure)
+
+
 def _frontier(axes: Any, table: pd.DataFrame, quality: str) -> None:
     for colour, (name, rows) in zip(COLOURS, table.groupby("sae", sort=False), strict=False):
         axes.plot(rows["k"], rows[quality], marker="o", color=colour, label=name)

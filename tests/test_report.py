@@ -45,7 +45,7 @@ def run_folder(
     text = base / "text.txt"
     text.write_text("\n\n".join(f"Document {n} says </script> and {n * n}." for n in range(400)))
     command = [HSAE, "eval", sae_folder, base / "stock", "--model", gemma2_folder, "--text", text]
-    command += ["--tokens", "1024", "--bootstrap", "20", "--out", base / "run"]
+    command += ["--tokens", "1024", "--bootstrap", "20", "--tasks", "4", "--out", base / "run"]
     subprocess.run(command, check=True, capture_output=True)
     return base / "run"
 
@@ -70,6 +70,9 @@ def test_eval_leaves_tables_and_a_picture(run_folder: Path, sae_folder: Path) ->
         ours["explained_variance"][ours["k"] == 8].iloc[0], abs=1e-5
     )
     assert set(pd.read_csv(run_folder / "adaptive.csv")["rule"]) == {"mean", "error"}
+    stability = pd.read_csv(run_folder / "stability.csv")
+    assert (stability["agreement"] > stability["shuffled"]).all()
+    assert pd.read_csv(run_folder / "contributions.csv")["latents"][0] > 10
     assert json.loads((run_folder / "run.json").read_text())["d_sae"] == 96
 
 

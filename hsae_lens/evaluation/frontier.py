@@ -235,7 +235,7 @@ def _judged_reconstructions(
     x = original.flatten(keep.ndim)
     here, kept = groups[keep.cpu()], x[keep]
     wanted = sorted({j for k in sums.budgets for j in (k - 1, k)})
-    for j, code, x_hat in _reconstructions(sae, original, keep.ndim, wanted):
+    for j, code, x_hat in each_reconstruction(sae, original, keep.ndim, wanted):
         x_hat = x_hat.flatten(keep.ndim).to(x.device)
         if j + 1 in sums.budgets:  # what the next latent adds starts from here
             error = (kept.float() - x_hat[keep].float()).square().sum(-1)
@@ -248,7 +248,7 @@ def _judged_reconstructions(
             yield n, x_hat
 
 
-def _reconstructions(
+def each_reconstruction(
     sae: SAE[Any], original: torch.Tensor, batch_dims: int, budgets: list[int]
 ) -> Iterator[tuple[int, OrderedCode, torch.Tensor]]:
     """(budget, its ordered code, x̂) for ascending budgets, 0 included, never two at a time."""

@@ -59,10 +59,13 @@ def longest(sae: SAE[Any], max_norm: float | None = None) -> float:
 @torch.no_grad()
 def judged_activations(
     sae: SAE[Any], model: Any, tokens: torch.Tensor, batch_size: int = 16
-) -> torch.Tensor:
-    """The activations ``[n, d_in]``, float32, of the tokens that count."""
-    judged, kept = Judged.by(sae, model), []
-    for batch in tqdm(tokens.split(batch_size), "Activations"):
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The tokens that count: activations ``[n, d_in]``, float32, and of which sequence ``[n]``."""
+    judged, kept, sequences = Judged.by(sae, model), [], []
+    numbers = torch.arange(len(tokens)).split(batch_size)
+    for batch, here in zip(tqdm(tokens.split(batch_size), "Activations"), numbers, strict=True):
         x = hook_activations(model, batch, sae.cfg.metadata.hook_name).flatten(2).cpu()
-        kept.append(x[judged(batch, x)].float())
-    return torch.cat(kept)
+        keep = judged(batch.cpu(), x)
+        kept.append(x[keep].float())
+        sequences.append(here[:, None].expand(keep.shape)[keep])
+    return torch.cat(kept), torch.cat(sequences)

@@ -16,14 +16,17 @@ from sae_lens import SAE
 
 from hsae_lens._version import __version__
 from hsae_lens.evaluation.adaptive import adaptive_frontier, explained_variance_curve
+from hsae_lens.evaluation.downstream import evaluate_tasks
 from hsae_lens.evaluation.examples import example_texts
 from hsae_lens.evaluation.frontier import evaluate_budgets
 from hsae_lens.evaluation.judged import judged_activations
+from hsae_lens.evaluation.stability import contribution_stability, noise_stability
 from hsae_lens.files import replacing
 from hsae_lens.models import open_model
 from hsae_lens.plots import plot_frontier
 from hsae_lens.sae import HierarchicalTopKSAE
 from hsae_lens.saved import open_sae
+from hsae_lens.tasks import TASKS, TokenizedTask, make_task
 from hsae_lens.text import cpython_reference, documents_of, tokenize
 
 CONTROL = "random decoder"
@@ -44,6 +47,7 @@ class EvalConfig:
         tokens (int): About how many tokens to judge.
         budgets (str | None): Comma-separated. None is 1, 2, 4, … K of each SAE.
         bootstrap (int): Resamples for the standard errors, 0 for none.
+        tasks (int): Pairs of each behavioural task, 0 for none.
         examples (int): Example sequences to follow latent by latent.
         device (str): Where to run, "cpu" or "cuda".
         dtype (str): Of the language model. bfloat16 is faster and rounds cross-entropies.
@@ -56,6 +60,7 @@ class EvalConfig:
     tokens: int = 8192
     budgets: str | None = None
     bootstrap: int = 200
+    tasks: int = 24
     examples: int = 3
     device: str = "cpu"
     dtype: str = "float32"
@@ -65,8 +70,9 @@ def run_eval(cfg: EvalConfig) -> pd.DataFrame:
     """Evaluates every SAE and a random control, and writes ``out``.
 
     Leaves ``frontier.csv`` (a row per SAE and budget, :func:`evaluate_budgets`' columns),
-    ``frontier.png``, ``curve.csv`` and ``adaptive.csv`` (of the first SAE, if it is hierarchical),
-    ``examples.json`` and ``run.json`` (how all this was made).
+    ``frontier.png``, ``tasks.csv`` (:func:`evaluate_tasks`), ``run.json`` (how all this was made)
+    and, of the first SAE if it is hierarchical, ``curve.csv``, ``adaptive.csv``,
+    ``stability.csv``, ``contributions.csv`` and ``examples.json``.
 
     Raises:
         ValueError: if the SAEs are not of one hook and width.
@@ -85,7 +91,7 @@ def run_eval(cfg: EvalConfig) -> pd.DataFrame:
     tokens = tokenize(texts, model.tokenizer, context)[: max(1, cfg.tokens // context)]
     documents = document_of_each(tokens, model.tokenizer.bos_token_id)
     budgets = [int(k) for k in cfg.budgets.split(",")] if cfg.budgets else None
-    x = judged_activations(first, model, tokens)
+    x, sequences = judged_activations(first, model, tokens)
     if isinstance(first, HierarchicalTopKSAE):
         saes[CONTROL] = random_control(first, x[:2048])
 
@@ -102,9 +108,15 @@ def run_eval(cfg: EvalConfig) -> pd.DataFrame:
     out = Path(cfg.out)
     _write_csv(frontier, out / "frontier.csv")
     plot_frontier(frontier, out / "frontier.png", f"{metadata.hook_name} of {name}")
+    if tasks := _tasks(model, cfg.tasks):
+        solved = [evaluate_tasks(s, model, tasks, budgets).assign(sae=n) for n, s in saes.items()]
+        _write_csv(pd.concat(solved, ignore_index=True), out / "tasks.csv")
     if isinstance(first, HierarchicalTopKSAE):
         _write_csv(explained_variance_curve(first, x), out / "curve.csv")
         _write_csv(adaptive_frontier(first, x, error_targets=(0.3, 0.2, 0.1)), out / "adaptive.csv")
+        _write_csv(noise_stability(first, x), out / "stability.csv")
+        contributions = contribution_stability(first, x, documents[sequences])
+        _write_csv(contributions, out / "contributions.csv")
         _write_json(example_texts(first, model, tokens[: cfg.examples, :64]), out / "examples.json")
     seconds = time.perf_counter() - started
     facts = {
@@ -123,6 +135,17 @@ def run_eval(cfg: EvalConfig) -> pd.DataFrame:
     _write_json(facts, out / "run.json")
     print(f"Wrote {out} in {seconds:.0f} s.")
     return frontier
+
+
+def _tasks(model: Any, n: int) -> list[TokenizedTask]:
+    """Every task this tokenizer can pose with ``n`` pairs; the others are said and left out."""
+    tasks = []
+    for name in TASKS if n else ():
+        try:
+            tasks.append(make_task(name, model.tokenizer, n))
+        except ValueError as error:
+            logger.warning("Left out: %s", error)
+    return tasks
 
 
 @torch.no_grad()

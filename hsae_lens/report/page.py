@@ -15,7 +15,7 @@ import pandas as pd
 
 from hsae_lens.evaluation.advice import QUALITIES, advise
 from hsae_lens.files import replacing
-from hsae_lens.plots import adaptive_svg, frontier_svg, worth_svg
+from hsae_lens.plots import adaptive_svg, frontier_svg, stability_svg, tasks_svg, worth_svg
 
 SHOWN = ["sae", "k", "l0", "explained_variance", "adds", "mse", "cosine", "ce_score", "ce_with_sae",
          "kl", "dead", "dense"]  # fmt: skip
@@ -23,12 +23,11 @@ SHOWN = ["sae", "k", "l0", "explained_variance", "adds", "mse", "cosine", "ce_sc
 
 @dataclass(frozen=True)
 class Run:
-    """What ``hsae eval`` left in a folder; parts it did not write are None."""
+    """What ``hsae eval`` left in a folder: its frontier and whatever other tables it wrote."""
 
     facts: dict[str, Any]
     frontier: pd.DataFrame
-    curve: pd.DataFrame | None
-    adaptive: pd.DataFrame | None
+    tables: dict[str, pd.DataFrame]
     examples: list[dict[str, Any]] | None
 
     @property
@@ -54,15 +53,11 @@ def read_run(folder: str | Path) -> Run:
             f"{folder} has no run.json and frontier.csv; `hsae eval` makes them."
         )
 
-    def table(name: str) -> pd.DataFrame | None:
-        return pd.read_csv(folder / name) if (folder / name).exists() else None
-
     examples = folder / "examples.json"
     return Run(
         json.loads((folder / "run.json").read_text()),
         pd.read_csv(folder / "frontier.csv"),
-        table("curve.csv"),
-        table("adaptive.csv"),
+        {file.stem: pd.read_csv(file) for file in folder.glob("*.csv")},
         json.loads(examples.read_text()) if examples.exists() else None,
     )
 
@@ -144,28 +139,62 @@ def _quality(run: Run) -> str:
     )
 
 
-def _order(run: Run) -> str:
-    if run.curve is None:
+def _behaviour(run: Run) -> str:
+    if "tasks" not in run.tables:
         return ""
-    first, later = run.curve["adds"].iloc[1], run.curve["adds"].iloc[len(run.curve) // 2]
+    tasks = run.tables["tasks"]
+    mine = tasks[tasks["sae"] == run.about]
+    able = mine.dropna(subset="logit_retention")
+    unable = [task for task in mine["task"].unique() if task not in set(able["task"])]
+    left_out = (
+        f" Left out, because the model itself guesses: {', '.join(unable)}." if unable else ""
+    )
+    shown = tasks[["sae", "task", "k", "accuracy", "model_accuracy", "logit_diff", "retention"]]
+    figure = tasks_svg(able) if len(able) else ""
     return (
-        "<h2>What each latent is worth</h2>"
-        "<p>A token’s latents enter in order of activation. On average the first adds "
-        f"{first:.3f} to the explained variance, the one at rank {len(run.curve) // 2} "
-        f"{later:.4f}.</p>"
-        f'<div class="figures">{worth_svg(run.curve)}</div>'
+        "<h2>Behaviours that survive</h2>"
+        "<p>Small tasks with one right and one wrong next word: how much of the model’s preference "
+        f"for the right one is left when it goes on from k latents. 1 is the model.{left_out}"
+        f'</p><div class="figures">{figure}</div>'
+        f"<details><summary>All figures, and the controls</summary>{_table(shown)}</details>"
     )
 
 
-def _adaptive(run: Run) -> str:
-    if run.adaptive is None:
+def _order(run: Run) -> str:
+    if "curve" not in run.tables:
         return ""
+    curve, middle = run.tables["curve"].set_index("k")["adds"], len(run.tables["curve"]) // 2
+    text = (
+        "A token’s latents enter in order of activation. On average the first adds "
+        f"{curve[1]:.3f} to the explained variance, the one at rank {middle} {curve[middle]:.4f}."
+    )
+    figures = worth_svg(run.tables["curve"])
+    if "stability" in run.tables:
+        text += (
+            " The order is not an accident if the same latents come first when noise of a tenth of "
+            "the activation is added, far more often than for unrelated tokens."
+        )
+        figures += stability_svg(run.tables["stability"])
+    if "contributions" in run.tables:
+        row = run.tables["contributions"].iloc[0]
+        text += (
+            f" Over {row['latents']:.0f} latents, what each is worth in one half of the documents "
+            f"and in the other correlates at {row['rank_correlation']:.2f} (ranks; "
+            f"{row['shuffled']:.2f} if shuffled)."
+        )
+    return f'<h2>What each latent is worth</h2><p>{text}</p><div class="figures">{figures}</div>'
+
+
+def _adaptive(run: Run) -> str:
+    if "adaptive" not in run.tables:
+        return ""
+    table = run.tables["adaptive"]
     return (
         "<h2>Different budgets for different tokens</h2>"
         "<p>The same mean number of latents, spent where it helps: with one threshold on the "
         "activations, or with latents added to each token until its error is small enough.</p>"
-        f'<div class="figures">{adaptive_svg(run.adaptive)}</div>'
-        f"<details><summary>All figures</summary>{_table(run.adaptive)}</details>"
+        f'<div class="figures">{adaptive_svg(table)}</div>'
+        f"<details><summary>All figures</summary>{_table(table)}</details>"
     )
 
 

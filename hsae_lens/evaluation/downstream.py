@@ -1,0 +1,97 @@
+"""How much of a behaviour survives when the model goes on from k latents."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import pandas as pd
+import torch
+from sae_lens import SAE
+from tqdm.auto import tqdm
+
+from hsae_lens.budgets import powers_of_two, resolve_budgets
+from hsae_lens.evaluation.frontier import each_reconstruction
+from hsae_lens.evaluation.judged import Judged
+from hsae_lens.models import hook_activations, input_device
+from hsae_lens.tasks import TASKS, TokenizedTask, make_task
+
+CHANCE = 0.5
+AT_CHANCE = 0.6  # a model below this does not do the task
+
+
+@torch.no_grad()
+def evaluate_tasks(
+    sae: SAE[Any],
+    model: Any,
+    tasks: Sequence[str | TokenizedTask] | None = None,
+    budgets: Sequence[int] | None = None,
+    *,
+    n: int = 64,
+    progress: bool = True,
+) -> pd.DataFrame:
+    """The model's accuracy on small tasks with its activations replaced by k latents.
+
+    A pair counts as solved if the right next token is likelier than the wrong one: chance is 0.5.
+
+    Args:
+        tasks: names from :data:`hsae_lens.tasks.TASKS`, or tokenized tasks; None for all of them.
+        budgets: ascending within 1..k; None for 1, 2, 4, … k.
+        n: pairs of each named task.
+
+    Returns:
+        A row per task and budget: ``task``, ``k``, ``accuracy``, ``logit_diff`` (mean of right −
+        wrong), ``model_accuracy``, ``model_logit_diff``, ``retention`` ((accuracy − 0.5) /
+        (the model's − 0.5)) and ``logit_retention`` (logit_diff / the model's). Both retentions are
+        NaN where the model itself is at chance (accuracy below 0.6): there is nothing to retain.
+
+    Raises:
+        ValueError: for an unknown task or bad budgets; see also :func:`evaluate_budgets`.
+    """
+    largest = sae.cfg.k if hasattr(sae.cfg, "k") else sae.cfg.d_sae
+    resolved = resolve_budgets(budgets or powers_of_two(largest), largest)
+    made = [
+        make_task(task, model.tokenizer, n) if isinstance(task, str) else task
+        for task in (TASKS if tasks is None else tasks)
+    ]
+    rows = []
+    for task in tqdm(made, desc="Tasks", disable=not progress):
+        tokens = task.clean.to(input_device(model))
+        hook_name = sae.cfg.metadata.hook_name
+        original = hook_activations(model, tokens, hook_name)
+        keep = Judged.by(sae, model)(tokens, original.flatten(2))[..., None]
+        want = _logit_diff(model, task, tokens, hook_name, original)
+        accuracy = (want > 0).double().mean().item()
+        for k, _, x_hat in each_reconstruction(sae, original, 2, resolved):
+            x = original.flatten(2)
+            new = torch.where(keep, x_hat.flatten(2).to(x), x).reshape(original.shape)
+            got = _logit_diff(model, task, tokens, hook_name, new)
+            solved = (got > 0).double().mean().item()
+            able = accuracy >= AT_CHANCE
+            rows.append(
+                {
+                    "task": task.name,
+                    "k": k,
+                    "accuracy": solved,
+                    "logit_diff": got.mean().item(),
+                    "model_accuracy": accuracy,
+                    "model_logit_diff": want.mean().item(),
+                    "retention": (solved - CHANCE) / (accuracy - CHANCE) if able else float("nan"),
+                    "logit_retention": (got.mean() / want.mean()).item() if able else float("nan"),
+                }
+            )
+    return pd.DataFrame(rows)
+
+
+def _logit_diff(
+    model: Any, task: TokenizedTask, tokens: torch.Tensor, hook_name: str, new: torch.Tensor
+) -> torch.Tensor:
+    """Right minus wrong logit at the last position ``[n]``, with the hook set to ``new``."""
+    logits = model.run_with_hooks(
+        tokens, prepend_bos=False, fwd_hooks=[(hook_name, lambda acts, hook: new)]
+    )[:, -1]
+    right, wrong = (
+        logits.gather(1, answer.to(logits.device)[:, None]).double()
+        for answer in (task.right, task.wrong)
+    )
+    return (right - wrong).squeeze(1)

@@ -1,0 +1,182 @@
+"""Does the order mean something? Agreement of first latents under noise and across seeds.
+
+Every figure stands beside a shuffled control: what latents of unrelated tokens agree on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pandas as pd
+import torch
+from scipy.optimize import linear_sum_assignment
+from scipy.stats import spearmanr
+
+from hsae_lens.budgets import powers_of_two, resolve_budgets
+from hsae_lens.evaluation.adaptive import token_errors
+from hsae_lens.ordered_code import OrderedCode
+from hsae_lens.sae import HierarchicalTopKSAE
+
+
+@torch.no_grad()
+def noise_stability(
+    sae: HierarchicalTopKSAE,
+    activations: torch.Tensor,
+    noise: float = 0.1,
+    budgets: Sequence[int] | None = None,
+    seed: int = 0,
+) -> pd.DataFrame:
+    """Agreement of a token's first j latents with those of the same token under noise.
+
+    Args:
+        activations: ``[n, d_in]``.
+        noise: length of the Gaussian noise as a share of each activation's distance from the mean.
+        budgets: the j; None for 1, 2, 4, … K.
+
+    Returns:
+        A row per budget: ``k``, ``agreement`` (mean over tokens of shared ÷ j, 1 is all) and
+        ``shuffled`` (the same between unrelated tokens).
+
+    Raises:
+        ValueError: for negative noise, fewer than two tokens, or bad budgets.
+    """
+    if noise < 0 or len(activations) < 2:
+        raise ValueError(f"Needs noise ≥ 0 and 2 or more tokens, got {noise}, {len(activations)}.")
+    x = activations.to(sae.device, sae.dtype)
+    generator = torch.Generator().manual_seed(seed)
+    direction = torch.randn(x.shape, generator=generator).to(x)
+    direction *= (x - x.mean(0)).norm(dim=-1, keepdim=True) / direction.norm(dim=-1, keepdim=True)
+    return _agreement(
+        sae, sae.encode_ordered(x), sae.encode_ordered(x + noise * direction), budgets
+    )
+
+
+@torch.no_grad()
+def paraphrase_stability(
+    sae: HierarchicalTopKSAE,
+    activations: torch.Tensor,
+    others: torch.Tensor,
+    budgets: Sequence[int] | None = None,
+) -> pd.DataFrame:
+    """As :func:`noise_stability`, between tokens and their counterparts in other wordings.
+
+    Args:
+        activations, others: ``[n, d_in]``, row by row the same token in two contexts, for example
+            the last tokens of sentences and of their paraphrases.
+    """
+    if activations.shape != others.shape:
+        raise ValueError(f"Need two equal shapes, got {activations.shape} and {others.shape}.")
+    codes = [sae.encode_ordered(x.to(sae.device, sae.dtype)) for x in (activations, others)]
+    return _agreement(sae, codes[0], codes[1], budgets)
+
+
+@torch.no_grad()
+def seed_stability(
+    sae: HierarchicalTopKSAE,
+    other: HierarchicalTopKSAE,
+    activations: torch.Tensor,
+    budgets: Sequence[int] | None = None,
+) -> tuple[float, pd.DataFrame]:
+    """Agreement of two SAEs trained from different seeds, latents matched one to one.
+
+    Latents are matched to maximise the mean cosine of their decoder rows (Hungarian algorithm).
+    That mean is PW-MCC (arXiv 2505.20254): 1 if both runs found the same dictionary.
+
+    Returns:
+        PW-MCC, and :func:`noise_stability`'s table between the two SAEs' codes of the same tokens.
+
+    Raises:
+        ValueError: if their widths differ.
+    """
+    if sae.W_dec.shape != other.W_dec.shape:
+        raise ValueError(
+            f"The SAEs have decoders {tuple(sae.W_dec.shape)} and {tuple(other.W_dec.shape)}; only "
+            "equal ones can be matched one to one."
+        )
+    mine, theirs = (
+        torch.nn.functional.normalize(s.W_dec.float(), dim=-1).cpu() for s in (sae, other)
+    )
+    cosines = theirs @ mine.T
+    rows, columns = linear_sum_assignment(cosines.numpy(), maximize=True)
+    to_mine = torch.empty(len(rows), dtype=torch.int64)
+    to_mine[torch.as_tensor(rows)] = torch.as_tensor(columns)
+    codes = [s.encode_ordered(activations.to(s.device, s.dtype)) for s in (sae, other)]
+    matched = OrderedCode(codes[1].values, to_mine.to(codes[1].indices.device)[codes[1].indices])
+    return cosines[rows, columns].mean().item(), _agreement(sae, codes[0], matched, budgets)
+
+
+def contribution_stability(
+    sae: HierarchicalTopKSAE, activations: torch.Tensor, documents: torch.Tensor
+) -> pd.DataFrame:
+    """Whether the same latents matter in different documents, and whether worth falls with rank.
+
+    A latent's worth in a half of the documents is the mean fall of the squared error when it
+    enters, over the tokens it enters for.
+
+    Args:
+        activations: ``[n, d_in]``.
+        documents: int64 ``[n]``, which document each token is of; even ones are one half.
+
+    Returns:
+        One row: ``rank_correlation`` (Spearman, of latents' worth between the halves, over latents
+        active in both), ``shuffled`` (with one half's latents permuted), ``latents`` (how many),
+        ``falls`` (share of ranks whose mean worth is at most the rank's before).
+
+    Raises:
+        ValueError: if fewer than ten latents are active in both halves.
+    """
+    errors, _ = token_errors(sae, activations, progress=False)
+    worth = (errors[:, :-1] - errors[:, 1:]).double()
+    indices = torch.cat(
+        [
+            sae.encode_ordered(x.to(sae.device, sae.dtype)).indices.cpu()
+            for x in activations.split(512)
+        ]
+    )
+    halves = []
+    for half in (documents % 2 == 0, documents % 2 == 1):
+        counts = torch.zeros(sae.cfg.d_sae, dtype=torch.float64)
+        sums = counts.clone()
+        flat = indices[half].reshape(-1)
+        sums.index_add_(0, flat, worth[half].reshape(-1))
+        counts.index_add_(0, flat, torch.ones(len(flat), dtype=torch.float64))
+        halves.append((sums / counts, counts > 0))
+    both = halves[0][1] & halves[1][1]
+    if int(both.sum()) < 10:
+        raise ValueError(
+            f"Only {int(both.sum())} latents are active in both halves; give more text."
+        )
+    first, second = halves[0][0][both], halves[1][0][both]
+    shuffled = second[torch.randperm(len(second), generator=torch.Generator().manual_seed(0))]
+    by_rank = worth.mean(0)
+    return pd.DataFrame(
+        {
+            "rank_correlation": [spearmanr(first, second).statistic],
+            "shuffled": [spearmanr(first, shuffled).statistic],
+            "latents": [len(first)],
+            "falls": [(by_rank[1:] <= by_rank[:-1]).double().mean().item()],
+        }
+    )
+
+
+def _agreement(
+    sae: HierarchicalTopKSAE, a: OrderedCode, b: OrderedCode, budgets: Sequence[int] | None
+) -> pd.DataFrame:
+    rows = []
+    for k in resolve_budgets(budgets or powers_of_two(sae.cfg.k), sae.cfg.k):
+        mine, other = a.prefix(k).indices, b.prefix(k).indices
+        rows.append(
+            {
+                "k": k,
+                "agreement": _shared(mine, other),
+                "shuffled": _shared(mine, other.roll(len(other) // 2, 0)),
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def _shared(a: torch.Tensor, b: torch.Tensor) -> float:
+    """Mean over rows of the share of a row's entries that are in the other's."""
+    pairs = zip(a.split(256), b.split(256), strict=True)
+    hits = [(x[:, :, None] == y[:, None, :]).any(-1) for x, y in pairs]
+    return torch.cat(hits).double().mean().item()

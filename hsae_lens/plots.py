@@ -97,6 +97,19 @@ def tasks_svg(table: pd.DataFrame) -> str:
     return _svg(figure)
 
 
+def probing_svg(table: pd.DataFrame, size: int) -> str:
+    """Mean test AUC of probes on ``size`` latents against the budget, a curve per SAE, as SVG."""
+    figure, axes = _panel()
+    rows = table[table["probe_size"] == size]
+    for colour, (name, mine) in zip(COLOURS, rows.groupby("sae", sort=False), strict=False):
+        means = mine.groupby("k")["test_auc"].mean()
+        axes.plot(means.index, means.to_numpy(), "o-", color=colour, label=name)
+    _finish(axes, BUDGET, f"Test AUC of probes on {size} latent{'s' * (size > 1)}", rows["k"].max())
+    axes.axhline(0.5, color="#777777", linewidth=1)
+    _legend(figure)
+    return _svg(figure)
+
+
 def _frontier(axes: Any, table: pd.DataFrame, quality: str) -> None:
     for colour, (name, rows) in zip(COLOURS, table.groupby("sae", sort=False), strict=False):
         axes.plot(rows["k"], rows[quality], marker="o", color=colour, label=name)

@@ -33,7 +33,7 @@ def example_texts(
         likely next tokens as [text, probability] with every judged position reconstructed at that
         budget; the last entry is the model itself.
     """
-    return [_example(sae, model, row, n_latents) for row in tokens.split(1)]
+    return [_example(sae, model, tokens[n : n + 1], n_latents) for n in range(len(tokens))]
 
 
 def _example(

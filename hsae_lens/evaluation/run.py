@@ -19,7 +19,10 @@ from hsae_lens.evaluation.adaptive import adaptive_frontier, explained_variance_
 from hsae_lens.evaluation.downstream import evaluate_tasks
 from hsae_lens.evaluation.examples import example_texts
 from hsae_lens.evaluation.frontier import evaluate_budgets
+from hsae_lens.evaluation.interpretation import LatentExamples, cost, interpret, latent_examples
 from hsae_lens.evaluation.judged import judged_activations
+from hsae_lens.evaluation.judges import CachedJudge, Judge
+from hsae_lens.evaluation.probing import DATASETS, sparse_probing
 from hsae_lens.evaluation.stability import contribution_stability, noise_stability
 from hsae_lens.files import replacing
 from hsae_lens.models import open_model
@@ -78,22 +81,10 @@ def run_eval(cfg: EvalConfig) -> pd.DataFrame:
         ValueError: if the SAEs are not of one hook and width.
     """
     started = time.perf_counter()
-    saes = {name: open_sae(name, cfg.device) for name in cfg.saes}
-    first = next(iter(saes.values()))
-    _check_same_hook(saes)
-    metadata = first.cfg.metadata
-    name = cfg.model or metadata.open_with or metadata.model_name
-    if not name:
-        raise ValueError("The SAE does not say which model it is for; give one with --model.")
-    model = open_model(name, cfg.device, getattr(torch, cfg.dtype))
-    context = metadata.context_size or 128
-    texts = documents_of(cfg.text) if cfg.text else cpython_reference()
-    tokens = tokenize(texts, model.tokenizer, context)[: max(1, cfg.tokens // context)]
-    documents = document_of_each(tokens, model.tokenizer.bos_token_id)
-    budgets = [int(k) for k in cfg.budgets.split(",")] if cfg.budgets else None
-    x, sequences = judged_activations(first, model, tokens)
-    if isinstance(first, HierarchicalTopKSAE):
-        saes[CONTROL] = random_control(first, x[:2048])
+    opened = Opened.by(cfg)
+    saes, model, first = opened.saes, opened.model, opened.first
+    tokens, documents, budgets = opened.tokens, opened.documents, opened.budgets
+    x, sequences = opened.activations
 
     tables = []
     for label, sae in saes.items():
@@ -102,26 +93,26 @@ def run_eval(cfg: EvalConfig) -> pd.DataFrame:
             sae, model, tokens, budgets, bootstrap=cfg.bootstrap, documents=documents
         )
         tables.append(table.assign(sae=label))
-    frontier = pd.concat(tables, ignore_index=True)
-    frontier = frontier[["sae", *frontier.columns.drop("sae")]]
-
     out = Path(cfg.out)
-    _write_csv(frontier, out / "frontier.csv")
-    plot_frontier(frontier, out / "frontier.png", f"{metadata.hook_name} of {name}")
+    frontier = _keep(tables, out / "frontier.csv")
+    plot_frontier(frontier, out / "frontier.png", f"{opened.hook_name} of {opened.model_name}")
     if tasks := _tasks(model, cfg.tasks):
         solved = [evaluate_tasks(s, model, tasks, budgets).assign(sae=n) for n, s in saes.items()]
-        _write_csv(pd.concat(solved, ignore_index=True), out / "tasks.csv")
+        _keep(solved, out / "tasks.csv")
     if isinstance(first, HierarchicalTopKSAE):
         _write_csv(explained_variance_curve(first, x), out / "curve.csv")
         _write_csv(adaptive_frontier(first, x, error_targets=(0.3, 0.2, 0.1)), out / "adaptive.csv")
         _write_csv(noise_stability(first, x), out / "stability.csv")
-        contributions = contribution_stability(first, x, documents[sequences])
-        _write_csv(contributions, out / "contributions.csv")
+        try:
+            contributions = contribution_stability(first, x, documents[sequences])
+            _write_csv(contributions, out / "contributions.csv")
+        except ValueError as error:  # too little text for two halves: the rest stands
+            logger.warning("Left out: %s", error)
         _write_json(example_texts(first, model, tokens[: cfg.examples, :64]), out / "examples.json")
     seconds = time.perf_counter() - started
     facts = {
-        "model": name,
-        "hook": metadata.hook_name,
+        "model": opened.model_name,
+        "hook": opened.hook_name,
         "d_in": first.cfg.d_in,
         "d_sae": first.cfg.d_sae,
         "k": getattr(first.cfg, "k", None),
@@ -135,6 +126,114 @@ def run_eval(cfg: EvalConfig) -> pd.DataFrame:
     _write_json(facts, out / "run.json")
     print(f"Wrote {out} in {seconds:.0f} s.")
     return frontier
+
+
+@dataclass(frozen=True)
+class Opened:
+    """What an evaluation works on. The last of ``saes`` is a random control, if there is one."""
+
+    saes: dict[str, SAE[Any]]
+    model: Any
+    model_name: str
+    tokens: torch.Tensor
+    documents: torch.Tensor
+    activations: tuple[torch.Tensor, torch.Tensor]  # of the tokens that count, and their sequences
+    budgets: list[int] | None
+
+    @classmethod
+    def by(cls, cfg: EvalConfig) -> Opened:
+        """Opens the SAEs, the model and the text; see :class:`EvalConfig`."""
+        saes = {name: open_sae(name, cfg.device) for name in cfg.saes}
+        first = next(iter(saes.values()))
+        _check_same_hook(saes)
+        metadata = first.cfg.metadata
+        name = cfg.model or metadata.open_with or metadata.model_name
+        if not name:
+            raise ValueError("The SAE does not say which model it is for; give one with --model.")
+        model = open_model(name, cfg.device, getattr(torch, cfg.dtype))
+        context = metadata.context_size or 128
+        texts = documents_of(cfg.text) if cfg.text else cpython_reference()
+        tokens = tokenize(texts, model.tokenizer, context)[: max(1, cfg.tokens // context)]
+        activations = judged_activations(first, model, tokens)
+        if isinstance(first, HierarchicalTopKSAE):
+            saes[CONTROL] = random_control(first, activations[0][:2048])
+        return cls(
+            saes,
+            model,
+            name,
+            tokens,
+            document_of_each(tokens, model.tokenizer.bos_token_id),
+            activations,
+            [int(k) for k in cfg.budgets.split(",")] if cfg.budgets else None,
+        )
+
+    @property
+    def first(self) -> SAE[Any]:
+        """The SAE a report is about."""
+        return next(iter(self.saes.values()))
+
+    @property
+    def hook_name(self) -> str:
+        return str(self.first.cfg.metadata.hook_name)
+
+    def hierarchical(self) -> dict[str, HierarchicalTopKSAE]:
+        """The hierarchical ones among the SAEs, the control included."""
+        return {n: s for n, s in self.saes.items() if isinstance(s, HierarchicalTopKSAE)}
+
+
+def add_probing(run: str | Path, datasets: Sequence[str] = DATASETS) -> pd.DataFrame:
+    """Adds ``probing.csv`` (:func:`sparse_probing`, a ``sae`` column first) to a run's folder."""
+    run, opened = Path(run), Opened.by(config_of(run))
+    tables = [
+        sparse_probing(sae, opened.model, run / "probing", datasets, opened.budgets).assign(
+            sae=name
+        )
+        for name, sae in opened.hierarchical().items()
+    ]
+    return _keep(tables, run / "probing.csv")
+
+
+def add_interpretation(run: str | Path, judge: Judge, per_bin: int = 10) -> pd.DataFrame:
+    """Adds ``interpretation.csv`` (:func:`interpret`) to a run's folder.
+
+    The judge's answers are kept in ``judge.jsonl``: an interrupted call goes on from there.
+    """
+    cached = CachedJudge(judge, Path(run) / "judge.jsonl")
+    examples, _ = _latent_examples(run, per_bin)
+    tables = [interpret(some, cached).assign(sae=name) for name, some in examples.items()]
+    return _keep(tables, Path(run) / "interpretation.csv")
+
+
+def interpretation_cost(run: str | Path, per_bin: int = 10) -> dict[str, int]:
+    """How many ``prompts`` and ``tokens`` :func:`add_interpretation` would send; sends none."""
+    examples, tokenizer = _latent_examples(run, per_bin)
+    return cost([latent for some in examples.values() for latent in some], tokenizer)
+
+
+def _latent_examples(run: str | Path, per_bin: int) -> tuple[dict[str, list[LatentExamples]], Any]:
+    opened = Opened.by(config_of(run))
+    saes = opened.hierarchical()
+    found = {n: latent_examples(s, opened.model, opened.tokens, per_bin) for n, s in saes.items()}
+    return found, opened.model.tokenizer
+
+
+def config_of(run: str | Path) -> EvalConfig:
+    """How a run's folder was made.
+
+    Raises:
+        FileNotFoundError: if `hsae eval` did not write it.
+    """
+    facts = Path(run) / "run.json"
+    if not facts.exists():
+        raise FileNotFoundError(f"{run} has no run.json: give a folder that `hsae eval` wrote.")
+    return EvalConfig(**json.loads(facts.read_text())["settings"])
+
+
+def _keep(tables: Sequence[pd.DataFrame], path: Path) -> pd.DataFrame:
+    table = pd.concat(tables, ignore_index=True)
+    table = table[["sae", *table.columns.drop("sae")]]
+    _write_csv(table, path)
+    return table
 
 
 def _tasks(model: Any, n: int) -> list[TokenizedTask]:

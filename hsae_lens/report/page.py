@@ -15,7 +15,14 @@ import pandas as pd
 
 from hsae_lens.evaluation.advice import QUALITIES, advise
 from hsae_lens.files import replacing
-from hsae_lens.plots import adaptive_svg, frontier_svg, stability_svg, tasks_svg, worth_svg
+from hsae_lens.plots import (
+    adaptive_svg,
+    frontier_svg,
+    probing_svg,
+    stability_svg,
+    tasks_svg,
+    worth_svg,
+)
 
 SHOWN = ["sae", "k", "l0", "explained_variance", "adds", "mse", "cosine", "ce_score", "ce_with_sae",
          "kl", "dead", "dense"]  # fmt: skip
@@ -194,6 +201,42 @@ def _adaptive(run: Run) -> str:
         "<p>The same mean number of latents, spent where it helps: with one threshold on the "
         "activations, or with latents added to each token until its error is small enough.</p>"
         f'<div class="figures">{adaptive_svg(table)}</div>'
+        f"<details><summary>All figures</summary>{_table(table)}</details>"
+    )
+
+
+def _meaning(run: Run) -> str:
+    if "interpretation" not in run.tables:
+        return ""
+    table = run.tables["interpretation"]
+    scores = table.groupby(["sae", "ranks"], sort=False).agg(
+        latents=("latent", "size"),
+        detection=("detection", "mean"),
+        fuzzing=("fuzzing", "mean"),
+        no_answer=("detection", lambda scores: scores.isna().mean()),
+    )
+    return (
+        "<h2>Can a judge say what latents stand for?</h2>"
+        "<p>A language model explained each latent from examples and then had to tell, from the "
+        "explanation alone, in which other excerpts it fires (detection) and which of their words "
+        "make it fire (fuzzing). 0.5 is guessing. Latents are grouped by how early they come in a "
+        "token’s code; no_answer is the share of answers that were none.</p>"
+        f"{_table(scores.reset_index())}"
+        f"<details><summary>Each latent and its explanation</summary>{_table(table)}</details>"
+    )
+
+
+def _probing(run: Run) -> str:
+    if "probing" not in run.tables:
+        return ""
+    table = run.tables["probing"]
+    figures = "".join(probing_svg(table, size) for size in sorted(table["probe_size"].unique()))
+    names = ", ".join(map(escape, table["dataset"].unique()))
+    return (
+        "<h2>Labels that few latents hold</h2>"
+        f"<p>sae-probes on {names}: how well a label is read off one or a few latents of a text’s "
+        "last token, when the token has k latents. 0.5 is guessing.</p>"
+        f'<div class="figures">{figures}</div>'
         f"<details><summary>All figures</summary>{_table(table)}</details>"
     )
 

@@ -1,0 +1,265 @@
+"""Automatic interpretation by activation rank: can a judge say what a latent stands for?
+
+A latent is explained from examples and the explanation is scored on others (Bills et al. 2023;
+detection and fuzzing as in delphi, arXiv 2410.13928). What is new here is the rank: a latent where
+it comes first in a token's code and where it comes a hundredth are scored apart.
+"""
+
+from __future__ import annotations
+
+import random
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pandas as pd
+import torch
+from tqdm.auto import tqdm
+
+from hsae_lens.evaluation.judged import Judged
+from hsae_lens.evaluation.judges import Judge
+from hsae_lens.models import hook_activations
+from hsae_lens.sae import HierarchicalTopKSAE
+
+RANKS = ((1, 8), (9, 32), (33, 128))
+BEFORE, AFTER = 16, 8  # tokens of context around an activation
+EXPLAIN = """\
+Below are excerpts of text. In each, the words between << and >> make one neuron of a language
+model fire. In one short sentence, say what these words have in common, or what the neuron looks
+for.
+
+{examples}
+
+The neuron fires on:"""
+DETECT = """\
+A neuron of a language model fires on: {explanation}
+
+Below are {n} numbered excerpts. In some of them it fires.
+
+{examples}
+
+Write the numbers of the excerpts in which it fires, separated by commas, or "none".
+Nothing else."""
+FUZZ = """\
+A neuron of a language model fires on: {explanation}
+
+Below are {n} numbered excerpts, each with words between << and >>. In some excerpts the marked
+words are the ones it fires on, in others they were marked at random.
+
+{examples}
+
+Write the numbers of the excerpts whose marks are right, separated by commas, or "none".
+Nothing else."""
+
+
+@dataclass(frozen=True)
+class Excerpt:
+    """A stretch of text with one token marked: the one the latent fired on, or another."""
+
+    before: str
+    marked: str
+    after: str
+
+    def plain(self) -> str:
+        return _one_line(self.before + self.marked + self.after)
+
+    def with_mark(self) -> str:
+        return _one_line(f"{self.before}<<{self.marked}>>{self.after}")
+
+
+@dataclass(frozen=True)
+class LatentExamples:
+    """What a judge is shown about a latent at some ranks.
+
+    shown: excerpts to explain it from.  firing, silent: excerpts to score the explanation on.
+    mismarked: the firing ones with another token marked.
+    """
+
+    latent: int
+    ranks: tuple[int, int]
+    shown: list[Excerpt]
+    firing: list[Excerpt]
+    silent: list[Excerpt]
+    mismarked: list[Excerpt]
+
+
+@torch.no_grad()
+def latent_examples(
+    sae: HierarchicalTopKSAE,
+    model: Any,
+    tokens: torch.Tensor,
+    per_bin: int = 10,
+    ranks: Sequence[tuple[int, int]] = RANKS,
+    n_shown: int = 8,
+    n_scored: int = 5,
+    seed: int = 0,
+    batch_size: int = 16,
+) -> list[LatentExamples]:
+    """Latents drawn from each range of ranks, with excerpts in which they have such a rank.
+
+    A latent is drawn with the probability with which it stands at those ranks, among those that do
+    so often enough in these texts. Excerpts are drawn over all its activations there, not its
+    largest ones only.
+
+    Args:
+        tokens: int64 ``[n_sequences, context_size]``.
+        per_bin: latents for each range of ranks (fewer, if the texts hold no more).
+        ranks: inclusive ranges within 1..K; those beyond K are left out.
+        n_shown, n_scored: excerpts to explain from, and of each kind to score on.
+
+    Raises:
+        ValueError: if the texts hold no latent with enough activations.
+    """
+    rng = random.Random(seed)
+    judged = Judged.by(sae, model)
+    indices, keep = [], []
+    for batch in tqdm(tokens.split(batch_size), "Latents"):
+        acts = hook_activations(model, batch, sae.cfg.metadata.hook_name).flatten(2)
+        code = sae.encode_ordered(acts.to(sae.device))
+        indices.append(torch.where(code.values > 0, code.indices, -1).cpu())
+        keep.append(judged(batch, acts.cpu()))
+    latents, kept = torch.cat(indices), torch.cat(keep)
+    texts = [[model.tokenizer.decode([t]) for t in row] for row in tokens.tolist()]
+    places = kept.nonzero().tolist()
+    found = []
+    for low, high in ranks:
+        if low > sae.cfg.k:
+            continue
+        here = latents[kept][:, low - 1 : high]  # [n_judged, ranks]
+        counts = torch.bincount(here[here >= 0], minlength=sae.cfg.d_sae)
+        often = (counts >= n_shown + n_scored).nonzero().flatten().tolist()
+        for latent in _draw(rng, often, counts[often].tolist(), per_bin):
+            rows = (here == latent).any(1).nonzero().flatten().tolist()
+            rng.shuffle(rows)
+            everywhere = set((latents[kept] == latent).any(1).nonzero().flatten().tolist())
+            without = [n for n in rng.sample(range(len(places)), min(len(places), 400))
+                       if n not in everywhere]  # fmt: skip
+            at = [_excerpt(texts, *places[n]) for n in rows[: n_shown + n_scored]]
+            scored = rows[n_shown : n_shown + n_scored]
+            found.append(
+                LatentExamples(
+                    latent,
+                    (low, min(high, sae.cfg.k)),
+                    at[:n_shown],
+                    at[n_shown:],
+                    [_excerpt(texts, *places[n]) for n in without[:n_scored]],
+                    [_elsewhere(rng, texts, *places[n]) for n in scored],
+                )
+            )
+    if not found:
+        raise ValueError(
+            f"No latent is active {n_shown + n_scored} times in {tokens.numel():,} tokens: give "
+            "more text."
+        )
+    return found
+
+
+def interpretation_prompts(examples: LatentExamples, explanation: str | None) -> list[str]:
+    """The prompt that asks for an explanation, or the two that score one."""
+    if explanation is None:
+        return [EXPLAIN.format(examples="\n".join(f"- {e.with_mark()}" for e in examples.shown))]
+    detect, _ = _quiz(examples, examples.silent)
+    fuzz, _ = _quiz(examples, examples.mismarked)
+    return [
+        DETECT.format(explanation=explanation, n=len(detect), examples=_numbered(detect, False)),
+        FUZZ.format(explanation=explanation, n=len(fuzz), examples=_numbered(fuzz, True)),
+    ]
+
+
+def interpret(
+    examples: Sequence[LatentExamples], judge: Judge, progress: bool = True
+) -> pd.DataFrame:
+    """Asks the judge to explain each latent and scores its explanations.
+
+    Returns:
+        A row per latent: ``latent``, ``ranks`` ("1–8"), ``explanation``, ``detection`` and
+        ``fuzzing``: balanced accuracies, 0.5 is guessing. A score is NaN where the judge's answer
+        was neither numbers nor "none".
+
+    Raises:
+        JudgeUnavailableError: if the judge cannot be reached. With a ``CachedJudge`` the same call
+            goes on where it stopped.
+    """
+    rows = []
+    for latent in tqdm(examples, desc="Judging", disable=not progress):
+        explanation = _one_line(judge(interpretation_prompts(latent, None)[0]))[:300]
+        detect, fuzz = interpretation_prompts(latent, explanation)
+        rows.append(
+            {
+                "latent": latent.latent,
+                "ranks": f"{latent.ranks[0]}–{latent.ranks[1]}",
+                "explanation": explanation,
+                "detection": _score(judge(detect), _quiz(latent, latent.silent)[1]),
+                "fuzzing": _score(judge(fuzz), _quiz(latent, latent.mismarked)[1]),
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def cost(examples: Sequence[LatentExamples], tokenizer: Any = None) -> dict[str, int]:
+    """What :func:`interpret` would ask, before it is asked: ``prompts`` and about how many
+    ``tokens`` in them (with a tokenizer; else four characters each).
+    """
+    prompts = [
+        prompt
+        for latent in examples
+        for prompt in (
+            *interpretation_prompts(latent, None),
+            *interpretation_prompts(latent, "x" * 120),
+        )
+    ]
+    count = (lambda p: len(tokenizer(p)["input_ids"])) if tokenizer else (lambda p: len(p) // 4)
+    return {"prompts": len(prompts), "tokens": sum(map(count, prompts))}
+
+
+def _quiz(examples: LatentExamples, wrong: list[Excerpt]) -> tuple[list[Excerpt], list[bool]]:
+    """Firing and wrong excerpts in an order that depends on the latent only, and which fire."""
+    mixed = [(e, True) for e in examples.firing] + [(e, False) for e in wrong]
+    random.Random(examples.latent).shuffle(mixed)
+    return [e for e, _ in mixed], [truth for _, truth in mixed]
+
+
+def _score(answer: str, truth: list[bool]) -> float:
+    """Balanced accuracy of an answer like "1, 4, 7"; NaN if it is no such answer."""
+    numbers = [int(n) for n in re.findall(r"\d+", answer)]
+    if not numbers and not re.search(r"\bnone\b", answer, re.IGNORECASE):
+        return float("nan")
+    if any(not 1 <= n <= len(truth) for n in numbers):
+        return float("nan")
+    said = [n + 1 in numbers for n in range(len(truth))]
+    hit = [s for s, t in zip(said, truth, strict=True) if t]
+    miss = [not s for s, t in zip(said, truth, strict=True) if not t]
+    return (sum(hit) / len(hit) + sum(miss) / len(miss)) / 2 if hit and miss else float("nan")
+
+
+def _draw(rng: random.Random, items: list[int], weights: list[float], n: int) -> list[int]:
+    """Up to n different items, each drawn with probability proportional to its weight."""
+    keyed = [
+        (rng.random() ** (1 / weight), item) for item, weight in zip(items, weights, strict=True)
+    ]
+    return [item for _, item in sorted(keyed, reverse=True)[:n]]
+
+
+def _excerpt(texts: list[list[str]], row: int, at: int) -> Excerpt:
+    words = texts[row]
+    return Excerpt(
+        "".join(words[max(0, at - BEFORE) : at]), words[at], "".join(words[at + 1 : at + 1 + AFTER])
+    )
+
+
+def _elsewhere(rng: random.Random, texts: list[list[str]], row: int, at: int) -> Excerpt:
+    """The excerpt around a token with another of its tokens marked."""
+    words = texts[row]
+    start, end = max(0, at - BEFORE), min(len(words), at + 1 + AFTER)
+    other = rng.choice([n for n in range(start, end) if n != at])
+    return Excerpt("".join(words[start:other]), words[other], "".join(words[other + 1 : end]))
+
+
+def _numbered(excerpts: list[Excerpt], marked: bool) -> str:
+    shown = (e.with_mark() if marked else e.plain() for e in excerpts)
+    return "\n".join(f"{n}. {text}" for n, text in enumerate(shown, 1))
+
+
+def _one_line(text: str) -> str:
+    return re.sub(r"\s+", " ", text).strip()

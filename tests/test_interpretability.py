@@ -1,0 +1,281 @@
+"""Explanations, judges and probes; the judge that costs money is a server on this machine."""
+
+from __future__ import annotations
+
+import json
+import re
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+import torch
+from sae_lens import SAE
+
+from hsae_lens import HierarchicalTopKSAE, load_pretrained
+from hsae_lens.cli import main
+from hsae_lens.evaluation.interpretation import (
+    Excerpt,
+    LatentExamples,
+    _score,
+    cost,
+    interpret,
+    interpretation_prompts,
+    latent_examples,
+)
+from hsae_lens.evaluation.judges import (
+    CachedJudge,
+    EndpointJudge,
+    JudgeUnavailableError,
+    local_judge,
+)
+from hsae_lens.evaluation.probing import fingerprint, sparse_probing
+from hsae_lens.models import hook_activations, open_model
+from hsae_lens.report import write_report
+from hsae_lens.text import cpython_reference, tokenize
+
+SHIPPED = ("smollm2-135m-res-htopk", "blocks.15.hook_resid_post")
+
+
+@pytest.fixture(scope="module")
+def smollm() -> Any:
+    return open_model("smollm2-135m", dtype=torch.bfloat16)
+
+
+@pytest.fixture(scope="module")
+def sae() -> HierarchicalTopKSAE:
+    return load_pretrained(*SHIPPED)
+
+
+@pytest.fixture(scope="module")
+def tokens(smollm: Any) -> torch.Tensor:
+    return tokenize(cpython_reference(), smollm.tokenizer, 128, progress=False)[:40]
+
+
+@pytest.fixture(scope="module")
+def examples(sae: Any, smollm: Any, tokens: torch.Tensor) -> list[LatentExamples]:
+    return latent_examples(sae, smollm, tokens, per_bin=3)
+
+
+class Server(ThreadingHTTPServer):
+    """An OpenAI-compatible endpoint that answers with ``answer(prompt)`` and counts."""
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.prompts: list[str] = []
+        self.keys: list[str | None] = []
+        self.answer: Any = lambda prompt: "1"
+        self.status = 200
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.server_port}/v1"
+
+
+class Handler(BaseHTTPRequestHandler):
+    server: Server
+
+    def log_message(self, *_: Any) -> None:
+        pass
+
+    def do_POST(self) -> None:
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        assert self.path == "/v1/chat/completions"
+        prompt = body["messages"][0]["content"]
+        self.server.prompts.append(prompt)
+        self.server.keys.append(self.headers["Authorization"])
+        answer = {"choices": [{"message": {"content": self.server.answer(prompt)}}]}
+        content = json.dumps(answer).encode()
+        self.send_response(self.server.status)
+        self.send_header("Content-Length", str(len(content)))
+        self.end_headers()
+        self.wfile.write(content)
+
+
+@pytest.fixture
+def server() -> Iterator[Server]:
+    server = Server()
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield server
+    server.shutdown()
+    server.server_close()
+
+
+def test_excerpts_are_what_they_are_said_to_be(
+    examples: list[LatentExamples], sae: Any, smollm: Any, tokens: torch.Tensor
+) -> None:
+    assert {e.ranks for e in examples} == {(1, 8), (9, 32), (33, 128)}
+    acts = hook_activations(smollm, tokens, SHIPPED[1])
+    code = sae.encode_ordered(acts)
+    words = [[smollm.tokenizer.decode([t]) for t in row] for row in tokens.tolist()]
+
+    def places(excerpt: Excerpt) -> list[tuple[int, int]]:
+        whole = excerpt.before + excerpt.marked + excerpt.after
+        return [
+            (row, at)
+            for row, texts in enumerate(words)
+            if whole in "".join(texts)
+            for at, word in enumerate(texts)
+            if word == excerpt.marked and "".join(texts[:at]).endswith(excerpt.before)
+        ]
+
+    for latent in examples[::3]:
+        low, high = latent.ranks
+        for excerpt in latent.firing + latent.shown:
+            ranks = [
+                (code.indices[row, at] == latent.latent).nonzero().flatten().tolist()
+                for row, at in places(excerpt)
+            ]
+            assert any(r and low <= r[0] + 1 <= high for r in ranks), excerpt
+        for excerpt in latent.silent:
+            fires = [(code.indices[row, at] == latent.latent).any() for row, at in places(excerpt)]
+            assert not all(fires)
+        for right, wrong in zip(latent.firing, latent.mismarked, strict=True):
+            assert right.plain() == wrong.plain()
+            assert right.with_mark() != wrong.with_mark()
+
+
+def test_a_judge_that_knows_scores_one_and_a_guesser_one_half(
+    examples: list[LatentExamples], server: Server
+) -> None:
+    by_explanation = {f"it is {e.latent} {e.ranks}": e for e in examples}
+
+    def knows(prompt: str) -> str:
+        for explanation, latent in by_explanation.items():
+            if explanation not in prompt:
+                continue
+            lines = re.findall(r"^(\d+)\. (.*)$", prompt, re.MULTILINE)
+            marked = "<<" in lines[0][1]
+            right = {e.with_mark() if marked else e.plain() for e in latent.firing}
+            return ", ".join(n for n, text in lines if text in right) or "none"
+        shown = prompt.split("\n- ")[1].split("\n")[0]
+        return next(
+            f"it is {e.latent} {e.ranks}" for e in examples if e.shown[0].with_mark() == shown
+        )
+
+    server.answer = knows
+    table = interpret(examples, EndpointJudge("m", server.url), progress=False)
+    assert list(table["latent"]) == [e.latent for e in examples]
+    assert (table["detection"] > 0.85).all()  # an excerpt may stand twice in the text
+    assert (table["fuzzing"] > 0.85).all()
+    asked = cost(examples)
+    assert asked["prompts"] == len(server.prompts) == 3 * len(examples)
+    assert asked["tokens"] == pytest.approx(sum(map(len, server.prompts)) / 4, rel=0.1)
+
+    server.answer = lambda prompt: ", ".join(map(str, range(1, 11)))
+    table = interpret(examples, EndpointJudge("m", server.url), progress=False)
+    assert (table["detection"] == 0.5).all()
+    server.answer = lambda prompt: "I would rather not say."
+    table = interpret(examples, EndpointJudge("m", server.url), progress=False)
+    assert table["detection"].isna().all()
+    assert table["fuzzing"].isna().all()
+
+
+@pytest.mark.parametrize(
+    ("answer", "score"),
+    [
+        ("1, 2", 1.0),
+        ("1", 0.75),
+        ("none", 0.5),
+        ("3,4", 0.0),
+        ("1. 2.", 1.0),
+        ("7", None),
+        ("?", None),
+    ],
+)
+def test_scores(answer: str, score: float | None) -> None:
+    got = _score(answer, [True, True, False, False])
+    assert got == score if score is not None else got != got
+
+
+def test_answers_are_kept_and_an_interrupted_run_goes_on(
+    examples: list[LatentExamples], server: Server, tmp_path: Path
+) -> None:
+    judge = CachedJudge(EndpointJudge("m", server.url), tmp_path / "judge.jsonl")
+    want = interpret(examples[:2], judge, progress=False)
+    assert len(server.prompts) == 6
+    file = tmp_path / "judge.jsonl"
+    file.write_text(file.read_text()[:-20])  # cut off while the last answer was written
+    again = CachedJudge(EndpointJudge("m", server.url), file)
+    assert interpret(examples[:2], again, progress=False).equals(want)
+    assert len(server.prompts) == 7
+    third = CachedJudge(EndpointJudge("m", server.url), file)
+    interpret(examples[:2], third, progress=False)
+    assert len(server.prompts) == 7
+    other = CachedJudge(EndpointJudge("another", server.url), file)
+    assert not other.knows(interpretation_prompts(examples[0], None)[0])
+
+
+def test_judges_that_fail_are_said(
+    server: Server, monkeypatch: pytest.MonkeyPatch, examples: list[LatentExamples]
+) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", "secret")
+    EndpointJudge("m", server.url)("x")
+    assert server.keys == ["Bearer secret"]
+    server.status = 401
+    with pytest.raises(JudgeUnavailableError, match=r"401.*Check the address, the key"):
+        EndpointJudge("m", server.url)("x")
+    with pytest.raises(JudgeUnavailableError, match="does not answer"):
+        EndpointJudge("m", "http://127.0.0.1:9/v1", timeout=1)("x")
+    server.status = 200
+    server.answer = lambda prompt: None
+    assert EndpointJudge("m", server.url)("x") == "None"
+    with pytest.raises(JudgeUnavailableError, match="Cannot open the judge '/no/such'"):
+        local_judge("/no/such")
+
+
+def test_a_local_judge_answers(examples: list[LatentExamples]) -> None:
+    judge = local_judge("smollm2-135m")
+    answer = judge("What is the capital of France? Answer in one word.")
+    assert "Paris" in answer
+
+
+def test_probing_at_every_budget(sae: Any, smollm: Any, tmp_path: Path) -> None:
+    pytest.importorskip("sae_probes")
+    settings: dict[str, Any] = {"budgets": [1, 64], "probe_sizes": (1, 8), "progress": False}
+    dataset = "119_us_state_TX"  # the smallest
+    table = sparse_probing(sae, smollm, tmp_path, [dataset], **settings)
+    assert table[["k", "probe_size"]].to_numpy().tolist() == [[1, 1], [1, 8], [64, 1], [64, 8]]
+    assert table["test_auc"].between(0, 1).all()
+    files = sorted(tmp_path.rglob("*.json"))
+    stamps = [file.stat().st_mtime_ns for file in files]
+    again = sparse_probing(sae, smollm, tmp_path, [dataset], **settings)
+    assert again.equals(table)
+    assert stamps == [file.stat().st_mtime_ns for file in files], "nothing is done twice"
+    assert sae.k == sae.cfg.k
+    with pytest.raises(ValueError, match="other probe sizes and lacks"):
+        sparse_probing(sae, smollm, tmp_path, [dataset], **(settings | {"probe_sizes": (3,)}))
+    with pytest.raises(ValueError, match="no data set '96_spam'.* Did you mean '96_spam_is'"):
+        sparse_probing(sae, smollm, tmp_path, ["96_spam"])
+    other = SAE.from_dict(sae.cfg.to_dict())
+    assert fingerprint(other) != fingerprint(sae)
+
+
+def test_the_commands_add_to_a_run_and_the_report_shows_it(
+    tmp_path: Path, server: Server, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = str(tmp_path / "run")
+    sae = "/".join(SHIPPED)
+    fast = ["--tokens", "256", "--tasks", "0", "--bootstrap", "0", "--examples", "0",
+            "--budgets", "8", "--dtype", "bfloat16", "--model", "smollm2-135m"]  # fmt: skip
+    assert main(["eval", sae, "--out", run, *fast]) == 0
+    facts = tmp_path / "run" / "run.json"  # more text, but only for the latents' examples
+    facts.write_text(facts.read_text().replace('"tokens": 256', '"tokens": 4096'))
+    assert main(["interpret", run, "--judge", "m", "--url", server.url, "--latents", "2"]) == 0
+    assert re.search(r"36 prompts, about [\d,]+ tokens. Ask with --yes.", capsys.readouterr().out)
+    assert not server.prompts
+    command = ["interpret", run, "--judge", "m", "--url", server.url, "--latents", "2", "--yes"]
+    assert main(command) == 0
+    assert len(server.prompts) == 36
+    table = pd.read_csv(tmp_path / "run" / "interpretation.csv")
+    assert set(table["sae"]) == {sae, "random decoder"}
+    assert set(table["ranks"]) == {"1–8", "9–32", "33–128"}
+    page = write_report([run], tmp_path / "report.html").read_text()
+    assert "Can a judge say what latents stand for?" in page
+    assert main(["interpret", run]) == 1
+    assert "Name a judge" in capsys.readouterr().err
+    assert main(["probe", str(tmp_path)]) == 1
+    assert "has no run.json" in capsys.readouterr().err

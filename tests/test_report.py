@@ -147,6 +147,19 @@ def browser() -> Iterator[Any]:
     driver.quit()
 
 
+def test_the_page_has_a_section_for_each_table(page: Path) -> None:
+    headings = re.findall("<h2>(.*?)</h2>", page.read_text())
+    assert headings == [
+        "In short",
+        "Quality at every budget",
+        "Behaviours that survive",
+        "Follow a token latent by latent",
+        "What each latent is worth",
+        "Different budgets for different tokens",
+        "How these figures were made",
+    ]
+
+
 def test_the_page_works_in_a_browser(browser: Any, page: Path, run_folder: Path) -> None:
     browser.get(page.as_uri())
     assert [entry["message"] for entry in browser.get_log("browser")] == []

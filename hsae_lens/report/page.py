@@ -91,15 +91,7 @@ def write_report(folders: Sequence[str | Path], out: str | Path) -> Path:
 
 
 def _chapter(run: Run) -> str:
-    sections = [
-        _summary(run),
-        _quality(run),
-        _order(run),
-        _adaptive(run),
-        _explorer(run),
-        _how(run),
-    ]
-    return "\n".join(section for section in sections if section)
+    return "\n".join(section(run) for section in SECTIONS)
 
 
 def _summary(run: Run) -> str:
@@ -280,3 +272,17 @@ def _how(run: Run) -> str:
 def _table(table: pd.DataFrame) -> str:
     html = table.to_html(index=False, border=0, float_format=lambda value: f"{value:.3f}")
     return f'<div class="scroll">{html}</div>'
+
+
+SECTIONS = (
+    _summary,
+    _quality,
+    _behaviour,
+    _explorer,
+    _order,
+    _adaptive,
+    _meaning,
+    _probing,
+    _how,
+)
+"""In the order of the page; each gives HTML, or nothing where the run has no such table."""

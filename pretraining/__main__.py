@@ -37,7 +37,7 @@ HEADER = "# The releases in the package; written by `python -m pretraining`.\n"
 CONTEXT = 128
 SEQPOS = (4, None)  # the model parks outlier norms on a sequence's first positions
 BATCH = 1024
-JUDGED = 128  # sequences per text
+JUDGED = 64  # sequences per text
 NOTES = [
     "Trained on 5 million tokens, a thousandth of what a research SAE sees: rare latents are "
     "undertrained, and nobody has checked what single latents mean.",
@@ -73,7 +73,8 @@ def main() -> None:
     sae = HierarchicalTopKSAE.load_from_disk(folder / "sae", device=args.device)
     describe(sae, args, model, kept[:200])
     sae.cfg.metadata.training_time = (folder / "time.txt").read_text()
-    evaluate(sae, model, held)
+    # Judged in float32: bfloat16 rounds cross-entropies.
+    evaluate(sae, open_model(SMOLLM2, args.device), held)
     ship(sae)
 
 
@@ -133,7 +134,7 @@ def describe(
     tokens = tokenize(texts, model.tokenizer, CONTEXT)[:32]
     acts = hook_activations(model, tokens, metadata.hook_name)[:, slice(*SEQPOS)]
     metadata.max_norm = round(5 * acts.float().norm(dim=-1).median().item())
-    metadata.model_name = SMOLLM2_HUB_NAME
+    metadata.model_name, metadata.open_with = SMOLLM2_HUB_NAME, SMOLLM2
     metadata.training_tokens = args.steps * BATCH
     metadata.seed = args.seed
     metadata.notes = NOTES

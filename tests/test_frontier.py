@@ -73,6 +73,18 @@ def test_every_column_is_what_it_says(sae: Any, acts: torch.Tensor) -> None:
     assert gained.to_numpy() == pytest.approx(table["explained_variance"].to_numpy(), abs=1e-5)
 
 
+def test_a_metric_of_one_s_own_is_one_function(sae: Any, acts: torch.Tensor) -> None:
+    metrics = {"largest_miss": lambda x, x_hat: (x - x_hat).abs().amax(-1)}
+    table = evaluate_activations(sae, acts, [3], metrics=metrics, batch_size=50)
+    with sae.budget(3):
+        want = (acts - sae(acts)).abs().amax(-1).mean().item()
+    assert table["largest_miss"][0] == pytest.approx(want, rel=1e-5)
+    with pytest.raises(ValueError, match="'mse' is taken"):
+        evaluate_activations(sae, acts, metrics={"mse": lambda x, x_hat: x[:, 0]})
+    with pytest.raises(ValueError, match="must give one number per token"):
+        evaluate_activations(sae, acts, metrics={"all": lambda x, x_hat: x})
+
+
 def test_standard_errors_grow_with_what_documents_share(sae: Any, acts: torch.Tensor) -> None:
     each = evaluate_activations(sae, acts, [8], bootstrap=300)
     again = evaluate_activations(sae, acts, [8], bootstrap=300, batch_size=50)

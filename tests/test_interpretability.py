@@ -32,6 +32,7 @@ from hsae_lens.evaluation.judges import (
     JudgeUnavailableError,
     local_judge,
 )
+from hsae_lens.evaluation.latents import describe_latents
 from hsae_lens.evaluation.probing import fingerprint, sparse_probing
 from hsae_lens.models import hook_activations, open_model
 from hsae_lens.report import write_report
@@ -58,6 +59,27 @@ def tokens(smollm: Any) -> torch.Tensor:
 @pytest.fixture(scope="module")
 def examples(sae: Any, smollm: Any, tokens: torch.Tensor) -> list[LatentExamples]:
     return latent_examples(sae, smollm, tokens, per_bin=3)
+
+
+def test_latents_described_without_a_judge(sae: Any, smollm: Any, tokens: torch.Tensor) -> None:
+    few = tokens[:6]
+    table = describe_latents(sae, smollm, few, n_words=3).set_index("latent")
+    acts = hook_activations(smollm, few, SHIPPED[1])
+    special = torch.isin(few, torch.tensor(smollm.tokenizer.all_special_ids))
+    keep = (acts.norm(dim=-1) <= sae.cfg.metadata.max_norm) & ~special
+    keep[:, :4] = False
+    code, words = sae.encode(acts)[keep], few[keep]
+    assert set(table.index) == set((code > 0).any(0).nonzero().flatten().tolist())
+    for latent in table.index[::500]:
+        fires = code[:, latent] > 0
+        row = table.loc[latent]
+        assert row["density"] == pytest.approx(fires.double().mean().item())
+        assert row["activation"] == pytest.approx(code[fires, latent].mean().item(), rel=1e-4)
+        times = words[fires].unique(return_counts=True)[1]
+        assert row["token_share"] == pytest.approx((times.max() / fires.sum()).item())
+        assert len(row["promotes"]) == 3
+    nobody = next(i for i in range(sae.cfg.d_sae) if i not in table.index)
+    assert describe_latents(sae, smollm, few, [nobody])["density"][0] == 0
 
 
 class Server(ThreadingHTTPServer):
@@ -272,6 +294,7 @@ def test_the_commands_add_to_a_run_and_the_report_shows_it(
     assert len(server.prompts) == 36
     table = pd.read_csv(tmp_path / "run" / "interpretation.csv")
     assert set(table["sae"]) == {sae, "random decoder"}
+    assert {"density", "rank", "enrichment", "token_share", "promotes"} <= set(table.columns)
     assert set(table["ranks"]) == {"1–8", "9–32", "33–128"}
     page = write_report([run], tmp_path / "report.html").read_text()
     assert "Can a judge say what latents stand for?" in page

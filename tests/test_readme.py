@@ -13,7 +13,7 @@ README = (ROOT / "README.md").read_text()
 
 def test_the_python_snippets_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     snippets = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
-    assert len(snippets) == 3
+    assert len(snippets) == 4
     assert "500_000" in snippets[0]
     monkeypatch.chdir(tmp_path)
     namespace: dict[str, object] = {}

@@ -126,7 +126,7 @@ def test_the_card_tells_the_truth() -> None:
     saved = saved[saved["text"].str.contains("CPython") & (saved["k"] == 32)]
     assert len(saved) == 1
     model = open_model("smollm2-135m", dtype=torch.bfloat16)
-    tokens = tokenize(cpython_reference(), model.tokenizer, 128, progress=False)[:128]
+    tokens = tokenize(cpython_reference(), model.tokenizer, 128, progress=False)[:64]
     table = evaluate_budgets(sae, model, tokens, [32], cross_entropy=False, progress=False)
     difference = table["explained_variance"].iloc[0] - saved["explained_variance"].iloc[0]
     assert abs(difference) < 0.01

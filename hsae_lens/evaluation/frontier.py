@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import pandas as pd
@@ -12,7 +12,7 @@ from tqdm.auto import tqdm
 
 from hsae_lens.budgets import powers_of_two, resolve_budgets
 from hsae_lens.evaluation.judged import Judged, longest
-from hsae_lens.evaluation.metrics import FrontierSums
+from hsae_lens.evaluation.metrics import FrontierSums, Metric
 from hsae_lens.models import hook_activations, input_device, missing_hook
 from hsae_lens.ordered_code import OrderedCode
 from hsae_lens.sae import HierarchicalTopKSAE
@@ -30,6 +30,7 @@ def evaluate_budgets(
     cross_entropy: bool = True,
     bootstrap: int = 0,
     documents: torch.Tensor | None = None,
+    metrics: Mapping[str, Metric] | None = None,
     batch_size: int = 16,
     progress: bool = True,
 ) -> pd.DataFrame:
@@ -53,6 +54,9 @@ def evaluate_budgets(
         bootstrap: how many resamples to take for the standard errors; 0 for none.
         documents: int64 ``[n_sequences]``, which document each sequence is of: resampled together.
             None for every sequence on its own.
+        metrics: columns of your own, for example ``{"largest_miss": lambda x, x_hat: (x -
+            x_hat).abs().amax(-1)}``: activations and reconstructions ``[n, d_in]`` in, a number per
+            token out, averaged over tokens.
         batch_size: sequences per forward pass.
 
     Returns:
@@ -80,7 +84,7 @@ def evaluate_budgets(
     documents = torch.arange(len(tokens)) if documents is None else documents
     if documents.shape != tokens.shape[:1]:
         raise ValueError(f"documents must be [{len(tokens)}], one per sequence.")
-    sums = FrontierSums(resolved, sae.cfg.d_in, sae.cfg.d_sae, int(documents.max()) + 1)
+    sums = FrontierSums(resolved, sae.cfg.d_in, sae.cfg.d_sae, int(documents.max()) + 1, metrics)
     judged = Judged.by(sae, model, seqpos_slice, max_norm)
     frontier = _ModelFrontier(sae, model, sums, judged, cross_entropy)
     batches = zip(tokens.split(batch_size), documents.split(batch_size), strict=True)
@@ -99,6 +103,7 @@ def evaluate_activations(
     max_norm: float | None = None,
     bootstrap: int = 0,
     documents: torch.Tensor | None = None,
+    metrics: Mapping[str, Metric] | None = None,
     batch_size: int = 4096,
     progress: bool = True,
 ) -> pd.DataFrame:
@@ -115,7 +120,7 @@ def evaluate_activations(
     resolved = _resolve(sae, budgets)
     _check(activations, sae, "activations")
     documents = torch.arange(len(activations)) if documents is None else documents
-    sums = FrontierSums(resolved, sae.cfg.d_in, sae.cfg.d_sae, int(documents.max()) + 1)
+    sums = FrontierSums(resolved, sae.cfg.d_in, sae.cfg.d_sae, int(documents.max()) + 1, metrics)
     limit = longest(sae, max_norm)
     batches = zip(activations.split(batch_size), documents.split(batch_size), strict=True)
     n_batches = -(-len(activations) // batch_size)

@@ -5,7 +5,7 @@ Pure tensors in, a table out; where activations and losses come from is ``fronti
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import pandas as pd
@@ -14,6 +14,11 @@ import torch
 from hsae_lens.ordered_code import OrderedCode
 
 DENSE = 0.1  # a latent active on a larger share of the tokens is dense
+Metric = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+"""A number per token ``[n]`` from its activation and reconstruction, both ``[n, d_in]``."""
+TAKEN = {"k", "tokens", "l0", "explained_variance", "fvu", "adds", "mse", "cosine", "l2_ratio",
+         "dead", "dense", "active", "square_error", "square_error_before", "predictions", "kl",
+         "ce_score", "ce_clean", "ce_ablated", "ce_with_sae"}  # fmt: skip
 FEWEST_GROUPS = 10  # a bootstrap over fewer says little
 
 
@@ -26,9 +31,17 @@ class FrontierSums:
         budgets: ascending.
         d_in, d_sae: widths.
         n_groups: groups are numbered 0..n_groups-1.
+        extra: metrics of the user's own, by column name; their mean over tokens is reported.
     """
 
-    def __init__(self, budgets: Sequence[int], d_in: int, d_sae: int, n_groups: int) -> None:
+    def __init__(
+        self,
+        budgets: Sequence[int],
+        d_in: int,
+        d_sae: int,
+        n_groups: int,
+        extra: Mapping[str, Metric] | None = None,
+    ) -> None:
         self.budgets = list(budgets)
         self.shape = (len(self.budgets), n_groups)
         self.tokens = torch.zeros(n_groups, dtype=torch.float64)
@@ -36,6 +49,9 @@ class FrontierSums:
         self.sum_square = torch.zeros(n_groups, dtype=torch.float64)
         self.fired = torch.zeros(len(self.budgets), d_sae, dtype=torch.int64)
         self.sums: dict[str, torch.Tensor] = {}
+        self.extra = dict(extra or {})
+        if taken := sorted(set(self.extra) & TAKEN):
+            raise ValueError(f"The metric name {taken[0]!r} is taken; choose another.")
 
     def add_tokens(self, x: torch.Tensor, groups: torch.Tensor) -> None:
         """The activations ``[n, d_in]`` of n judged tokens and their groups ``[n]``."""
@@ -58,6 +74,14 @@ class FrontierSums:
         self.add("square_error", n, (x - x_hat).square().sum(-1), groups)
         self.add("cosine", n, cosine, groups)
         self.add("l2_ratio", n, lengths[1] / lengths[0], groups)
+        for name, metric in self.extra.items():
+            values = metric(x, x_hat)
+            if values.shape != x.shape[:1]:
+                raise ValueError(
+                    f"The metric {name!r} must give one number per token, [{len(x)}], got "
+                    f"{tuple(values.shape)}."
+                )
+            self.add(name, n, values, groups)
 
     def add(self, name: str, n: int, values: torch.Tensor, groups: torch.Tensor) -> None:
         """One number per token, at the n-th budget."""
@@ -117,6 +141,7 @@ class FrontierSums:
             "mse": mean("square_error"),
             "cosine": mean("cosine"),
             "l2_ratio": mean("l2_ratio"),
+            **{name: mean(name) for name in self.extra},
         }
         if "ce_with_sae" not in self.sums:
             return metrics

@@ -22,6 +22,7 @@ from hsae_lens.evaluation.frontier import evaluate_budgets
 from hsae_lens.evaluation.interpretation import LatentExamples, cost, interpret, latent_examples
 from hsae_lens.evaluation.judged import judged_activations
 from hsae_lens.evaluation.judges import CachedJudge, Judge
+from hsae_lens.evaluation.latents import describe_latents
 from hsae_lens.evaluation.probing import DATASETS, sparse_probing
 from hsae_lens.evaluation.stability import contribution_stability, noise_stability
 from hsae_lens.files import replacing
@@ -199,22 +200,28 @@ def add_interpretation(run: str | Path, judge: Judge, per_bin: int = 10) -> pd.D
     The judge's answers are kept in ``judge.jsonl``: an interrupted call goes on from there.
     """
     cached = CachedJudge(judge, Path(run) / "judge.jsonl")
-    examples, _ = _latent_examples(run, per_bin)
-    tables = [interpret(some, cached).assign(sae=name) for name, some in examples.items()]
+    opened = Opened.by(config_of(run))
+    tables = []
+    for name, examples in _latent_examples(opened, per_bin).items():
+        table = interpret(examples, cached)
+        latents = table["latent"].unique().tolist()
+        facts = describe_latents(opened.hierarchical()[name], opened.model, opened.tokens, latents)
+        tables.append(table.merge(facts, on="latent").assign(sae=name))
     return _keep(tables, Path(run) / "interpretation.csv")
 
 
 def interpretation_cost(run: str | Path, per_bin: int = 10) -> dict[str, int]:
     """How many ``prompts`` and ``tokens`` :func:`add_interpretation` would send; sends none."""
-    examples, tokenizer = _latent_examples(run, per_bin)
-    return cost([latent for some in examples.values() for latent in some], tokenizer)
-
-
-def _latent_examples(run: str | Path, per_bin: int) -> tuple[dict[str, list[LatentExamples]], Any]:
     opened = Opened.by(config_of(run))
-    saes = opened.hierarchical()
-    found = {n: latent_examples(s, opened.model, opened.tokens, per_bin) for n, s in saes.items()}
-    return found, opened.model.tokenizer
+    examples = _latent_examples(opened, per_bin).values()
+    return cost([latent for some in examples for latent in some], opened.model.tokenizer)
+
+
+def _latent_examples(opened: Opened, per_bin: int) -> dict[str, list[LatentExamples]]:
+    return {
+        name: latent_examples(sae, opened.model, opened.tokens, per_bin)
+        for name, sae in opened.hierarchical().items()
+    }
 
 
 def config_of(run: str | Path) -> EvalConfig:

@@ -1,0 +1,93 @@
+"""What can be said of single latents without a judge."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import pandas as pd
+import torch
+from tqdm.auto import tqdm
+
+from hsae_lens.evaluation.judged import Judged
+from hsae_lens.models import hook_activations
+from hsae_lens.sae import HierarchicalTopKSAE
+
+
+@torch.no_grad()
+def describe_latents(
+    sae: HierarchicalTopKSAE,
+    model: Any,
+    tokens: torch.Tensor,
+    latents: Sequence[int] | None = None,
+    n_words: int = 5,
+    batch_size: int = 16,
+) -> pd.DataFrame:
+    """Descriptive columns for latents: where they stand, which tokens they fire on and promote.
+
+    Args:
+        tokens: int64 ``[n_sequences, context_size]``.
+        latents: which; None for all that fire in these tokens.
+        n_words: tokens to list.
+
+    Returns:
+        A row per latent: ``latent``; ``density`` (share of tokens it fires on); ``rank`` (mean
+        place in the code, 1 is first) and ``activation`` (mean), where it fires; ``fires_on`` (the
+        tokens it fires on most often), ``enrichment`` (how many times more often than chance the
+        first of them is there) and ``token_share`` (the share of its activations on that token: 1
+        is a token detector); ``promotes`` (the tokens whose logits its decoder row raises most,
+        through the unembedding alone).
+    """
+    judged, parts = Judged.by(sae, model), []
+    for batch in tqdm(tokens.split(batch_size), "Latents"):
+        acts = hook_activations(model, batch, sae.cfg.metadata.hook_name).flatten(2)
+        code, keep = sae.encode_ordered(acts.to(sae.device)), judged(batch, acts.cpu())
+        parts.append((code.values.cpu()[keep], code.indices.cpu()[keep], batch[keep]))
+    values, indices, words = (torch.cat(column) for column in zip(*parts, strict=True))
+    n, k = values.shape
+    fired = values > 0
+    latent, value = indices[fired], values[fired].double()
+    rank = torch.arange(1, k + 1).expand(n, k)[fired].double()
+    word = words[:, None].expand(n, k)[fired]
+    counts = torch.bincount(latent, minlength=sae.cfg.d_sae).double()
+
+    def mean(of: torch.Tensor) -> torch.Tensor:
+        return torch.bincount(latent, of, minlength=sae.cfg.d_sae) / counts
+
+    ranks, activations = mean(rank), mean(value)
+    base = torch.bincount(words).double() / n
+    order = latent.argsort(stable=True)
+    ends = torch.bincount(latent, minlength=sae.cfg.d_sae).cumsum(0)
+    chosen = counts.nonzero().flatten().tolist() if latents is None else list(latents)
+    promotes = _promoted(sae, model, chosen, n_words)
+    rows = []
+    for position, i in enumerate(chosen):
+        mine = word[order[int(ends[i] - counts[i]) : int(ends[i])]]
+        found, times = mine.unique(return_counts=True)
+        top = times.argsort(descending=True, stable=True)[:n_words]
+        share = (times[top[0]] / len(mine)).item() if len(mine) else float("nan")
+        rows.append(
+            {
+                "latent": i,
+                "density": (counts[i] / n).item(),
+                "rank": ranks[i].item(),
+                "activation": activations[i].item(),
+                "fires_on": [model.tokenizer.decode([t]) for t in found[top].tolist()],
+                "enrichment": share / base[found[top[0]]].item() if len(mine) else float("nan"),
+                "token_share": share,
+                "promotes": promotes[position],
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def _promoted(
+    sae: HierarchicalTopKSAE, model: Any, latents: list[int], n_words: int
+) -> list[list[str]]:
+    W_U = model.W_U.detach().to(sae.device, torch.float32)
+    rows = []
+    for part in torch.tensor(latents, dtype=torch.int64).split(256):
+        logits = sae.W_dec[part].float() @ W_U
+        for top in logits.topk(n_words).indices.tolist():
+            rows.append([model.tokenizer.decode([t]) for t in top])
+    return rows

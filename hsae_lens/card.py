@@ -15,6 +15,8 @@ FACTS = {
     "context_size": "tokens per sequence",
     "seqpos_slice": "positions used",
     "max_norm": "activations longer than this left out of every figure",
+    "training_settings": "optimizer and schedule",
+    "dead_latents": "dead latents",
     "seed": "seed",
     "training_time": "time",
 }
@@ -64,8 +66,8 @@ def store_frontier(sae: SAE[Any], table: pd.DataFrame, text: str) -> None:
 def write_card(sae: SAE[Any], release: str, sae_id: str, title: str | None = None) -> str:
     """The card in Markdown: how to load it, what it was trained on, its frontier, its limits.
 
-    Everything is read from the SAE's config and metadata: ``frontier`` (:func:`store_frontier`) and
-    ``notes``, a list of sentences on what it is not good for.
+    Everything is read from the SAE's config and metadata: ``frontier`` (:func:`store_frontier`),
+    ``notes`` (sentences on what it is not good for) and the keys of ``FACTS``.
     """
     cfg, metadata = sae.cfg, sae.cfg.metadata
     facts = {

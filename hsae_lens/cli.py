@@ -280,6 +280,7 @@ def _advise(parsed: argparse.Namespace) -> None:
     import pandas as pd
 
     from hsae_lens.evaluation.advice import advise
+    from hsae_lens.evaluation.run import CONTROL
     from hsae_lens.saved import open_sae
 
     if parsed.frontier.endswith(".csv"):
@@ -291,7 +292,9 @@ def _advise(parsed: argparse.Namespace) -> None:
                 f"{parsed.frontier} has no saved frontier. Run `hsae eval {parsed.frontier}` and "
                 "give the frontier.csv it writes."
             )
-    for name, rows in table.groupby(kind, sort=False):
+    if kind not in table:
+        table[kind] = "frontier"
+    for name, rows in table[table[kind] != CONTROL].groupby(kind, sort=False):
         print(f"{name}: {advise(rows, parsed.keep, parsed.of)}")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +51,8 @@ def worth_svg(curve: pd.DataFrame) -> str:
     figure, axes = _panel()
     rows = curve[curve["k"] > 0]
     axes.plot(rows["k"], rows["adds"], color=COLOURS[0])
-    axes.set_yscale("log")
+    # Symmetric, so that latents which add nothing, or harm, are seen.
+    axes.set_yscale("symlog", linthresh=1e-4)
     _finish(axes, "Rank of the latent", "Explained variance it adds", rows["k"].max())
     return _svg(figure)
 
@@ -61,7 +63,9 @@ def adaptive_svg(table: pd.DataFrame) -> str:
     names = {"mean": "one threshold for all tokens", "error": "until the error is small enough"}
     fixed = table.sort_values("l0")
     axes.plot(fixed["l0"], fixed["fixed"], color="#777777", label="the same k for every token")
-    for colour, (rule, rows) in zip(COLOURS, table.groupby("rule", sort=False), strict=False):
+    for colour, (rule, rows) in zip(
+        itertools.cycle(COLOURS), table.groupby("rule", sort=False), strict=False
+    ):
         rows = rows.sort_values("l0")
         axes.plot(
             rows["l0"], rows["explained_variance"], "o-", color=colour, label=names[str(rule)]
@@ -87,7 +91,9 @@ def stability_svg(table: pd.DataFrame) -> str:
 def tasks_svg(table: pd.DataFrame) -> str:
     """Share of the model's logit difference kept, by budget and task (one SAE's rows), as SVG."""
     figure, axes = _panel()
-    for colour, (task, rows) in zip(COLOURS, table.groupby("task", sort=False), strict=False):
+    for colour, (task, rows) in zip(
+        itertools.cycle(COLOURS), table.groupby("task", sort=False), strict=False
+    ):
         name = str(task).replace("_", " ")
         axes.plot(rows["k"], rows["logit_retention"], "o-", color=colour, label=name)
     _finish(axes, BUDGET, "Share of the preference kept", table["k"].max())
@@ -101,7 +107,9 @@ def probing_svg(table: pd.DataFrame, size: int) -> str:
     """Mean test AUC of probes on ``size`` latents against the budget, a curve per SAE, as SVG."""
     figure, axes = _panel()
     rows = table[table["probe_size"] == size]
-    for colour, (name, mine) in zip(COLOURS, rows.groupby("sae", sort=False), strict=False):
+    for colour, (name, mine) in zip(
+        itertools.cycle(COLOURS), rows.groupby("sae", sort=False), strict=False
+    ):
         means = mine.groupby("k")["test_auc"].mean()
         axes.plot(means.index, means.to_numpy(), "o-", color=colour, label=name)
     _finish(axes, BUDGET, f"Test AUC of probes on {size} latent{'s' * (size > 1)}", rows["k"].max())
@@ -111,7 +119,9 @@ def probing_svg(table: pd.DataFrame, size: int) -> str:
 
 
 def _frontier(axes: Any, table: pd.DataFrame, quality: str) -> None:
-    for colour, (name, rows) in zip(COLOURS, table.groupby("sae", sort=False), strict=False):
+    for colour, (name, rows) in zip(
+        itertools.cycle(COLOURS), table.groupby("sae", sort=False), strict=False
+    ):
         axes.plot(rows["k"], rows[quality], marker="o", color=colour, label=name)
         if (error := f"{quality}_se") in rows:
             low, high = (rows[quality] + sign * 2 * rows[error] for sign in (-1, 1))

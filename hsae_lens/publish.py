@@ -10,6 +10,7 @@ from sae_lens.training.upload_saes_to_huggingface import upload_saes_to_huggingf
 
 from hsae_lens.card import HUB_HEADER, release_entry, write_card
 from hsae_lens.files import saved_whole
+from hsae_lens.releases import checked
 from hsae_lens.saved import open_hierarchical
 from hsae_lens.sources import checksum, explaining_the_network
 
@@ -57,10 +58,11 @@ def publish(
     if not (metadata.model_name and metadata.hook_name):
         raise ValueError(f"{where} does not say its model_name and hook_name; set its metadata.")
     sae_id = sae_id or str(metadata.hook_name)
+    name = release or repo_id.split("/")[-1]
+    checked(name, metadata.model_name, [{"id": sae_id, "path": sae_id}], repo_id, None)
     card = write_card(sae, repo_id, sae_id)
     with tempfile.TemporaryDirectory() as beside:
         weights, _ = sae.save_model(Path(beside) / "sae")
-        name = release or repo_id.split("/")[-1]
         entry = release_entry(
             name, metadata.model_name, sae_id, sae_id, checksum(weights), repo_id=repo_id
         )

@@ -139,7 +139,7 @@ def register_release(
         ValueError: for missing or unknown keys, a path that leaves its folder or names pickled
             weights, or a name that is taken by another release. Nothing is registered then.
     """
-    release = _checked(name, model, saes, repo_id, folder)
+    release = checked(name, model, saes, repo_id, folder)
     _add([release])
     return release
 
@@ -166,7 +166,7 @@ def read_releases(file: str | Path) -> list[Release]:
         if folder is not None:
             folder = file.parent.absolute() / Path(str(folder)).expanduser()
         releases.append(
-            _checked(str(name), entry["model"], entry["saes"], entry.get("repo_id"), folder)
+            checked(str(name), entry["model"], entry["saes"], entry.get("repo_id"), folder)
         )
     return releases
 
@@ -218,13 +218,14 @@ def near(name: str, known: Iterable[str]) -> str:
     return f" Known: {', '.join(names)}." if len(names) <= 8 else ""
 
 
-def _checked(
+def checked(
     name: str,
     model: str,
     saes: Sequence[Mapping[str, Any]],
     repo_id: str | None,
     folder: str | Path | None,
 ) -> Release:
+    """A release made of these, if they are sound; see :func:`register_release`."""
     where = f"release {name!r}"
     if (repo_id is None) == (folder is None):
         raise ValueError(f"{where} needs either repo_id or folder, one of the two.")
@@ -237,9 +238,10 @@ def _checked(
         _check_keys(entry, SAE_KEYS, {"id", "path"}, where)
         keys = {**entry, "id": str(entry["id"]), "path": str(entry["path"])}
         _check_path(keys["path"], f"{where}, SAE {keys['id']!r}")
-        sha256 = keys.get("sha256")
-        if sha256 is not None and not re.fullmatch("[0-9a-f]{64}", str(sha256)):
-            raise ValueError(f"{where}, SAE {keys['id']!r}: sha256 must be 64 hex digits.")
+        if keys.get("sha256") is not None:
+            keys["sha256"] = str(keys["sha256"]).lower()
+            if not re.fullmatch("[0-9a-f]{64}", keys["sha256"]):
+                raise ValueError(f"{where}, SAE {keys['id']!r}: sha256 must be 64 hex digits.")
         if keys["id"] in by_id:
             raise ValueError(f"{where} lists the SAE {keys['id']!r} twice.")
         by_id[keys["id"]] = keys

@@ -51,8 +51,8 @@ class HierarchicalTopKTrainer(SAETrainer[Any, Any]):
     @override
     def fit(self) -> Any:
         trained = super().fit()
-        for bad in self.bad_steps.rest():
-            self._stop_if(bad)
+        if any(self.bad_steps.rest()):
+            logger.warning("Activations of the last steps were NaN or infinite; they were skipped.")
         return trained
 
     @override
@@ -92,7 +92,7 @@ class HierarchicalTopKTrainer(SAETrainer[Any, Any]):
         if bad:
             raise FloatingPointError(
                 f"At most {LAG} steps before step {self.n_training_steps}, activations were NaN or "
-                "infinite. Such steps do not change the weights; the last checkpoint is intact. "
+                "infinite. Such steps do not change the weights, and checkpoints are intact. "
                 "Look at the model's dtype (float16 overflows) and the data."
             )
 

@@ -157,6 +157,11 @@ class HierarchicalTopKSAE(TopKSAE):
         """
         return torch.stack(list(self.each_budget(code, resolve_budgets(budgets, code.k))))
 
+    def encode_joined(self, x: torch.Tensor) -> OrderedCode:
+        """:meth:`encode_ordered` of activations ``[..., d_in]`` whose heads are joined already."""
+        with joined_heads(self):
+            return self.encode_ordered(x.to(self.device, self.dtype))
+
     def each_budget(self, code: OrderedCode, budgets: Iterable[int]) -> Iterator[torch.Tensor]:
         """:meth:`decode_budgets` one budget at a time; budget 0 gives the bias alone."""
         if self.cfg.rescale_acts_by_decoder_norm:
@@ -250,6 +255,19 @@ class HierarchicalTopKSAE(TopKSAE):
         for name, value in kept.items():
             setattr(self, name, value)
         return restored
+
+
+@contextmanager
+def joined_heads(sae: Any) -> Iterator[None]:
+    """Inside, an SAE of hook_z reads and gives ``[..., d_in]`` with the heads joined."""
+    reshapes = sae.hook_z_reshaping_mode
+    if reshapes:
+        sae.turn_off_forward_pass_hook_z_reshaping()
+    try:
+        yield
+    finally:
+        if reshapes:
+            sae.turn_on_forward_pass_hook_z_reshaping()
 
 
 def norms_are_one(W_dec: torch.Tensor) -> bool:

@@ -16,11 +16,12 @@ from hsae_lens.sources import explaining_the_network
 FOLDED_AT_THE_END = ("expected_average_only_in", "covariance_whitening")
 
 
-def open_sae(where: str | Path, device: str = "cpu") -> SAE[Any]:
+def open_sae(where: str | Path, device: str = "cpu", dtype: str | None = None) -> SAE[Any]:
     """Any SAELens SAE, ready for inference.
 
     Args:
         where: a folder, or a release and an id as ``RELEASE/SAE_ID`` (ours or SAELens').
+        dtype: of the weights; None for a folder's own, and float32 by name, as SAELens does.
 
     Raises:
         FileNotFoundError: if it is neither (the nearest names are said).
@@ -29,9 +30,9 @@ def open_sae(where: str | Path, device: str = "cpu") -> SAE[Any]:
         SAEUnavailableError: if it is on the hub and that cannot be reached.
     """
     if not Path(where).exists():
-        return _by_name(str(where), device)
+        return _by_name(str(where), device, dtype or "float32")
     with explaining_bad_files(where):
-        sae: SAE[Any] = SAE.load_from_disk(where, device=device)
+        sae: SAE[Any] = SAE.load_from_disk(where, device=device, dtype=dtype)
     if sae.cfg.normalize_activations in FOLDED_AT_THE_END:
         raise ValueError(
             f"{where} is a training checkpoint: the scaling of its input is not folded into the "
@@ -51,13 +52,13 @@ def open_hierarchical(where: str | Path, device: str = "cpu") -> HierarchicalTop
     return sae
 
 
-def _by_name(name: str, device: str) -> SAE[Any]:
+def _by_name(name: str, device: str, dtype: str) -> SAE[Any]:
     directory = get_pretrained_saes_directory()
     for release, lookup in directory.items():
         sae_id = name.removeprefix(f"{release}/")
         if sae_id != name and sae_id in lookup.saes_map:
             with explaining_the_network(name):
-                return SAE.from_pretrained(release, sae_id, device=device)
+                return SAE.from_pretrained(release, sae_id, device=device, dtype=dtype)
     ours = [f"{release.name}/{sae_id}" for release in RELEASES.values() for sae_id in release.saes]
     raise FileNotFoundError(
         f"No saved SAE at {name}, neither folder nor RELEASE/SAE_ID.{near(name, ours)}"

@@ -25,8 +25,8 @@ from sae_lens.constants import SAE_CFG_FILENAME, SAE_WEIGHTS_FILENAME
 from sae_lens.loading.pretrained_sae_loaders import (
     get_sae_lens_config_from_disk,
     get_sae_lens_config_from_hf,
+    read_sae_components_from_disk,
     sae_lens_disk_loader,
-    sae_lens_huggingface_loader,
 )
 
 from hsae_lens.files import explaining_bad_files
@@ -57,7 +57,7 @@ def load(
     force_download: bool = False,
     cfg_overrides: dict[str, Any] | None = None,
 ) -> Loaded:
-    """Config, weights and log sparsity (if saved) of one SAE, its checksum verified first.
+    """Config and weights of one SAE, its checksum verified first (no log sparsity: None).
 
     Raises:
         ValueError: for weights that are damaged, not those of the release, or pickled.
@@ -74,14 +74,15 @@ def load(
             _verify(folder / SAE_WEIGHTS_FILENAME, sha256)
             return *sae_lens_disk_loader(folder, device, overrides), None
     with explaining_the_network(f"{repo_id}/{folder_name}"):
-        weights = hf_hub_download(
-            repo_id, f"{folder_name}/{SAE_WEIGHTS_FILENAME}", force_download=force_download
+        cfg, weights = (
+            Path(hf_hub_download(repo_id, f"{folder_name}/{name}", force_download=force_download))
+            for name in (SAE_CFG_FILENAME, SAE_WEIGHTS_FILENAME)
         )
-        with explaining_bad_files(Path(weights).parent):
-            _verify(Path(weights), sha256)
-            return sae_lens_huggingface_loader(
-                repo_id, folder_name, device, cfg_overrides=overrides
-            )
+        with explaining_bad_files(weights.parent):
+            _verify(weights, sha256)
+            # These very files: asking the hub once more could bring others.
+            cfg_dict = get_sae_lens_config_from_disk(cfg.parent, device, overrides)
+            return *read_sae_components_from_disk(cfg_dict, weights, device), None
 
 
 def config(

@@ -153,12 +153,16 @@ def _indirect_object() -> Iterator[Pair]:
 
 
 def _greater_than() -> Iterator[Pair]:
-    for event, century, low in itertools.product(EVENTS, (16, 17, 18), range(2, 5)):
+    # Forwards and backwards in time, so that neither large nor small digits are right as such.
+    for event, century, low in itertools.product(EVENTS, (16, 17, 18), range(2, 8)):
         for year in range(10):
-            early, late = f"{century}{low}{year}", f"{century}{low + 4}{year}"
-            prompt = f"The {event} lasted from the year {{}} to the year {century}"
-            middle = low + 2  # after the early year, before the late one
-            yield Pair(prompt.format(early), prompt.format(late), str(middle), str(low - 1))
+            year_given = f"in the year {century}{low}{year}"
+            forwards, backwards = (
+                f"The {event} that {one} {year_given} {other} in the year {century}"
+                for one, other in (("began", "ended"), ("ended", "began"))
+            )
+            yield Pair(forwards, backwards, str(low + 1), str(low - 1))
+            yield Pair(backwards, forwards, str(low - 1), str(low + 1))
 
 
 def _induction() -> Iterator[Pair]:

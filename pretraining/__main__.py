@@ -8,6 +8,7 @@ is given again.
 from __future__ import annotations
 
 import argparse
+import json
 import time
 from pathlib import Path
 from typing import Any
@@ -37,6 +38,7 @@ HEADER = "# The releases in the package; written by `python -m pretraining`.\n"
 CONTEXT = 128
 SEQPOS = (4, None)  # the model parks outlier norms on a sequence's first positions
 BATCH = 1024
+LR = 2e-3
 JUDGED = 64  # sequences per text
 NOTES = [
     "Trained on 5 million tokens, a thousandth of what a research SAE sees: rare latents are "
@@ -60,9 +62,10 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
 
+    folder = args.runs / f"layer-{args.layer}"
+    remember_settings(args, folder)
     kept, held = hold_out(documents(args.characters_per_set, seed=args.seed), 0.02, args.seed)
     model = open_model(SMOLLM2, args.device, torch.bfloat16)
-    folder = args.runs / f"layer-{args.layer}"
     if not (folder / "sae").exists():
         started = time.perf_counter()
         train(args, model, kept, folder)
@@ -72,10 +75,22 @@ def main() -> None:
         )
     sae = HierarchicalTopKSAE.load_from_disk(folder / "sae", device=args.device)
     describe(sae, args, model, kept[:200])
-    sae.cfg.metadata.training_time = (folder / "time.txt").read_text()
+    time_file = folder / "time.txt"
+    sae.cfg.metadata.training_time = time_file.read_text() if time_file.exists() else None
+    count_dead(sae, model, held)
     # Judged in float32: bfloat16 rounds cross-entropies.
     evaluate(sae, open_model(SMOLLM2, args.device), held)
     ship(sae)
+
+
+def remember_settings(args: argparse.Namespace, folder: Path) -> None:
+    """Refuses to go on with a run that was begun with other settings: its card would lie."""
+    settings = json.dumps({key: str(value) for key, value in sorted(vars(args).items())})
+    file = folder / "settings.json"
+    if file.exists() and file.read_text() != settings:
+        raise SystemExit(f"{folder} was begun with {file.read_text()}; give another --runs.")
+    folder.mkdir(parents=True, exist_ok=True)
+    file.write_text(settings)
 
 
 def train(args: argparse.Namespace, model: Any, texts: list[str], folder: Path) -> None:
@@ -101,7 +116,7 @@ def train(args: argparse.Namespace, model: Any, texts: list[str], folder: Path) 
         train_batch_size_tokens=BATCH,
         store_batch_size_prompts=32,
         n_batches_in_buffer=2048,  # sequences whose positions are mixed
-        lr=2e-3,
+        lr=LR,
         lr_warm_up_steps=args.steps // 20,
         lr_decay_steps=args.steps * 2 // 5,
         device=args.device,
@@ -136,8 +151,20 @@ def describe(
     metadata.max_norm = round(5 * acts.float().norm(dim=-1).median().item())
     metadata.model_name, metadata.open_with = SMOLLM2_HUB_NAME, SMOLLM2
     metadata.training_tokens = args.steps * BATCH
+    metadata.training_settings = (
+        f"{args.steps} steps of {BATCH} tokens, Adam, learning rate {LR}, "
+        f"{args.steps // 20} steps of warm-up, decaying to 0 over the last {args.steps * 2 // 5}"
+    )
     metadata.seed = args.seed
     metadata.notes = NOTES
+
+
+def count_dead(sae: HierarchicalTopKSAE, model: Any, held: list[str]) -> None:
+    """Dead latents on all of the held-out text: on little text most rare latents look dead."""
+    tokens = tokenize(held, model.tokenizer, CONTEXT)
+    table = evaluate_budgets(sae, model, tokens, [sae.cfg.k], cross_entropy=False)
+    judged, dead = int(table["tokens"][0]), float(table["dead"][0])
+    sae.cfg.metadata.dead_latents = f"{dead:.1%} on {judged:,} held-out tokens, at k={sae.cfg.k}"
 
 
 def evaluate(sae: HierarchicalTopKSAE, model: Any, held: list[str]) -> None:

@@ -23,7 +23,6 @@ from hsae_lens.evaluation.interpretation import (
     _score,
     cost,
     interpret,
-    interpretation_prompts,
     latent_examples,
 )
 from hsae_lens.evaluation.judges import (
@@ -227,24 +226,32 @@ def test_answers_are_kept_and_an_interrupted_run_goes_on(
     third = CachedJudge(EndpointJudge("m", server.url), file)
     interpret(examples[:2], third, progress=False)
     assert len(server.prompts) == 7
-    other = CachedJudge(EndpointJudge("another", server.url), file)
-    assert not other.knows(interpretation_prompts(examples[0], None)[0])
+    interpret(examples[:1], CachedJudge(EndpointJudge("another", server.url), file), False)
+    assert len(server.prompts) == 10, "another judge's answers are its own"
 
 
 def test_judges_that_fail_are_said(
     server: Server, monkeypatch: pytest.MonkeyPatch, examples: list[LatentExamples]
 ) -> None:
-    monkeypatch.setenv("OPENAI_API_KEY", "secret")
+    monkeypatch.setenv("OPENAI_API_KEY", "for OpenAI only")
     EndpointJudge("m", server.url)("x")
-    assert server.keys == ["Bearer secret"]
+    monkeypatch.setenv("HSAE_JUDGE_API_KEY", "secret")
+    EndpointJudge("m", server.url)("x")
+    assert server.keys == [None, "Bearer secret"]
     server.status = 401
     with pytest.raises(JudgeUnavailableError, match=r"401.*Check the address, the key"):
         EndpointJudge("m", server.url)("x")
     with pytest.raises(JudgeUnavailableError, match="does not answer"):
         EndpointJudge("m", "http://127.0.0.1:9/v1", timeout=1)("x")
+    server.status, server.prompts = 503, []
+    with pytest.raises(JudgeUnavailableError, match="503"):
+        EndpointJudge("m", server.url)("x")
+    assert len(server.prompts) == 3, "a busy judge is asked again"
     server.status = 200
-    server.answer = lambda prompt: None
-    assert EndpointJudge("m", server.url)("x") == "None"
+    for refusal in (None, "  "):
+        server.answer = lambda prompt, refusal=refusal: refusal
+        with pytest.raises(JudgeUnavailableError, match="refused, or out of max_tokens"):
+            EndpointJudge("m", server.url)("x")
     with pytest.raises(JudgeUnavailableError, match="Cannot open the judge '/no/such'"):
         local_judge("/no/such")
 

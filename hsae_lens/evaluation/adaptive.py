@@ -12,7 +12,7 @@ import torch
 from tqdm.auto import tqdm
 
 from hsae_lens.budgets import powers_of_two
-from hsae_lens.sae import HierarchicalTopKSAE
+from hsae_lens.sae import HierarchicalTopKSAE, joined_heads
 
 
 @torch.no_grad()
@@ -38,13 +38,14 @@ def token_errors(
     if not len(activations):
         raise ValueError("There are no activations to judge.")
     errors, values = [], []
-    budgets = range(sae.cfg.k + 1)
     for x in tqdm(activations.split(batch_size), "Every budget", disable=not progress):
-        x = x.to(sae.device, sae.dtype)
-        code = sae.encode_ordered(x)
-        each = [(x_hat - x).square_().sum(-1) for x_hat in sae.each_budget(code, budgets)]
+        code = sae.encode_joined(x)
+        with joined_heads(sae):
+            stack = sae.each_budget(code, range(sae.cfg.k + 1))
+            wide = x.to(sae.device).float()  # a low-precision difference would drown late latents
+            each = [(x_hat.float() - wide).square_().sum(-1) for x_hat in stack]
         errors.append(torch.stack(each, -1).cpu())
-        values.append(code.values.cpu())
+        values.append(code.values.float().cpu())
     return torch.cat(errors), torch.cat(values)
 
 
@@ -121,7 +122,7 @@ def spend_mean(values: torch.Tensor, mean: float) -> torch.Tensor:
     """Budgets ``[n]`` that keep the largest ``mean · n`` of the values ``[n, K]`` of n tokens."""
     n_kept = min(max(1, round(mean * len(values))), values.numel())
     threshold = values.flatten().kthvalue(values.numel() - n_kept + 1).values
-    return (values >= threshold).sum(-1)
+    return ((values >= threshold) & (values > 0)).sum(-1)
 
 
 def reach_error(errors: torch.Tensor, target: float) -> torch.Tensor:

@@ -54,7 +54,7 @@ def advise(frontier: pd.DataFrame, keep: float = 0.95, of: str = "explained_vari
         raise ValueError(f"The frontier has no column {of!r}: evaluate with cross_entropy=True.")
     rows = frontier.sort_values("k")
     largest, best = int(rows["k"].iloc[-1]), float(rows[of].iloc[-1])
-    if best <= 0:
+    if not best > 0:  # NaN too
         raise ValueError(f"The {QUALITIES[of]} at k={largest} is {best:.3f}: not worth a share.")
     first = rows[rows[of] >= keep * best].iloc[0]
     return Advice(int(first["k"]), of, keep, float(first[of]), best, largest)

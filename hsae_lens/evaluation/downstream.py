@@ -17,7 +17,6 @@ from hsae_lens.models import hook_activations, input_device
 from hsae_lens.tasks import TASKS, TokenizedTask, make_task
 
 CHANCE = 0.5
-AT_CHANCE = 0.6  # a model below this does not do the task
 
 
 @torch.no_grad()
@@ -28,6 +27,7 @@ def evaluate_tasks(
     budgets: Sequence[int] | None = None,
     *,
     n: int = 64,
+    judged: Judged | None = None,
     progress: bool = True,
 ) -> pd.DataFrame:
     """The model's accuracy on small tasks with its activations replaced by k latents.
@@ -38,15 +38,18 @@ def evaluate_tasks(
         tasks: names from :data:`hsae_lens.tasks.TASKS`, or tokenized tasks; None for all of them.
         budgets: ascending within 1..k; None for 1, 2, 4, … k.
         n: pairs of each named task.
+        judged: which positions are replaced; None for those the SAE was trained on.
 
     Returns:
         A row per task and budget: ``task``, ``k``, ``accuracy``, ``logit_diff`` (mean of right −
         wrong), ``model_accuracy``, ``model_logit_diff``, ``retention`` ((accuracy − 0.5) /
         (the model's − 0.5)) and ``logit_retention`` (logit_diff / the model's). Both retentions are
-        NaN where the model itself is at chance (accuracy below 0.6): there is nothing to retain.
+        NaN where the model itself is not better than guessing by two standard errors: there is
+        nothing to retain.
 
     Raises:
-        ValueError: for an unknown task or bad budgets; see also :func:`evaluate_budgets`.
+        ValueError: for an unknown task, bad budgets, or a task whose last position is left as it is
+            (the answer would be the model's own at every k).
     """
     largest = sae.cfg.k if hasattr(sae.cfg, "k") else sae.cfg.d_sae
     resolved = resolve_budgets(budgets or powers_of_two(largest), largest)
@@ -59,15 +62,20 @@ def evaluate_tasks(
         tokens = task.clean.to(input_device(model))
         hook_name = sae.cfg.metadata.hook_name
         original = hook_activations(model, tokens, hook_name)
-        keep = Judged.by(sae, model)(tokens, original.flatten(2))[..., None]
+        keep = (judged or Judged.by(sae, model))(tokens, original.flatten(2))[..., None]
+        if not keep[:, -1].all():
+            raise ValueError(
+                f"The last position of the task {task.name!r}, {tokens.shape[1] - 1}, is not one "
+                "that the SAE replaces (its seqpos_slice and max_norm)."
+            )
         want = _logit_diff(model, task, tokens, hook_name, original)
         accuracy = (want > 0).double().mean().item()
+        able = accuracy > CHANCE + 2 * (0.25 / len(want)) ** 0.5 and want.mean() > 0
         for k, _, x_hat in each_reconstruction(sae, original, 2, resolved):
             x = original.flatten(2)
             new = torch.where(keep, x_hat.flatten(2).to(x), x).reshape(original.shape)
             got = _logit_diff(model, task, tokens, hook_name, new)
             solved = (got > 0).double().mean().item()
-            able = accuracy >= AT_CHANCE
             rows.append(
                 {
                     "task": task.name,

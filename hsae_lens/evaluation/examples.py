@@ -10,7 +10,7 @@ from hsae_lens.budgets import powers_of_two
 from hsae_lens.evaluation.adaptive import token_errors
 from hsae_lens.evaluation.judged import Judged
 from hsae_lens.models import hook_activations, input_device
-from hsae_lens.sae import HierarchicalTopKSAE
+from hsae_lens.sae import HierarchicalTopKSAE, joined_heads
 
 PREDICTIONS = 3  # next tokens shown for each budget
 
@@ -45,12 +45,15 @@ def _example(
     x = acts.flatten(2)[0].float()
     keep = Judged.by(sae, model)(row, x[None])[0]
     errors, _ = token_errors(sae, x, progress=False)
-    distance = (x - x[keep].mean(0)).square().sum(-1).cpu()
-    code = sae.encode_ordered(x.to(sae.device, sae.dtype))
+    centre = x[keep].mean(0) if keep.any() else x.mean(0)
+    distance = (x - centre).square().sum(-1).clamp(min=1e-12).cpu()
+    code = sae.encode_joined(x)
     named = code.prefix(min(n_latents, sae.cfg.k))
     budgets = powers_of_two(sae.cfg.k)
     predictions = []
-    for x_hat in sae.each_budget(code, budgets):
+    with joined_heads(sae):
+        reconstructions = list(sae.each_budget(code, budgets))
+    for x_hat in reconstructions:
         new = torch.where(keep[:, None], x_hat.to(x.device), x).to(acts.dtype).reshape(acts.shape)
         predictions.append(_predictions(model, row, hook_name, new))
     predictions.append(_predictions(model, row, hook_name, acts))

@@ -12,10 +12,10 @@ from tqdm.auto import tqdm
 
 from hsae_lens.budgets import powers_of_two, resolve_budgets
 from hsae_lens.evaluation.judged import Judged, longest
-from hsae_lens.evaluation.metrics import FrontierSums, Metric
+from hsae_lens.evaluation.metrics import FrontierSums, Metric, check_groups
 from hsae_lens.models import hook_activations, input_device, missing_hook
 from hsae_lens.ordered_code import OrderedCode
-from hsae_lens.sae import HierarchicalTopKSAE
+from hsae_lens.sae import HierarchicalTopKSAE, joined_heads
 
 
 @torch.no_grad()
@@ -81,9 +81,7 @@ def evaluate_budgets(
         FloatingPointError: if the model's activations hold NaN or infinity.
     """
     resolved = _resolve(sae, budgets)
-    documents = torch.arange(len(tokens)) if documents is None else documents
-    if documents.shape != tokens.shape[:1]:
-        raise ValueError(f"documents must be [{len(tokens)}], one per sequence.")
+    documents = _groups(documents, len(tokens), bootstrap)
     sums = FrontierSums(resolved, sae.cfg.d_in, sae.cfg.d_sae, int(documents.max()) + 1, metrics)
     judged = Judged.by(sae, model, seqpos_slice, max_norm)
     frontier = _ModelFrontier(sae, model, sums, judged, cross_entropy)
@@ -119,7 +117,7 @@ def evaluate_activations(
     """
     resolved = _resolve(sae, budgets)
     _check(activations, sae, "activations")
-    documents = torch.arange(len(activations)) if documents is None else documents
+    documents = _groups(documents, len(activations), bootstrap)
     sums = FrontierSums(resolved, sae.cfg.d_in, sae.cfg.d_sae, int(documents.max()) + 1, metrics)
     limit = longest(sae, max_norm)
     batches = zip(activations.split(batch_size), documents.split(batch_size), strict=True)
@@ -127,8 +125,9 @@ def evaluate_activations(
     for x, groups in tqdm(batches, "Evaluating", n_batches, disable=not progress):
         keep = x.norm(dim=-1) <= limit
         sums.add_tokens(x[keep], groups[keep.cpu()])
-        for _ in _judged_reconstructions(sae, sums, x, keep, groups):
-            pass
+        with joined_heads(sae):
+            for _ in _judged_reconstructions(sae, sums, x, keep, groups):
+                pass
     return sums.table(bootstrap)
 
 
@@ -137,6 +136,21 @@ def _resolve(sae: SAE[Any], budgets: Sequence[int] | None) -> list[int]:
         raise ValueError("Turn use_error_term off: with it the output equals the input at every k.")
     largest = sae.cfg.k if hasattr(sae.cfg, "k") else sae.cfg.d_sae
     return resolve_budgets(budgets or powers_of_two(largest), largest)
+
+
+def _groups(documents: torch.Tensor | None, n: int, bootstrap: int) -> torch.Tensor:
+    """The group of each of n rows, checked before the work rather than after it."""
+    if n == 0:
+        raise ValueError("No token is left to judge: there are none.")
+    if documents is None:
+        documents = torch.arange(n) if bootstrap else torch.zeros(n, dtype=torch.int64)
+    if documents.shape != (n,):
+        raise ValueError(
+            f"documents must be [{n}], one for each row, got {tuple(documents.shape)}."
+        )
+    if bootstrap:
+        check_groups(len(documents.unique()))
+    return documents
 
 
 def _check(x: torch.Tensor, sae: SAE[Any], name: str) -> None:

@@ -99,8 +99,8 @@ def latent_examples(
     """Latents drawn from each range of ranks, with excerpts in which they have such a rank.
 
     A latent is drawn with the probability with which it stands at those ranks, among those that do
-    so often enough in these texts. Excerpts are drawn over all its activations there, not its
-    largest ones only.
+    so in enough of these sequences. Excerpts are drawn over all its activations there, not its
+    largest ones only, at most one from a sequence.
 
     Args:
         tokens: int64 ``[n_sequences, context_size]``.
@@ -116,43 +116,75 @@ def latent_examples(
     indices, keep = [], []
     for batch in tqdm(tokens.split(batch_size), "Latents"):
         acts = hook_activations(model, batch, sae.cfg.metadata.hook_name).flatten(2)
-        code = sae.encode_ordered(acts.to(sae.device))
+        code = sae.encode_joined(acts)
         indices.append(torch.where(code.values > 0, code.indices, -1).cpu())
         keep.append(judged(batch, acts.cpu()))
     latents, kept = torch.cat(indices), torch.cat(keep)
     texts = [[model.tokenizer.decode([t]) for t in row] for row in tokens.tolist()]
-    places = kept.nonzero().tolist()
-    found = []
+    found: list[LatentExamples] = []
     for low, high in ranks:
         if low > sae.cfg.k:
             continue
-        here = latents[kept][:, low - 1 : high]  # [n_judged, ranks]
+        here = latents[kept][:, low - 1 : high]
         counts = torch.bincount(here[here >= 0], minlength=sae.cfg.d_sae)
         often = (counts >= n_shown + n_scored).nonzero().flatten().tolist()
-        for latent in _draw(rng, often, counts[often].tolist(), per_bin):
-            rows = (here == latent).any(1).nonzero().flatten().tolist()
-            rng.shuffle(rows)
-            everywhere = set((latents[kept] == latent).any(1).nonzero().flatten().tolist())
-            without = [n for n in rng.sample(range(len(places)), min(len(places), 400))
-                       if n not in everywhere]  # fmt: skip
-            at = [_excerpt(texts, *places[n]) for n in rows[: n_shown + n_scored]]
-            scored = rows[n_shown : n_shown + n_scored]
-            found.append(
-                LatentExamples(
-                    latent,
-                    (low, min(high, sae.cfg.k)),
-                    at[:n_shown],
-                    at[n_shown:],
-                    [_excerpt(texts, *places[n]) for n in without[:n_scored]],
-                    [_elsewhere(rng, texts, *places[n]) for n in scored],
-                )
-            )
+        wanted = len(found) + per_bin
+        for latent in _in_weighted_order(rng, often, counts[often].tolist()):
+            fires = (latents == latent).any(-1)  # at whatever rank
+            ranked = (latents[..., low - 1 : high] == latent).any(-1) & kept
+            examples = _examples(rng, texts, fires, ranked, n_shown, n_scored)
+            if examples is not None:
+                found.append(LatentExamples(latent, (low, min(high, sae.cfg.k)), *examples))
+            if len(found) == wanted:
+                break
     if not found:
         raise ValueError(
-            f"No latent is active {n_shown + n_scored} times in {tokens.numel():,} tokens: give "
-            "more text."
+            f"No latent is active in {n_shown + n_scored} of {len(tokens)} sequences: give more "
+            "text."
         )
     return found
+
+
+def _examples(
+    rng: random.Random,
+    texts: list[list[str]],
+    fires: torch.Tensor,
+    ranked: torch.Tensor,
+    n_shown: int,
+    n_scored: int,
+) -> tuple[list[Excerpt], list[Excerpt], list[Excerpt], list[Excerpt]] | None:
+    """Shown, firing, silent and mismarked excerpts, or None if these texts hold too few.
+
+    No sequence gives two excerpts, so that none is scored that the judge has seen; silent ones hold
+    no token that the latent fires on, and no such token is mismarked.
+    """
+    rows = ranked.any(1).nonzero().flatten().tolist()
+    rng.shuffle(rows)
+    places = [(row, rng.choice(ranked[row].nonzero().flatten().tolist())) for row in rows]
+    shown = places[:n_shown]
+    scored: list[tuple[int, int]] = []
+    mismarked: list[Excerpt] = []
+    for row, at in places[n_shown:]:
+        window = range(max(0, at - BEFORE), min(len(texts[row]), at + 1 + AFTER))
+        others = [n for n in window if not fires[row, n]]
+        if others and len(scored) < n_scored:
+            scored.append((row, at))
+            mismarked.append(_excerpt(texts, row, rng.choice(others), window))
+    silent: list[Excerpt] = []
+    rest = sorted(set(range(len(texts))) - {row for row, _ in (*shown, *scored)})
+    for row in rng.sample(rest, len(rest)):
+        at = rng.randrange(BEFORE, max(BEFORE + 1, len(texts[row]) - AFTER))
+        window = range(max(0, at - BEFORE), min(len(texts[row]), at + 1 + AFTER))
+        if at < len(texts[row]) and not fires[row, window.start : window.stop].any():
+            silent.append(_excerpt(texts, row, at))
+    if len(shown) < n_shown or len(scored) < n_scored or len(silent) < n_scored:
+        return None
+    return (
+        [_excerpt(texts, *place) for place in shown],
+        [_excerpt(texts, *place) for place in scored],
+        silent[:n_scored],
+        mismarked,
+    )
 
 
 def interpretation_prompts(examples: LatentExamples, explanation: str | None) -> list[str]:
@@ -233,27 +265,19 @@ def _score(answer: str, truth: list[bool]) -> float:
     return (sum(hit) / len(hit) + sum(miss) / len(miss)) / 2 if hit and miss else float("nan")
 
 
-def _draw(rng: random.Random, items: list[int], weights: list[float], n: int) -> list[int]:
-    """Up to n different items, each drawn with probability proportional to its weight."""
-    keyed = [
-        (rng.random() ** (1 / weight), item) for item, weight in zip(items, weights, strict=True)
-    ]
-    return [item for _, item in sorted(keyed, reverse=True)[:n]]
+def _in_weighted_order(rng: random.Random, items: list[int], weights: list[float]) -> list[int]:
+    """The items in a random order in which heavy ones tend to come first."""
+    pairs = zip(items, weights, strict=True)
+    keyed = [(rng.random() ** (1 / weight), item) for item, weight in pairs]
+    return [item for _, item in sorted(keyed, reverse=True)]
 
 
-def _excerpt(texts: list[list[str]], row: int, at: int) -> Excerpt:
+def _excerpt(texts: list[list[str]], row: int, at: int, window: range | None = None) -> Excerpt:
+    """The text around a token, or a given window of it, with that token marked."""
     words = texts[row]
-    return Excerpt(
-        "".join(words[max(0, at - BEFORE) : at]), words[at], "".join(words[at + 1 : at + 1 + AFTER])
-    )
-
-
-def _elsewhere(rng: random.Random, texts: list[list[str]], row: int, at: int) -> Excerpt:
-    """The excerpt around a token with another of its tokens marked."""
-    words = texts[row]
-    start, end = max(0, at - BEFORE), min(len(words), at + 1 + AFTER)
-    other = rng.choice([n for n in range(start, end) if n != at])
-    return Excerpt("".join(words[start:other]), words[other], "".join(words[other + 1 : end]))
+    window = window or range(max(0, at - BEFORE), min(len(words), at + 1 + AFTER))
+    before, after = words[window.start : at], words[at + 1 : window.stop]
+    return Excerpt("".join(before), words[at], "".join(after))
 
 
 def _numbered(excerpts: list[Excerpt], marked: bool) -> str:

@@ -26,6 +26,13 @@ class Judge(Protocol):
     def __call__(self, prompt: str) -> str: ...
 
 
+OPENAI = "https://api.openai.com"
+
+
+class _Busy(requests.RequestException):
+    """The endpoint asks for patience."""
+
+
 class JudgeUnavailableError(RuntimeError):
     """The judge cannot be reached or refuses; the message says what to do."""
 
@@ -36,14 +43,16 @@ class EndpointJudge:
     Args:
         model: the model's name there.
         base_url: up to and without ``/chat/completions``.
-        api_key: None reads the environment's ``OPENAI_API_KEY``; local servers need none.
-        timeout: seconds for one answer; it is asked three times.
+        api_key: None reads the environment: ``HSAE_JUDGE_API_KEY``, or ``OPENAI_API_KEY`` at
+            OpenAI's own address only, so that it goes nowhere else. Local servers need none.
+        timeout: seconds for one answer. A judge that is busy, or does not answer, is asked three
+            times.
     """
 
     def __init__(
         self,
         model: str,
-        base_url: str = "https://api.openai.com/v1",
+        base_url: str = f"{OPENAI}/v1",
         api_key: str | None = None,
         timeout: float = 60,
         max_tokens: int = 200,
@@ -51,7 +60,9 @@ class EndpointJudge:
         self.name = f"{base_url} {model} {max_tokens}"
         self.url = f"{base_url.rstrip('/')}/chat/completions"
         self.body: dict[str, Any] = {"model": model, "temperature": 0, "max_tokens": max_tokens}
-        self.key = api_key or os.environ.get("OPENAI_API_KEY")
+        self.key = api_key or os.environ.get("HSAE_JUDGE_API_KEY")
+        if self.key is None and base_url.startswith(OPENAI):
+            self.key = os.environ.get("OPENAI_API_KEY")
         self.timeout = timeout
 
     def __call__(self, prompt: str) -> str:
@@ -60,7 +71,7 @@ class EndpointJudge:
         except requests.RequestException as error:
             raise JudgeUnavailableError(
                 f"The judge at {self.url} does not answer: {error}. Check the address, the key "
-                "(OPENAI_API_KEY) and the model's name; what was answered so far is kept."
+                "(HSAE_JUDGE_API_KEY) and the model's name; what was answered so far is kept."
             ) from error
         except (KeyError, IndexError, TypeError, ValueError) as error:
             raise JudgeUnavailableError(
@@ -68,7 +79,7 @@ class EndpointJudge:
             ) from error
 
     @retry(
-        retry=retry_if_exception_type((requests.ConnectionError, requests.Timeout)),
+        retry=retry_if_exception_type((requests.ConnectionError, requests.Timeout, _Busy)),
         stop=stop_after_attempt(3),
         wait=wait_exponential(multiplier=0.2),
         reraise=True,
@@ -77,8 +88,13 @@ class EndpointJudge:
         headers = {"Authorization": f"Bearer {self.key}"} if self.key else {}
         body = {**self.body, "messages": [{"role": "user", "content": prompt}]}
         answer = requests.post(self.url, json=body, headers=headers, timeout=self.timeout)
+        if answer.status_code == 429 or answer.status_code >= 500:
+            raise _Busy(f"{answer.status_code} {answer.reason}")
         answer.raise_for_status()
-        return str(answer.json()["choices"][0]["message"]["content"])
+        content = answer.json()["choices"][0]["message"]["content"]
+        if not isinstance(content, str) or not content.strip():
+            raise ValueError(f"the answer is {content!r} (refused, or out of max_tokens)")
+        return content
 
 
 class LocalJudge:
@@ -139,10 +155,6 @@ class CachedJudge:
                 except (json.JSONDecodeError, KeyError):
                     continue  # the line that an interruption cut short
         self.file.parent.mkdir(parents=True, exist_ok=True)
-
-    def knows(self, prompt: str) -> bool:
-        """Whether the answer is already here."""
-        return self._key(prompt) in self.answers
 
     def __call__(self, prompt: str) -> str:
         key = self._key(prompt)

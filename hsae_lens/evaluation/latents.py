@@ -36,12 +36,12 @@ def describe_latents(
         tokens it fires on most often), ``enrichment`` (how many times more often than chance the
         first of them is there) and ``token_share`` (the share of its activations on that token: 1
         is a token detector); ``promotes`` (the tokens whose logits its decoder row raises most,
-        through the unembedding alone).
+        through the unembedding alone; empty at hooks of another width than the residual stream).
     """
     judged, parts = Judged.by(sae, model), []
     for batch in tqdm(tokens.split(batch_size), "Latents"):
         acts = hook_activations(model, batch, sae.cfg.metadata.hook_name).flatten(2)
-        code, keep = sae.encode_ordered(acts.to(sae.device)), judged(batch, acts.cpu())
+        code, keep = sae.encode_joined(acts), judged(batch, acts.cpu())
         parts.append((code.values.cpu()[keep], code.indices.cpu()[keep], batch[keep]))
     values, indices, words = (torch.cat(column) for column in zip(*parts, strict=True))
     n, k = values.shape
@@ -85,6 +85,8 @@ def _promoted(
     sae: HierarchicalTopKSAE, model: Any, latents: list[int], n_words: int
 ) -> list[list[str]]:
     W_U = model.W_U.detach().to(sae.device, torch.float32)
+    if W_U.shape[0] != sae.cfg.d_in:
+        return [[] for _ in latents]
     rows = []
     for part in torch.tensor(latents, dtype=torch.int64).split(256):
         logits = sae.W_dec[part].float() @ W_U

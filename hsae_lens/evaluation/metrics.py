@@ -22,6 +22,15 @@ TAKEN = {"k", "tokens", "l0", "explained_variance", "fvu", "adds", "mse", "cosin
 FEWEST_GROUPS = 10  # a bootstrap over fewer says little
 
 
+def check_groups(n: int) -> None:
+    """Raises ValueError if ``n`` groups are too few for a standard error."""
+    if n < FEWEST_GROUPS:
+        raise ValueError(
+            f"{n} groups of tokens are too few for a standard error: give {FEWEST_GROUPS} or more "
+            "documents or sequences, or bootstrap=0."
+        )
+
+
 class FrontierSums:
     """Running sums for each budget, kept apart by group so that groups can be resampled.
 
@@ -108,11 +117,7 @@ class FrontierSums:
     def _standard_errors(self, bootstrap: int, seed: int) -> dict[str, torch.Tensor]:
         present = self.tokens > 0
         n = int(present.sum())
-        if n < FEWEST_GROUPS:
-            raise ValueError(
-                f"{n} groups of tokens are too few for a standard error: give {FEWEST_GROUPS} or "
-                "more documents or sequences, or bootstrap=0."
-            )
+        check_groups(n)
         generator = torch.Generator().manual_seed(seed)
         drawn = present.double().expand(bootstrap, -1).multinomial(n, True, generator=generator)
         weights = torch.zeros(bootstrap, self.shape[1], dtype=torch.float64)

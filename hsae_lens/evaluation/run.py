@@ -20,20 +20,24 @@ from hsae_lens.evaluation.downstream import evaluate_tasks
 from hsae_lens.evaluation.examples import example_texts
 from hsae_lens.evaluation.frontier import evaluate_budgets
 from hsae_lens.evaluation.interpretation import LatentExamples, cost, interpret, latent_examples
-from hsae_lens.evaluation.judged import judged_activations
+from hsae_lens.evaluation.judged import Judged, judged_activations, longest
 from hsae_lens.evaluation.judges import CachedJudge, Judge
 from hsae_lens.evaluation.latents import describe_latents
+from hsae_lens.evaluation.metrics import FEWEST_GROUPS
 from hsae_lens.evaluation.probing import DATASETS, sparse_probing
 from hsae_lens.evaluation.stability import contribution_stability, noise_stability
 from hsae_lens.files import replacing
 from hsae_lens.models import open_model
 from hsae_lens.plots import plot_frontier
-from hsae_lens.sae import HierarchicalTopKSAE
+from hsae_lens.sae import HierarchicalTopKSAE, joined_heads
 from hsae_lens.saved import open_sae
-from hsae_lens.tasks import TASKS, TokenizedTask, make_task
+from hsae_lens.tasks import TASKS, make_task
 from hsae_lens.text import cpython_reference, documents_of, tokenize
 
 CONTROL = "random decoder"
+OUTPUTS = ("run.json", "frontier.csv", "frontier.png", "tasks.csv", "curve.csv", "adaptive.csv",
+           "stability.csv", "contributions.csv", "examples.json", "probing.csv",
+           "interpretation.csv")  # fmt: skip
 logger = logging.getLogger(__name__)
 
 
@@ -71,7 +75,10 @@ class EvalConfig:
 
 
 def run_eval(cfg: EvalConfig) -> pd.DataFrame:
-    """Evaluates every SAE and a random control, and writes ``out``.
+    """Evaluates every SAE and, if the first is hierarchical, a random control; writes ``out``.
+
+    Every SAE is judged on the same tokens: the positions and norms that the first one was trained
+    on. Text is taken evenly from all of the documents.
 
     Leaves ``frontier.csv`` (a row per SAE and budget, :func:`evaluate_budgets`' columns),
     ``frontier.png``, ``tasks.csv`` (:func:`evaluate_tasks`), ``run.json`` (how all this was made)
@@ -86,19 +93,31 @@ def run_eval(cfg: EvalConfig) -> pd.DataFrame:
     saes, model, first = opened.saes, opened.model, opened.first
     tokens, documents, budgets = opened.tokens, opened.documents, opened.budgets
     x, sequences = opened.activations
+    out = Path(cfg.out)
+    for name in OUTPUTS:  # of an earlier run: a report must not mix them
+        (out / name).unlink(missing_ok=True)
+    bootstrap = cfg.bootstrap
+    if bootstrap and len(documents.unique()) < FEWEST_GROUPS:
+        logger.warning("Too few documents for standard errors; left out.")
+        bootstrap = 0
 
     tables = []
     for label, sae in saes.items():
         print(f"Evaluating {label} on {tokens.numel():,} tokens.")
         table = evaluate_budgets(
-            sae, model, tokens, budgets, bootstrap=cfg.bootstrap, documents=documents
+            sae,
+            model,
+            tokens,
+            budgets,
+            seqpos_slice=first.cfg.metadata.seqpos_slice or (None,),
+            max_norm=longest(first),
+            bootstrap=bootstrap,
+            documents=documents,
         )
         tables.append(table.assign(sae=label))
-    out = Path(cfg.out)
     frontier = _keep(tables, out / "frontier.csv")
     plot_frontier(frontier, out / "frontier.png", f"{opened.hook_name} of {opened.model_name}")
-    if tasks := _tasks(model, cfg.tasks):
-        solved = [evaluate_tasks(s, model, tasks, budgets).assign(sae=n) for n, s in saes.items()]
+    if solved := _tasks(opened, cfg.tasks):
         _keep(solved, out / "tasks.csv")
     if isinstance(first, HierarchicalTopKSAE):
         _write_csv(explained_variance_curve(first, x), out / "curve.csv")
@@ -144,7 +163,7 @@ class Opened:
     @classmethod
     def by(cls, cfg: EvalConfig) -> Opened:
         """Opens the SAEs, the model and the text; see :class:`EvalConfig`."""
-        saes = {name: open_sae(name, cfg.device) for name in cfg.saes}
+        saes = {name: open_sae(name, cfg.device, "float32") for name in cfg.saes}
         first = next(iter(saes.values()))
         _check_same_hook(saes)
         metadata = first.cfg.metadata
@@ -154,7 +173,11 @@ class Opened:
         model = open_model(name, cfg.device, getattr(torch, cfg.dtype))
         context = metadata.context_size or 128
         texts = documents_of(cfg.text) if cfg.text else cpython_reference()
-        tokens = tokenize(texts, model.tokenizer, context)[: max(1, cfg.tokens // context)]
+        everything = tokenize(texts, model.tokenizer, context)
+        documents = document_of_each(everything, model.tokenizer.bos_token_id)
+        n = min(len(everything), max(1, cfg.tokens // context))
+        evenly = torch.linspace(0, len(everything) - 1, n).long()
+        tokens = everything[evenly]
         activations = judged_activations(first, model, tokens)
         if isinstance(first, HierarchicalTopKSAE):
             saes[CONTROL] = random_control(first, activations[0][:2048])
@@ -163,7 +186,7 @@ class Opened:
             model,
             name,
             tokens,
-            document_of_each(tokens, model.tokenizer.bos_token_id),
+            documents[evenly],
             activations,
             [int(k) for k in cfg.budgets.split(",")] if cfg.budgets else None,
         )
@@ -203,9 +226,9 @@ def add_interpretation(run: str | Path, judge: Judge, per_bin: int = 10) -> pd.D
     opened = Opened.by(config_of(run))
     tables = []
     for name, examples in _latent_examples(opened, per_bin).items():
-        table = interpret(examples, cached)
-        latents = table["latent"].unique().tolist()
+        latents = sorted({example.latent for example in examples})
         facts = describe_latents(opened.hierarchical()[name], opened.model, opened.tokens, latents)
+        table = interpret(examples, cached)
         tables.append(table.merge(facts, on="latent").assign(sae=name))
     return _keep(tables, Path(run) / "interpretation.csv")
 
@@ -243,15 +266,18 @@ def _keep(tables: Sequence[pd.DataFrame], path: Path) -> pd.DataFrame:
     return table
 
 
-def _tasks(model: Any, n: int) -> list[TokenizedTask]:
-    """Every task this tokenizer can pose with ``n`` pairs; the others are said and left out."""
-    tasks = []
+def _tasks(opened: Opened, n: int) -> list[pd.DataFrame]:
+    """Every task that can be posed here with ``n`` pairs, for each SAE; the others are said."""
+    judged, tables = Judged.by(opened.first, opened.model), []
     for name in TASKS if n else ():
         try:
-            tasks.append(make_task(name, model.tokenizer, n))
+            task = make_task(name, opened.model.tokenizer, n)
+            for label, sae in opened.saes.items():
+                table = evaluate_tasks(sae, opened.model, [task], opened.budgets, judged=judged)
+                tables.append(table.assign(sae=label))
         except ValueError as error:
             logger.warning("Left out: %s", error)
-    return tasks
+    return tables
 
 
 @torch.no_grad()
@@ -270,13 +296,18 @@ def random_control(sae: HierarchicalTopKSAE, activations: torch.Tensor) -> Hiera
     control.W_enc.copy_(directions.T)
     control.b_enc.zero_()
     control.b_dec.copy_(sae.b_dec)
+    if not sae.cfg.apply_b_dec_to_input:
+        control.b_enc.copy_(-sae.b_dec @ control.W_enc)
     x = activations.to(sae.device, sae.dtype)
     wanted = got = 0.0
-    for x_hat in control.each_budget(control.encode_ordered(x), range(1, sae.cfg.k + 1)):
-        step = x_hat - sae.b_dec
-        wanted += float((step * (x - sae.b_dec)).sum())
-        got += float(step.square().sum())
+    code = control.encode_joined(x)
+    with joined_heads(control):
+        for x_hat in control.each_budget(code, range(1, sae.cfg.k + 1)):
+            step = x_hat - sae.b_dec
+            wanted += float((step * (x - sae.b_dec)).sum())
+            got += float(step.square().sum())
     control.W_enc.mul_(wanted / got)
+    control.b_enc.mul_(wanted / got)
     return control
 
 

@@ -14,7 +14,6 @@ from scipy.stats import spearmanr
 
 from hsae_lens.budgets import powers_of_two, resolve_budgets
 from hsae_lens.evaluation.adaptive import token_errors
-from hsae_lens.ordered_code import OrderedCode
 from hsae_lens.sae import HierarchicalTopKSAE
 
 
@@ -34,21 +33,19 @@ def noise_stability(
         budgets: the j; None for 1, 2, 4, … K.
 
     Returns:
-        A row per budget: ``k``, ``agreement`` (mean over tokens of shared ÷ j, 1 is all) and
-        ``shuffled`` (the same between unrelated tokens).
+        A row per budget: ``k``, ``agreement`` (mean over tokens of the share of its first k active
+        latents that are among the other's) and ``shuffled`` (the same between unrelated tokens).
 
     Raises:
         ValueError: for negative noise, fewer than two tokens, or bad budgets.
     """
     if noise < 0 or len(activations) < 2:
         raise ValueError(f"Needs noise ≥ 0 and 2 or more tokens, got {noise}, {len(activations)}.")
-    x = activations.to(sae.device, sae.dtype)
+    x = activations.float()
     generator = torch.Generator().manual_seed(seed)
     direction = torch.randn(x.shape, generator=generator).to(x)
     direction *= (x - x.mean(0)).norm(dim=-1, keepdim=True) / direction.norm(dim=-1, keepdim=True)
-    return _agreement(
-        sae, sae.encode_ordered(x), sae.encode_ordered(x + noise * direction), budgets
-    )
+    return _agreement(sae, _latents(sae, x), _latents(sae, x + noise * direction), budgets)
 
 
 @torch.no_grad()
@@ -66,8 +63,7 @@ def paraphrase_stability(
     """
     if activations.shape != others.shape:
         raise ValueError(f"Need two equal shapes, got {activations.shape} and {others.shape}.")
-    codes = [sae.encode_ordered(x.to(sae.device, sae.dtype)) for x in (activations, others)]
-    return _agreement(sae, codes[0], codes[1], budgets)
+    return _agreement(sae, _latents(sae, activations), _latents(sae, others), budgets)
 
 
 @torch.no_grad()
@@ -93,16 +89,17 @@ def seed_stability(
             f"The SAEs have decoders {tuple(sae.W_dec.shape)} and {tuple(other.W_dec.shape)}; only "
             "equal ones can be matched one to one."
         )
-    mine, theirs = (
+    mine, others = (
         torch.nn.functional.normalize(s.W_dec.float(), dim=-1).cpu() for s in (sae, other)
     )
-    cosines = theirs @ mine.T
+    cosines = others @ mine.T
     rows, columns = linear_sum_assignment(cosines.numpy(), maximize=True)
     to_mine = torch.empty(len(rows), dtype=torch.int64)
     to_mine[torch.as_tensor(rows)] = torch.as_tensor(columns)
-    codes = [s.encode_ordered(activations.to(s.device, s.dtype)) for s in (sae, other)]
-    matched = OrderedCode(codes[1].values, to_mine.to(codes[1].indices.device)[codes[1].indices])
-    return cosines[rows, columns].mean().item(), _agreement(sae, codes[0], matched, budgets)
+    theirs = _latents(other, activations)
+    matched = torch.where(theirs >= 0, to_mine[theirs], -1)
+    agreement = _agreement(sae, _latents(sae, activations), matched, budgets)
+    return cosines[rows, columns].mean().item(), agreement
 
 
 def contribution_stability(
@@ -127,18 +124,14 @@ def contribution_stability(
     """
     errors, _ = token_errors(sae, activations, progress=False)
     worth = (errors[:, :-1] - errors[:, 1:]).double()
-    indices = torch.cat(
-        [
-            sae.encode_ordered(x.to(sae.device, sae.dtype)).indices.cpu()
-            for x in activations.split(512)
-        ]
-    )
+    indices = _latents(sae, activations)
     halves = []
     for half in (documents % 2 == 0, documents % 2 == 1):
         counts = torch.zeros(sae.cfg.d_sae, dtype=torch.float64)
         sums = counts.clone()
-        flat = indices[half].reshape(-1)
-        sums.index_add_(0, flat, worth[half].reshape(-1))
+        entered = indices[half] >= 0
+        flat = indices[half][entered]
+        sums.index_add_(0, flat, worth[half][entered])
         counts.index_add_(0, flat, torch.ones(len(flat), dtype=torch.float64))
         halves.append((sums / counts, counts > 0))
     both = halves[0][1] & halves[1][1]
@@ -159,12 +152,18 @@ def contribution_stability(
     )
 
 
+def _latents(sae: HierarchicalTopKSAE, activations: torch.Tensor) -> torch.Tensor:
+    """The latents of each token in order ``[n, K]``, -1 where fewer than K are active."""
+    codes = [sae.encode_joined(x) for x in activations.split(1024)]
+    return torch.cat([torch.where(c.values > 0, c.indices, -1).cpu() for c in codes])
+
+
 def _agreement(
-    sae: HierarchicalTopKSAE, a: OrderedCode, b: OrderedCode, budgets: Sequence[int] | None
+    sae: HierarchicalTopKSAE, a: torch.Tensor, b: torch.Tensor, budgets: Sequence[int] | None
 ) -> pd.DataFrame:
     rows = []
     for k in resolve_budgets(budgets or powers_of_two(sae.cfg.k), sae.cfg.k):
-        mine, other = a.prefix(k).indices, b.prefix(k).indices
+        mine, other = a[:, :k], b[:, :k]
         rows.append(
             {
                 "k": k,
@@ -176,7 +175,9 @@ def _agreement(
 
 
 def _shared(a: torch.Tensor, b: torch.Tensor) -> float:
-    """Mean over rows of the share of a row's entries that are in the other's."""
-    pairs = zip(a.split(256), b.split(256), strict=True)
-    hits = [(x[:, :, None] == y[:, None, :]).any(-1) for x, y in pairs]
-    return torch.cat(hits).double().mean().item()
+    """Mean over rows of the share of a row's latents that are among the other's."""
+    shares = []
+    for x, y in zip(a.split(256), b.split(256), strict=True):
+        found = (x[:, :, None] == y[:, None, :]).any(-1) & (x >= 0)
+        shares.append(found.sum(-1) / (x >= 0).sum(-1).clamp(min=1))
+    return torch.cat(shares).double().mean().item()

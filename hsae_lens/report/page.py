@@ -65,7 +65,7 @@ def read_run(folder: str | Path) -> Run:
         json.loads((folder / "run.json").read_text()),
         pd.read_csv(folder / "frontier.csv"),
         {file.stem: pd.read_csv(file) for file in folder.glob("*.csv")},
-        json.loads(examples.read_text()) if examples.exists() else None,
+        json.loads(examples.read_text(encoding="utf-8")) if examples.exists() else None,
     )
 
 
@@ -86,7 +86,7 @@ def write_report(folders: Sequence[str | Path], out: str | Path) -> Path:
     )
     out = Path(out)
     with replacing(out) as fresh:
-        fresh.write_text(page)
+        fresh.write_text(page, encoding="utf-8")
     return out
 
 
@@ -101,12 +101,13 @@ def _summary(run: Run) -> str:
         f"<code>{escape(facts['hook'])}</code>, {facts['d_in']} numbers, as at most {facts['k']} "
         f"of {facts['d_sae']:,} latents. One file serves every budget k, how many latents to use."
     ]
+    at_most = mine.sort_values("k").iloc[-1]
     for of in QUALITIES:
-        if of in mine and mine[of].max() > 0:
+        if of in mine and at_most[of] > 0:
             lines.append(
                 f"To keep 95% of the {QUALITIES[of]}: <b>{escape(str(advise(mine, 0.95, of)))}</b>"
             )
-    if "ce_score" in mine and mine["ce_score"].max() > 0:
+    if "ce_score" in mine and at_most["ce_score"] > 0:
         k = advise(mine, 0.95, "ce_score").k
         row = mine[mine["k"] == k].iloc[0]
         lines.append(
@@ -146,7 +147,9 @@ def _behaviour(run: Run) -> str:
     able = mine.dropna(subset="logit_retention")
     unable = [task for task in mine["task"].unique() if task not in set(able["task"])]
     left_out = (
-        f" Left out, because the model itself guesses: {', '.join(unable)}." if unable else ""
+        f" Left out, because the model itself guesses: {escape(', '.join(unable))}."
+        if unable
+        else ""
     )
     shown = tasks[["sae", "task", "k", "accuracy", "model_accuracy", "logit_diff", "retention"]]
     figure = tasks_svg(able) if len(able) else ""
@@ -236,8 +239,8 @@ def _probing(run: Run) -> str:
 def _explorer(run: Run) -> str:
     if not run.examples:
         return ""
-    # "</" inside a script element would end it.
-    data = json.dumps(run.examples, ensure_ascii=False).replace("</", "<\\/")
+    # No "<" inside the script element: it could end it, or begin a comment in it.
+    data = json.dumps(run.examples, allow_nan=False).replace("<", "\\u003c")
     return (
         "<h2>Follow a token latent by latent</h2>"
         "<p>Move the budget and choose a token. The bluer a token, the more of its activation is "
@@ -256,7 +259,7 @@ def _how(run: Run) -> str:
     return (
         "<h2>How these figures were made</h2>"
         f"<p><code>hsae eval</code> of hsae_lens {escape(facts['hsae_lens'])} with torch "
-        f"{escape(facts['torch'])}, in {facts['seconds']} s, on {facts['tokens']:,} tokens of "
+        f"{escape(facts['torch'])}, in {facts['seconds']:.0f} s, on {facts['tokens']:,} tokens of "
         f"{escape(facts['text'])}. Settings: <code>{escape(json.dumps(settings))}</code></p>"
         "<ul><li>Explained variance: 1 − Σ‖x−x̂‖² / Σ‖x−mean x‖², over all tokens and dimensions. "
         "Special tokens, positions the SAE was not trained on and outlier norms are left out of "

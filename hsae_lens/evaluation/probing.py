@@ -23,7 +23,7 @@ DATASETS = ("96_spam_is", "105_click_bait", "113_movie_sent", "36_sciq_tf")
 METRICS = ["test_auc", "test_acc", "test_f1"]
 HOW_TO_INSTALL = (
     "Sparse probing needs sae-probes: pip install 'hsae_lens[probes]', or beside a newer pandas "
-    "pip install --no-deps sae-probes xgboost-cpu and pip install scikit-learn zstandard."
+    "pip install --no-deps sae-probes xgboost-cpu and pip install 'scikit-learn<1.8' zstandard."
 )
 
 

@@ -112,7 +112,12 @@ def probing_svg(table: pd.DataFrame, size: int) -> str:
     ):
         means = mine.groupby("k")["test_auc"].mean()
         axes.plot(means.index, means.to_numpy(), "o-", color=colour, label=name)
-    _finish(axes, BUDGET, f"Test AUC of probes on {size} latent{'s' * (size > 1)}", rows["k"].max())
+    _finish(
+        axes,
+        BUDGET,
+        f"Test AUC of probes on {size} latent{'s' if size > 1 else ''}",
+        rows["k"].max(),
+    )
     axes.axhline(0.5, color="#777777", linewidth=1)
     _legend(figure)
     return _svg(figure)

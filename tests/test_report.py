@@ -160,6 +160,39 @@ def test_the_page_has_a_section_for_each_table(page: Path) -> None:
     ]
 
 
+def test_the_page_shows_what_was_added_later(run_folder: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(run_folder, run)
+    rows = [
+        {
+            "sae": sae,
+            "dataset": "<i>spam</i>",
+            "k": k,
+            "probe_size": size,
+            "test_auc": 0.5 + k / 100,
+        }
+        for sae in ("mine", "random decoder")
+        for k in (1, 8)
+        for size in (1, 8)
+    ]
+    pd.DataFrame(rows).to_csv(run / "probing.csv", index=False)
+    judged = {"sae": "mine", "ranks": "1–8", "latent": 3, "explanation": "<b>", "fuzzing": 0.5}
+    pd.DataFrame([judged | {"detection": score} for score in (0.7, None)]).to_csv(
+        run / "interpretation.csv", index=False
+    )
+    page = write_report([run], tmp_path / "page.html").read_text()
+    assert "Labels that few latents hold" in page
+    assert "Test AUC of probes on 8 latents" in page
+    assert "Can a judge say what latents stand for?" in page
+    assert "<td>0.700</td>" in page
+    assert "<td>0.500</td>" in page, "the share without an answer"
+    assert "<i>spam" not in page
+    assert "<b></td>" not in page
+    (run / "run.json").unlink()
+    with pytest.raises(FileNotFoundError, match="`hsae eval` makes them"):
+        write_report([run], tmp_path / "page.html")
+
+
 def test_the_page_works_in_a_browser(browser: Any, page: Path, run_folder: Path) -> None:
     browser.get(page.as_uri())
     assert [entry["message"] for entry in browser.get_log("browser")] == []

@@ -25,9 +25,9 @@ from sae_lens.constants import SAE_CFG_FILENAME, SAE_WEIGHTS_FILENAME
 from sae_lens.loading.pretrained_sae_loaders import (
     get_sae_lens_config_from_disk,
     get_sae_lens_config_from_hf,
-    read_sae_components_from_disk,
-    sae_lens_disk_loader,
 )
+from sae_lens.util import str_to_dtype
+from safetensors import safe_open
 
 from hsae_lens.files import explaining_bad_files
 
@@ -70,19 +70,30 @@ def load(
     if release["local"]:
         folder = Path(repo_id) / folder_name
         _refuse_pickles(folder)
-        with explaining_bad_files(folder):
-            _verify(folder / SAE_WEIGHTS_FILENAME, sha256)
-            return *sae_lens_disk_loader(folder, device, overrides), None
+        return _read(folder, folder / SAE_WEIGHTS_FILENAME, sha256, device, overrides)
     with explaining_the_network(f"{repo_id}/{folder_name}"):
         cfg, weights = (
             Path(hf_hub_download(repo_id, f"{folder_name}/{name}", force_download=force_download))
             for name in (SAE_CFG_FILENAME, SAE_WEIGHTS_FILENAME)
         )
-        with explaining_bad_files(weights.parent):
-            _verify(weights, sha256)
-            # These very files: asking the hub once more could bring others.
-            cfg_dict = get_sae_lens_config_from_disk(cfg.parent, device, overrides)
-            return *read_sae_components_from_disk(cfg_dict, weights, device), None
+        # These very files: asking the hub once more could bring others.
+        return _read(cfg.parent, weights, sha256, device, overrides)
+
+
+def _read(
+    cfg_folder: Path, weights: Path, sha256: str | None, device: str, overrides: dict[str, Any]
+) -> Loaded:
+    with explaining_bad_files(weights.parent):
+        _verify(weights, sha256)
+        cfg = get_sae_lens_config_from_disk(cfg_folder, device, overrides)
+        dtype, state = str_to_dtype(cfg["dtype"]), {}
+        with safe_open(weights, framework="pt") as file:
+            names = list(file.keys())
+        for name in names:
+            # Opened for each tensor: closing gives back the pages of the one before.
+            with safe_open(weights, framework="pt", device=device) as file:
+                state[name] = file.get_tensor(name).to(dtype)
+        return cfg, state, None
 
 
 def config(

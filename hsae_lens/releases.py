@@ -210,7 +210,7 @@ def read_user_file() -> None:
 
 
 def near(name: str, known: Iterable[str]) -> str:
-    """ " Did you mean …?" with the nearest of the known names, or all of a few."""
+    """What to add to an error: the nearest of the known names, or all of them if they are few."""
     names = list(known)
     close = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
     if close:

@@ -256,7 +256,7 @@ def config_of(run: str | Path) -> EvalConfig:
     facts = Path(run) / "run.json"
     if not facts.exists():
         raise FileNotFoundError(f"{run} has no run.json: give a folder that `hsae eval` wrote.")
-    return EvalConfig(**json.loads(facts.read_text())["settings"])
+    return EvalConfig(**json.loads(facts.read_text(encoding="utf-8"))["settings"])
 
 
 def _keep(tables: Sequence[pd.DataFrame], path: Path) -> pd.DataFrame:
@@ -337,4 +337,4 @@ def _write_csv(table: pd.DataFrame, path: Path) -> None:
 
 def _write_json(value: dict[str, Any] | Sequence[Any], path: Path) -> None:
     with replacing(path) as fresh:
-        fresh.write_text(json.dumps(value, ensure_ascii=False))
+        fresh.write_text(json.dumps(value, ensure_ascii=False), encoding="utf-8")

@@ -62,7 +62,7 @@ def read_run(folder: str | Path) -> Run:
 
     examples = folder / "examples.json"
     return Run(
-        json.loads((folder / "run.json").read_text()),
+        json.loads((folder / "run.json").read_text(encoding="utf-8")),
         pd.read_csv(folder / "frontier.csv"),
         {file.stem: pd.read_csv(file) for file in folder.glob("*.csv")},
         json.loads(examples.read_text(encoding="utf-8")) if examples.exists() else None,

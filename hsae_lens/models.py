@@ -106,6 +106,17 @@ def hook_activations(model: Any, tokens: torch.Tensor, hook_name: str) -> torch.
     return cache[hook_name]
 
 
+@torch.no_grad()
+def logits_with(
+    model: Any, tokens: torch.Tensor, hook_name: str, new: torch.Tensor
+) -> torch.Tensor:
+    """The model's logits ``[batch, context, d_vocab]`` with one hook's activations replaced."""
+    logits: torch.Tensor = model.run_with_hooks(
+        tokens, prepend_bos=False, fwd_hooks=[(hook_name, lambda acts, hook: new)]
+    )
+    return logits
+
+
 def missing_hook(hook_name: str) -> str:
     """What to tell somebody whose model has no such hook."""
     return (

@@ -13,7 +13,7 @@ from tqdm.auto import tqdm
 from hsae_lens.budgets import powers_of_two, resolve_budgets
 from hsae_lens.evaluation.frontier import each_reconstruction
 from hsae_lens.evaluation.judged import Judged
-from hsae_lens.models import hook_activations, input_device
+from hsae_lens.models import hook_activations, input_device, logits_with
 from hsae_lens.tasks import TASKS, TokenizedTask, make_task
 
 CHANCE = 0.5
@@ -95,9 +95,7 @@ def _logit_diff(
     model: Any, task: TokenizedTask, tokens: torch.Tensor, hook_name: str, new: torch.Tensor
 ) -> torch.Tensor:
     """Right minus wrong logit at the last position ``[n]``, with the hook set to ``new``."""
-    logits = model.run_with_hooks(
-        tokens, prepend_bos=False, fwd_hooks=[(hook_name, lambda acts, hook: new)]
-    )[:, -1]
+    logits = logits_with(model, tokens, hook_name, new)[:, -1]
     right, wrong = (
         logits.gather(1, answer.to(logits.device)[:, None]).double()
         for answer in (task.right, task.wrong)

@@ -9,7 +9,7 @@ import torch
 from hsae_lens.budgets import powers_of_two
 from hsae_lens.evaluation.adaptive import token_errors
 from hsae_lens.evaluation.judged import Judged
-from hsae_lens.models import hook_activations, input_device
+from hsae_lens.models import hook_activations, input_device, logits_with
 from hsae_lens.sae import HierarchicalTopKSAE, joined_heads
 
 PREDICTIONS = 3  # next tokens shown for each budget
@@ -73,10 +73,7 @@ def _example(
 def _predictions(
     model: Any, row: torch.Tensor, hook_name: str, new: torch.Tensor
 ) -> list[list[list[Any]]]:
-    logits = model.run_with_hooks(
-        row, prepend_bos=False, fwd_hooks=[(hook_name, lambda acts, hook: new)]
-    )
-    top = logits[0].float().softmax(-1).topk(PREDICTIONS)
+    top = logits_with(model, row, hook_name, new)[0].float().softmax(-1).topk(PREDICTIONS)
     return [
         [[model.tokenizer.decode([i]), round(p, 3)] for p, i in zip(values, ids, strict=True)]
         for values, ids in zip(top.values.tolist(), top.indices.tolist(), strict=True)

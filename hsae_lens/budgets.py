@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import difflib
 import itertools
 import math
 from collections.abc import Sequence
+
+from hsae_lens.near import near
 
 SCHEDULES = {
     "uniform": lambda j: 1.0,
@@ -59,11 +60,9 @@ def resolve_weights(weights: str | Sequence[float] | None, budgets: Sequence[int
         weights = "uniform"
     if isinstance(weights, str):
         if weights not in SCHEDULES:
-            near = difflib.get_close_matches(weights, SCHEDULES, n=1, cutoff=0.4)
-            hint = f" Did you mean {near[0]!r}?" if near else ""
             raise ValueError(
-                f"Unknown budget weighting {weights!r}.{hint} Known: {', '.join(SCHEDULES)}, "
-                "or a list with one number per budget."
+                f"Unknown budget weighting {weights!r}.{near(weights, SCHEDULES)} "
+                "Or give a list with one number per budget."
             )
         raw = [SCHEDULES[weights](j) for j in budgets]
     else:

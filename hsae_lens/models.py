@@ -6,6 +6,7 @@ import importlib.util
 import logging
 import os
 import tempfile
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -88,22 +89,62 @@ def input_device(model: Any) -> torch.device:
     return next(model.parameters()).device
 
 
-@torch.no_grad()
 def hook_activations(model: Any, tokens: torch.Tensor, hook_name: str) -> torch.Tensor:
-    """One hook's activations ``[batch, context, ...]``, running only the layers before it.
+    """:func:`activations_at` of one hook."""
+    return activations_at(model, tokens, [hook_name])[hook_name]
+
+
+@torch.no_grad()
+def activations_at(
+    model: Any, tokens: torch.Tensor, hook_names: Sequence[str]
+) -> dict[str, torch.Tensor]:
+    """Hooks' activations ``[batch, context, ...]``, running only the layers before the last one.
 
     Raises:
-        ValueError: if the model has no such hook (a bridge alias must resolve, never give nothing).
+        ValueError: if the model lacks a hook (a bridge alias must resolve, never give nothing).
     """
+    layers = [extract_stop_at_layer_from_tlens_hook_name(name) for name in hook_names]
     _, cache = model.run_with_cache(
         tokens.to(input_device(model)),
-        names_filter=[hook_name],
-        stop_at_layer=extract_stop_at_layer_from_tlens_hook_name(hook_name),
+        names_filter=list(hook_names),
+        stop_at_layer=None if None in layers else max(n for n in layers if n is not None),
         prepend_bos=False,
     )
-    if hook_name not in cache.cache_dict:
-        raise ValueError(missing_hook(hook_name))
-    return cache[hook_name]
+    for name in hook_names:
+        if name not in cache.cache_dict:
+            raise ValueError(missing_hook(name))
+    return {name: cache[name] for name in hook_names}
+
+
+def run_changed(
+    model: Any,
+    tokens: torch.Tensor,
+    changes: Mapping[str, Callable[[torch.Tensor], torch.Tensor]],
+) -> torch.Tensor:
+    """The model's logits ``[batch, context, d_vocab]`` with hooks' activations passed through
+    functions of them. Differentiable.
+
+    Raises:
+        ValueError: if a hook never fires: the model would look as if nothing mattered.
+    """
+    fired: set[str] = set()
+
+    def hook(name: str, change: Callable[[torch.Tensor], torch.Tensor]) -> Any:
+        def run(acts: torch.Tensor, hook: Any) -> torch.Tensor:
+            fired.add(name)
+            return change(acts)
+
+        return run
+
+    logits: torch.Tensor = model.run_with_hooks(
+        tokens.to(input_device(model)),
+        prepend_bos=False,
+        fwd_hooks=[(name, hook(name, change)) for name, change in changes.items()],
+    )
+    for name in changes:
+        if name not in fired:
+            raise ValueError(missing_hook(name))
+    return logits
 
 
 @torch.no_grad()
@@ -111,10 +152,7 @@ def logits_with(
     model: Any, tokens: torch.Tensor, hook_name: str, new: torch.Tensor
 ) -> torch.Tensor:
     """The model's logits ``[batch, context, d_vocab]`` with one hook's activations replaced."""
-    logits: torch.Tensor = model.run_with_hooks(
-        tokens, prepend_bos=False, fwd_hooks=[(hook_name, lambda acts, hook: new)]
-    )
-    return logits
+    return run_changed(model, tokens, {hook_name: lambda acts: new})
 
 
 def missing_hook(hook_name: str) -> str:

@@ -18,13 +18,12 @@ The table in the package, then the user's own file (:func:`user_file`), are read
 
 from __future__ import annotations
 
-import difflib
 import gc
 import os
 import re
 import sys
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -44,6 +43,7 @@ from sae_lens.loading.pretrained_saes_directory import (
 )
 
 from hsae_lens import sources
+from hsae_lens.near import near
 from hsae_lens.sae import HierarchicalTopKSAE
 
 TABLE = Path(__file__).with_name("releases.yaml")
@@ -207,15 +207,6 @@ def read_user_file() -> None:
     """
     if user_file().exists() or "HSAE_RELEASES" in os.environ:
         _add(read_releases(user_file()))
-
-
-def near(name: str, known: Iterable[str]) -> str:
-    """What to add to an error: the nearest of the known names, or all of them if they are few."""
-    names = list(known)
-    close = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
-    if close:
-        return f" Did you mean {' or '.join(map(repr, close))}?"
-    return f" Known: {', '.join(names)}." if len(names) <= 8 else ""
 
 
 def checked(

@@ -292,7 +292,20 @@ def decoder_target(
     """
     mode = sae.cfg.normalize_activations
     if mode == "layer_norm":
-        return (x - sae.ln_mu) / sae.ln_std, sae.ln_std.squeeze(-1) ** 2
+        return (x - sae.ln_mu) / sae.ln_std, decoder_scale(sae).squeeze(-1) ** 2
     if mode == "constant_norm_rescale":
-        return normed, sae.x_norm_coeff.squeeze(-1) ** -2
+        return normed, decoder_scale(sae).squeeze(-1) ** 2
     return normed, None
+
+
+def decoder_scale(sae: Any) -> Any:
+    """What un-normalising multiplies the decoder's output with, per token ``[..., 1]``, or 1.0.
+
+    The SAE must still hold the norms of its latest ``encode``.
+    """
+    mode = sae.cfg.normalize_activations
+    if mode == "layer_norm":
+        return sae.ln_std
+    if mode == "constant_norm_rescale":
+        return 1 / sae.x_norm_coeff
+    return 1.0

@@ -9,7 +9,8 @@ from sae_lens import SAE
 from sae_lens.loading.pretrained_saes_directory import get_pretrained_saes_directory
 
 from hsae_lens.files import explaining_bad_files
-from hsae_lens.releases import RELEASES, near
+from hsae_lens.near import near
+from hsae_lens.releases import RELEASES
 from hsae_lens.sae import HierarchicalTopKSAE
 from hsae_lens.sources import explaining_the_network
 

@@ -1,4 +1,4 @@
-"""Small behavioural tasks from templates: clean/corrupt pairs with a right and a wrong token.
+"""Small behavioural tasks from templates, as clean/corrupt pairs.
 
 A pair's two prompts differ in what decides the answer and in nothing else, so that the corrupt
 prompt's right answer is the clean one's wrong answer.
@@ -6,14 +6,13 @@ prompt's right answer is the clean one's wrong answer.
 
 from __future__ import annotations
 
-import difflib
 import itertools
 import random
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-import torch
+from hsae_lens.near import near
+from hsae_lens.pairs import Pair, TokenizedTask, tokenize_pairs
 
 NOUNS = [("key", "keys"), ("dog", "dogs"), ("book", "books"), ("tree", "trees"), ("car", "cars"),
          ("friend", "friends"), ("teacher", "teachers"), ("house", "houses"), ("river", "rivers"),
@@ -28,87 +27,23 @@ WORDS = ["apple", "river", "stone", "paper", "green", "music", "table", "north",
          "winter"]  # fmt: skip
 
 
-@dataclass(frozen=True)
-class Pair:
-    """Two prompts and the next tokens that are right for one and wrong for the other."""
-
-    clean: str
-    corrupt: str
-    right: str
-    wrong: str
-
-
-@dataclass(frozen=True)
-class TokenizedTask:
-    """A task in one tokenizer.
-
-    clean, corrupt: int64 ``[n, context]``, BOS first.  right, wrong: int64 ``[n]``.
-    """
-
-    name: str
-    clean: torch.Tensor
-    corrupt: torch.Tensor
-    right: torch.Tensor
-    wrong: torch.Tensor
-
-
 def make_task(name: str, tokenizer: Any, n: int = 64, seed: int = 0) -> TokenizedTask:
     """``n`` different pairs of a task from :data:`TASKS`, all of one length in this tokenizer.
+
+    Papers' names (:data:`ALIASES`) and hyphens are understood.
 
     Raises:
         ValueError: for an unknown name (the nearest are said), or if the tokenizer leaves fewer
             than ``n`` pairs whose answers are single tokens and whose lengths agree.
     """
+    name = name.replace("-", "_")
+    name = ALIASES.get(name, name)
     if name not in TASKS:
-        close = difflib.get_close_matches(name, TASKS, n=1, cutoff=0.4)
-        hint = f" Did you mean {close[0]!r}?" if close else ""
-        raise ValueError(f"Unknown task {name!r}.{hint} Known: {', '.join(TASKS)}.")
+        raise ValueError(f"Unknown task {name!r}.{near(name, TASKS)}")
     every = list(TASKS[name]())
     random.Random(seed).shuffle(every)
     different = {pair.clean: pair for pair in every}
     return tokenize_pairs(name, different.values(), tokenizer, n)
-
-
-def tokenize_pairs(
-    name: str, pairs: Iterable[Pair], tokenizer: Any, n: int | None = None
-) -> TokenizedTask:
-    """Pairs of the most common length whose answers are single tokens; the first ``n`` of them.
-
-    Raises:
-        ValueError: if fewer than ``n`` pairs qualify (None: fewer than all), with an example of
-            what does not.
-    """
-    pairs = list(pairs)
-    by_length: dict[int, list[tuple[list[int], list[int], int, int]]] = {}
-    refused = ""
-    for pair in pairs:
-        clean, corrupt = (tokenizer(p, add_special_tokens=False)["input_ids"] for p in
-                          (pair.clean, pair.corrupt))  # fmt: skip
-        right, wrong = (tokenizer(a, add_special_tokens=False)["input_ids"] for a in
-                        (pair.right, pair.wrong))  # fmt: skip
-        if len(right) != 1 or len(wrong) != 1:
-            refused = f"{pair.right!r} or {pair.wrong!r} is several tokens in this tokenizer"
-        elif len(clean) != len(corrupt):
-            refused = f"{pair.clean!r} and {pair.corrupt!r} are of different length"
-        else:
-            by_length.setdefault(len(clean), []).append((clean, corrupt, right[0], wrong[0]))
-    chosen = max(by_length.values(), key=len, default=[])
-    wanted = len(pairs) if n is None else n
-    if len(chosen) < wanted:
-        reason = refused or "prompts are of different lengths"
-        raise ValueError(
-            f"The task {name!r} has {len(chosen)} pairs of one length with single-token answers, "
-            f"{wanted} are needed ({reason})."
-        )
-    clean, corrupt, right, wrong = (list(column) for column in zip(*chosen[:wanted], strict=True))
-    bos = [[tokenizer.bos_token_id]] if tokenizer.bos_token_id is not None else [[]]
-    return TokenizedTask(
-        name,
-        torch.tensor([b + row for b, row in zip(itertools.cycle(bos), clean, strict=False)]),
-        torch.tensor([b + row for b, row in zip(itertools.cycle(bos), corrupt, strict=False)]),
-        torch.tensor(right),
-        torch.tensor(wrong),
-    )
 
 
 # Every prompt begins with words that decide nothing: many SAEs are not trained on the first
@@ -183,3 +118,10 @@ TASKS: dict[str, Callable[[], Iterator[Pair]]] = {
     "induction": _induction,
 }
 """Tasks by name; a task yields all its pairs."""
+
+ALIASES = {
+    "ioi": "indirect_object",
+    "sva": "agreement",
+    "gender": "pronoun",
+}
+"""What papers call some of them."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
@@ -14,6 +13,7 @@ from sae_lens.llm_sae_training_runner import _parse_cfg_args
 from sae_lens.util import str_to_dtype
 
 from hsae_lens.models import open_model, opened_here
+from hsae_lens.near import near
 from hsae_lens.runner import HierarchicalTopKTrainingRunner
 from hsae_lens.sae import ARCHITECTURE
 from hsae_lens.text import open_text
@@ -99,11 +99,8 @@ def load_recipe(name_or_file: str) -> dict[str, Any]:
     if not path.is_file():
         names = recipe_names()
         if name_or_file not in names:
-            near = difflib.get_close_matches(name_or_file, names, n=1, cutoff=0.3)
-            hint = f" Did you mean {near[0]!r}?" if near else ""
             raise ValueError(
-                f"No recipe {name_or_file!r}: neither a file nor a name.{hint} "
-                f"Known: {', '.join(names)}."
+                f"No recipe {name_or_file!r}: neither a file nor a name.{near(name_or_file, names)}"
             )
         path = resources.files("hsae_lens") / "recipes" / f"{name_or_file}.yaml"
     recipe = yaml.safe_load(path.read_text())

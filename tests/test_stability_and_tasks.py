@@ -20,7 +20,8 @@ from hsae_lens.evaluation.stability import (
     seed_stability,
 )
 from hsae_lens.models import open_model
-from hsae_lens.tasks import TASKS, Pair, make_task, tokenize_pairs
+from hsae_lens.pairs import Pair, tokenize_pairs
+from hsae_lens.tasks import TASKS, make_task
 
 
 @pytest.fixture
@@ -137,7 +138,7 @@ def test_a_model_at_chance_retains_nothing(tiny_gemma2: Any, tmp_path: Path) -> 
 
 def test_tasks_that_do_not_fit_are_said(smollm: Any) -> None:
     with pytest.raises(ValueError, match="Did you mean 'greater_than'"):
-        make_task("greater-than", smollm.tokenizer)
+        make_task("greater", smollm.tokenizer)
     long = [Pair("a", "b", " antidisestablishmentarianism", " b")]
     with pytest.raises(ValueError, match="is several tokens in this tokenizer"):
         tokenize_pairs("mine", long, smollm.tokenizer)

@@ -14,7 +14,8 @@ from hsae_lens.budgets import powers_of_two, resolve_budgets
 from hsae_lens.evaluation.frontier import each_reconstruction
 from hsae_lens.evaluation.judged import Judged
 from hsae_lens.models import hook_activations, input_device, logits_with
-from hsae_lens.tasks import TASKS, TokenizedTask, make_task
+from hsae_lens.pairs import TokenizedTask, better_than_guessing
+from hsae_lens.tasks import TASKS, make_task
 
 CHANCE = 0.5
 
@@ -70,7 +71,7 @@ def evaluate_tasks(
             )
         want = _logit_diff(model, task, tokens, hook_name, original)
         accuracy = (want > 0).double().mean().item()
-        able = accuracy > CHANCE + 2 * (0.25 / len(want)) ** 0.5 and want.mean() > 0
+        able = better_than_guessing(accuracy, len(want)) and want.mean() > 0
         for k, _, x_hat in each_reconstruction(sae, original, 2, resolved):
             x = original.flatten(2)
             new = torch.where(keep, x_hat.flatten(2).to(x), x).reshape(original.shape)
@@ -95,9 +96,4 @@ def _logit_diff(
     model: Any, task: TokenizedTask, tokens: torch.Tensor, hook_name: str, new: torch.Tensor
 ) -> torch.Tensor:
     """Right minus wrong logit at the last position ``[n]``, with the hook set to ``new``."""
-    logits = logits_with(model, tokens, hook_name, new)[:, -1]
-    right, wrong = (
-        logits.gather(1, answer.to(logits.device)[:, None]).double()
-        for answer in (task.right, task.wrong)
-    )
-    return (right - wrong).squeeze(1)
+    return task.metric(logits_with(model, tokens, hook_name, new)[:, -1:].double())

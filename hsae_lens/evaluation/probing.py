@@ -16,7 +16,7 @@ from sae_lens import SAE
 from tqdm.auto import tqdm
 
 from hsae_lens.budgets import powers_of_two, resolve_budgets
-from hsae_lens.releases import near
+from hsae_lens.near import near
 from hsae_lens.sae import HierarchicalTopKSAE
 
 DATASETS = ("96_spam_is", "105_click_bait", "113_movie_sent", "36_sciq_tf")

@@ -4,6 +4,8 @@ Importing this package registers the architecture ``"hierarchical_topk"`` and th
 SAELens, so that its runners, ``SAE.load_from_disk`` and ``SAE.from_pretrained`` know them.
 """
 
+from typing import TYPE_CHECKING, Any
+
 from hsae_lens._version import __version__
 from hsae_lens.nested import nested_loss
 from hsae_lens.ordered_code import OrderedCode
@@ -12,8 +14,26 @@ from hsae_lens.releases import load_pretrained, read_tables, register_release
 from hsae_lens.sae import HierarchicalTopKSAE, HierarchicalTopKSAEConfig
 from hsae_lens.training import HierarchicalTopKTrainingSAE, HierarchicalTopKTrainingSAEConfig
 
+if TYPE_CHECKING:
+    from hsae_lens.circuits import attribute_budgets
+    from hsae_lens.evaluation import evaluate_budgets
+
 register()
 read_tables()
+
+
+def __getattr__(name: str) -> Any:
+    # Imported when first used: training and loading need neither.
+    if name == "evaluate_budgets":
+        from hsae_lens.evaluation import evaluate_budgets
+
+        return evaluate_budgets
+    if name == "attribute_budgets":
+        from hsae_lens.circuits import attribute_budgets
+
+        return attribute_budgets
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
 
 __all__ = [
     "HierarchicalTopKSAE",
@@ -22,6 +42,8 @@ __all__ = [
     "HierarchicalTopKTrainingSAEConfig",
     "OrderedCode",
     "__version__",
+    "attribute_budgets",
+    "evaluate_budgets",
     "load_pretrained",
     "nested_loss",
     "register_release",

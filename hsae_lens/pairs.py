@@ -22,6 +22,7 @@ READERS: dict[str, Callable[[Path], pd.DataFrame]] = {
     # As text: an answer may be a digit, and a prompt the word "null".
     ".csv": lambda path: pd.read_csv(path, dtype=str, keep_default_na=False),
     ".jsonl": lambda path: pd.read_json(path, lines=True, dtype=False),
+    ".json": lambda path: pd.read_json(path, lines=True, dtype=False),  # feature-circuits' suffix
     ".parquet": pd.read_parquet,
 }
 """How a file of pairs is read, by its suffix."""
@@ -118,7 +119,7 @@ def better_than_guessing(accuracy: float, n: int) -> bool:
 
 
 def read_pairs(path: str | Path) -> list[Pair]:
-    """Pairs from a CSV, JSONL or parquet file with one of :data:`COLUMNS`.
+    """Pairs from a CSV, JSON-lines or parquet file with one of :data:`COLUMNS`.
 
     Answers are taken as they stand: most tokenizers want a leading space in them.
 

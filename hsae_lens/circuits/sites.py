@@ -19,17 +19,17 @@ ERROR = -1
 
 @dataclass(frozen=True)
 class Split:
-    """An activation as x = bias + Σ_t values_t · W_dec[latents_t] + error, in x's own units.
+    """An activation as x = Σ_t values_t · W_dec[latents_t] + rest, in x's own units.
 
     x: ``[batch, context, d_in]``, heads joined.  code: ``[batch, context, k]``, values scaled so
-    that they multiply the rows of ``W_dec`` as they are.  bias: what the SAE decodes from no
-    latents, ``[batch, context, d_in]``.  error: x − bias − Σ, ``[batch, context, d_in]``.
+    that they multiply the rows of ``W_dec`` as they are.  rest: what the latents leave, bias and
+    error, ``[batch, context, d_in]``.  bias: what the SAE decodes from no latents, same shape.
     """
 
     x: torch.Tensor
     code: OrderedCode
+    rest: torch.Tensor
     bias: torch.Tensor
-    error: torch.Tensor
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ class Site:
         Gradients flow through the latents' values.
 
         Raises:
-            ValueError: if the SAE is of another width, or its decoder is not linear.
+            ValueError: if the SAE is of another width.
             FloatingPointError: if ``x`` is not finite.
         """
         x = x.flatten(2).to(self.sae.device, self.sae.dtype)
@@ -76,9 +76,9 @@ class Site:
         with joined_heads(self.sae):
             code = self._code(x, k)
             scale = decoder_scale(self.sae)
-            bias = self.sae.decode(x.new_zeros(*x.shape[:-1], self.d_sae))
+            bias = self._bias(code)
         code = OrderedCode(code.values * scale / self._norms()[code.indices], code.indices)
-        return Split(x, code, bias, x - bias - self.decode(code))
+        return Split(x, code, x - self.decode(code), bias)
 
     def decode(self, code: OrderedCode) -> torch.Tensor:
         """Σ_t values_t · W_dec[latents_t] of a split's code."""
@@ -88,10 +88,24 @@ class Site:
         """Which positions ``[batch, context]`` belong to the circuit."""
         return self.judged(tokens.to(x.device), x.flatten(2))
 
+    def check_fit(self, split: Split, counts: torch.Tensor) -> None:
+        """Raises ValueError if the latents explain less of the activations than none would."""
+        off, away = split.rest - split.bias, split.x - split.bias
+        if off[counts].square().sum() > away[counts].square().sum():
+            raise ValueError(
+                f"With its latents the SAE of {self.hook_name} is further from the activations "
+                "than its bias alone. Is it of another model or hook?"
+            )
+
     def _code(self, x: torch.Tensor, k: int) -> OrderedCode:
         if isinstance(self.sae, HierarchicalTopKSAE):
             return self.sae.encode_ordered(x).prefix(k)
         return OrderedCode.from_pre_activations(self.sae.encode(x), k)
+
+    def _bias(self, code: OrderedCode) -> torch.Tensor:
+        if isinstance(self.sae, HierarchicalTopKSAE):
+            return next(self.sae.each_budget(code, [0]))
+        return self.sae.decode(code.values.new_zeros(*code.values.shape[:-1], self.d_sae))
 
     def _norms(self) -> torch.Tensor:
         if getattr(self.sae.cfg, "rescale_acts_by_decoder_norm", False):

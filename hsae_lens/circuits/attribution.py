@@ -1,0 +1,316 @@
+"""What each latent contributes to a metric, at every budget from one backward pass.
+
+With a straight-through SAE whose error is a node of its own, the site's output is x itself, so the
+gradient g = ∂metric/∂x is the model's own and depends neither on the budget nor on the other sites.
+Latent i then contributes (f_i − f_i') ⟨W_dec[i], g⟩ to first order, f' being what replaces it, and
+the error node what the latents leave: err_k = err_K + Σ of the contributions ranked in (k, K]. So
+one backward pass serves every budget. (Attribution of latents and error nodes: Marks et al.,
+arXiv 2403.19647; the sign here is that of a contribution, metric(clean) − metric(replaced).)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import pandas as pd
+import torch
+from sae_lens import SAE
+from tqdm.auto import tqdm
+
+from hsae_lens.budgets import powers_of_two, resolve_budgets
+from hsae_lens.circuits.sites import ERROR, Site, Split, sites_of
+from hsae_lens.models import activations_at, input_device, run_changed
+
+Metric = Callable[[torch.Tensor], torch.Tensor]
+"""Logits ``[n, context, d_vocab]`` to one number per sequence ``[n]``."""
+
+
+@dataclass(frozen=True)
+class SiteAttribution:
+    """One site's contributions, pair by pair. Positions outside the circuit contribute 0.
+
+    terms: ``[n, context, R]``, what each latent of a token contributes; with corrupt prompts their
+    latents' terms (negated) stand after the clean ones'.  latents: int64, same shape.  ranks:
+    ``[R]``, from 1.  errors: ``[len(budgets), n, context]``.
+    """
+
+    hook_name: str
+    d_sae: int
+    budgets: list[int]
+    terms: torch.Tensor
+    latents: torch.Tensor
+    ranks: torch.Tensor
+    errors: torch.Tensor
+
+    def per_pair(self, k: int) -> torch.Tensor:
+        """Each latent's contribution at budget k: ``[n, context, d_sae]``."""
+        seen = self.ranks <= self._known(k)
+        dense = self.terms.new_zeros(*self.terms.shape[:2], self.d_sae)
+        return dense.scatter_add_(-1, self.latents[..., seen], self.terms[..., seen])
+
+    def mean(self, k: int) -> torch.Tensor:
+        """:meth:`per_pair`, averaged over pairs without holding them: ``[context, d_sae]``."""
+        seen = self.ranks <= self._known(k)
+        n, context = self.terms.shape[:2]
+        place = torch.arange(context)[None, :, None] * self.d_sae + self.latents[..., seen]
+        total = self.terms.new_zeros(context * self.d_sae)
+        total.index_add_(0, place.flatten(), self.terms[..., seen].flatten())
+        return total.reshape(context, self.d_sae) / n
+
+    def error(self, k: int) -> torch.Tensor:
+        """What the error node contributes at budget k, averaged over pairs: ``[context]``."""
+        return self.errors[self.budgets.index(self._known(k))].mean(0)
+
+    def _known(self, k: int) -> int:
+        if k not in self.budgets:
+            raise ValueError(f"Budget {k} was not asked for, only {self.budgets}.")
+        return k
+
+
+@dataclass(frozen=True)
+class Attribution:
+    """Contributions to a metric, by site.
+
+    sites: by hook name.  budgets: ascending.  metric: ``[n]``, its value on the clean prompts.
+    """
+
+    sites: dict[str, SiteAttribution]
+    budgets: list[int]
+    metric: torch.Tensor
+
+    def nodes(self, k: int, by_position: bool = True) -> pd.DataFrame:
+        """Every node that contributes at budget k, largest contribution (of either sign) first.
+
+        Returns:
+            Columns ``site``, ``position`` (if ``by_position``), ``latent`` (-1: the error node) and
+            ``effect``, averaged over pairs; without positions, summed over them.
+        """
+        tables = []
+        for name, site in self.sites.items():
+            effects = torch.cat([site.error(k)[:, None], site.mean(k)], 1)
+            if not by_position:
+                effects = effects.sum(0, keepdim=True)
+            position, column = effects.nonzero(as_tuple=True)
+            columns = {"site": name, "position": position, "latent": column + ERROR}
+            tables.append(pd.DataFrame({**columns, "effect": effects[position, column]}))
+        table = pd.concat(tables, ignore_index=True)
+        order = table["effect"].abs().sort_values(ascending=False, kind="stable").index
+        table = table.loc[order].reset_index(drop=True)
+        return table if by_position else table.drop(columns="position")
+
+
+def attribute_budgets(
+    model: Any,
+    saes: SAE[Any] | Sequence[SAE[Any]],
+    clean: torch.Tensor,
+    metric: Metric,
+    budgets: Sequence[int] | None = None,
+    corrupt: torch.Tensor | None = None,
+    *,
+    steps: int = 1,
+    batch_size: int = 16,
+    progress: bool = True,
+) -> Attribution:
+    """What latents and error nodes contribute to a metric, at every budget and site.
+
+    Costs one forward and backward pass, whatever the number of budgets. A bridge needs
+    ``enable_compatibility_mode`` for TransformerLens' hook names, as everywhere.
+
+    Args:
+        saes: SAELens SAEs with linear decoders, each of a hook of its own. Hierarchical ones have
+            every budget; a stock one is cut to its k largest.
+        clean: int64 ``[n, context]``.
+        metric: from logits ``[n, context, d_vocab]`` to ``[n]``. One that can be sliced like a
+            tensor (``task.metric``) gets its pairs in batches, any other all at once.
+        budgets: ascending within 1..K; None for 1, 2, 4, … K.
+        corrupt: prompts of the same shape whose activations replace the clean ones (activation
+            patching); None replaces latents and error by zero.
+        steps: 1 for the gradient at the clean prompts; more for integrated gradients between what
+            replaces and the clean activation, one site at a time (midpoint rule). The path does not
+            depend on the budget either.
+        batch_size: pairs at a time.
+
+    Raises:
+        ValueError: for bad budgets, shapes or steps, an unknown hook, an SAE of another width or
+            model, or a metric whose result is not ``[n]`` or has no gradient.
+        RuntimeError: inside ``torch.inference_mode``, which forbids gradients.
+    """
+    sites = sites_of(saes, model)
+    largest = min(site.largest for site in sites)
+    resolved = resolve_budgets(budgets or powers_of_two(largest), largest)
+    _check(clean, corrupt, steps)
+    size = batch_size if hasattr(metric, "__getitem__") else len(clean)
+    parts, values = [], []
+    starts = range(0, len(clean), size)
+    for start in tqdm(starts, "Attributing", disable=not progress):
+        rows = slice(start, start + size)
+        mine = metric[rows] if hasattr(metric, "__getitem__") else metric
+        tokens = clean[rows].to(input_device(model))
+        names = [site.hook_name for site in sites]
+        other = None if corrupt is None else activations_at(model, corrupt[rows], names)
+        value, gradients = _gradients(model, sites, tokens, mine, other, steps)
+        values.append(value)
+        parts.append(
+            [
+                _contributions(site, tokens, *gradients[n], other, resolved)
+                for n, site in enumerate(sites)
+            ]
+        )
+    joined = {
+        site.hook_name: _joined(site, resolved, [part[n] for part in parts])
+        for n, site in enumerate(sites)
+    }
+    return Attribution(joined, resolved, torch.cat(values))
+
+
+def _check(clean: torch.Tensor, corrupt: torch.Tensor | None, steps: int) -> None:
+    if clean.ndim != 2 or not len(clean):
+        raise ValueError(f"clean must be tokens [n, context], got {tuple(clean.shape)}.")
+    if corrupt is not None and corrupt.shape != clean.shape:
+        raise ValueError(
+            f"clean {tuple(clean.shape)} and corrupt {tuple(corrupt.shape)} must be of one shape: "
+            "a position of one is replaced by the same position of the other."
+        )
+    if steps < 1:
+        raise ValueError(f"steps must be at least 1, got {steps}.")
+    if torch.is_inference_mode_enabled():
+        raise RuntimeError("Attribution needs gradients: call it outside torch.inference_mode.")
+
+
+def _gradients(
+    model: Any,
+    sites: list[Site],
+    tokens: torch.Tensor,
+    metric: Metric,
+    other: dict[str, torch.Tensor] | None,
+    steps: int,
+) -> tuple[torch.Tensor, list[tuple[torch.Tensor, torch.Tensor]]]:
+    """The metric ``[n]``, and each site's activations with the metric's gradient there."""
+    value, found = gradient_at(model, sites, tokens, metric)
+    if steps == 1:
+        return value, found
+    averaged = []
+    for site, (x, gradient) in zip(sites, found, strict=True):
+        start = _zero(site, x) if other is None else other[site.hook_name].flatten(2).float()
+        gradient = torch.zeros_like(gradient)
+        for step in range(steps):
+            between = start + (step + 0.5) / steps * (x.flatten(2).float() - start)
+            between = torch.where(site.counts(tokens, x)[..., None], between, x.flatten(2).float())
+            at = {site.hook_name: between.to(x.dtype).reshape(x.shape)}
+            gradient += gradient_at(model, [site], tokens, metric, at)[1][0][1] / steps
+        averaged.append((x, gradient))
+    return value, averaged
+
+
+def gradient_at(
+    model: Any,
+    sites: list[Site],
+    tokens: torch.Tensor,
+    metric: Metric,
+    at: dict[str, torch.Tensor] | None = None,
+) -> tuple[torch.Tensor, list[tuple[torch.Tensor, torch.Tensor]]]:
+    """The metric ``[n]`` and, per site, activations with the metric's gradient there.
+
+    Args:
+        at: activations to set at some hooks instead of the model's own.
+    """
+    seen: dict[str, torch.Tensor] = {}
+    leaves: dict[str, torch.Tensor] = {}
+
+    def change(name: str) -> Callable[[torch.Tensor], torch.Tensor]:
+        def add_leaf(acts: torch.Tensor) -> torch.Tensor:
+            acts = at[name] if at and name in at else acts
+            seen[name] = acts.detach()
+            leaves[name] = torch.zeros_like(acts, requires_grad=True)
+            return acts + leaves[name]
+
+        return add_leaf
+
+    names = [site.hook_name for site in sites]
+    with torch.enable_grad(), frozen(model):
+        logits = run_changed(model, tokens, {name: change(name) for name in names})
+        value = metric(logits)
+        if value.shape != (len(tokens),):
+            raise ValueError(
+                f"The metric must give one number per sequence, [{len(tokens)}], got "
+                f"{tuple(value.shape)}. Leave the mean over sequences out."
+            )
+        if not value.requires_grad:
+            raise ValueError(
+                "The metric's result has no gradient: compute it from the logits with torch, "
+                "without .item(), .detach() or no_grad."
+            )
+        gradients = torch.autograd.grad(value.sum(), [leaves[name] for name in names])
+    return value.detach(), [(seen[n], g) for n, g in zip(names, gradients, strict=True)]
+
+
+@contextmanager
+def frozen(model: Any) -> Iterator[None]:
+    """Inside, no parameter needs a gradient: nothing before the first site is kept for backward."""
+    needing = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    for parameter in needing:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in needing:
+            parameter.requires_grad_(True)
+
+
+def _zero(site: Site, x: torch.Tensor) -> torch.Tensor:
+    """What is left of a site when latents and error are zero: the SAE's bias."""
+    with torch.no_grad():
+        return site.split(x, 1).bias
+
+
+@torch.no_grad()
+def _contributions(
+    site: Site,
+    tokens: torch.Tensor,
+    x: torch.Tensor,
+    gradient: torch.Tensor,
+    other: dict[str, torch.Tensor] | None,
+    budgets: list[int],
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Terms and latents ``[n, context, R]`` and errors ``[len(budgets), n, context]``."""
+    clean, counts = site.split(x, budgets[-1]), site.counts(tokens, x).to(site.sae.device)
+    site.check_fit(clean, counts)
+    gradient = gradient.flatten(2).to(clean.x) * counts[..., None]
+    toward = gradient @ site.sae.W_dec.T  # ⟨W_dec[i], g⟩ of every latent
+    terms, latents = [_terms(clean, toward)], [clean.code.indices]
+    if other is None:
+        left = ((clean.x - clean.bias) * gradient).sum(-1)
+    else:
+        corrupt = site.split(other[site.hook_name], budgets[-1])
+        terms.append(-_terms(corrupt, toward))
+        latents.append(corrupt.code.indices)
+        left = ((clean.x - corrupt.x) * gradient).sum(-1)
+    # The error node contributes what the first k latents do not.
+    explained = torch.stack(terms).sum(0).cumsum(-1)
+    errors = torch.stack([left - explained[..., k - 1] for k in budgets])
+    return torch.cat(terms, -1).cpu(), torch.cat(latents, -1).cpu(), errors.cpu()
+
+
+def _terms(split: Split, toward: torch.Tensor) -> torch.Tensor:
+    return split.code.values * toward.gather(-1, split.code.indices)
+
+
+def _joined(
+    site: Site,
+    budgets: list[int],
+    parts: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]],
+) -> SiteAttribution:
+    terms, latents, errors = zip(*parts, strict=True)
+    ranks = torch.arange(1, budgets[-1] + 1).repeat(terms[0].shape[-1] // budgets[-1])
+    return SiteAttribution(
+        site.hook_name,
+        site.d_sae,
+        budgets,
+        torch.cat(terms),
+        torch.cat(latents),
+        ranks,
+        torch.cat(errors, 1),
+    )

@@ -1,0 +1,170 @@
+"""How faithful and how complete circuits of growing size are, at each budget."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal, get_args
+
+import numpy as np
+import pandas as pd
+import torch
+from sae_lens import SAE
+from tqdm.auto import tqdm
+
+from hsae_lens.circuits.ablation import Ablator, Circuit, Nodes, Replacement
+from hsae_lens.circuits.attribution import Attribution, Metric
+from hsae_lens.circuits.sites import ERROR
+
+Errors = Literal["default", "keep", "remove"]
+SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
+
+
+def circuit_curve(
+    model: Any,
+    saes: SAE[Any] | Sequence[SAE[Any]],
+    attribution: Attribution,
+    clean: torch.Tensor,
+    metric: Metric,
+    corrupt: torch.Tensor | None = None,
+    *,
+    sizes: Sequence[int] = SIZES,
+    replace: Replacement = "resample",
+    errors: Errors = "default",
+    by_position: bool = True,
+    batch_size: int = 16,
+    progress: bool = True,
+) -> pd.DataFrame:
+    """Faithfulness and completeness against the number of nodes, for each budget attributed.
+
+    The circuit of size s is the s nodes with the largest contributions of either sign. With m the
+    metric's mean, ∅ everything replaced and M the model itself (Marks et al., arXiv 2403.19647):
+    faithfulness = (m(C) − m(∅)) / (m(M) − m(∅)), completeness the same of everything but C. A
+    circuit explains the behaviour if the first is near 1 and the second near 0.
+
+    Args:
+        attribution: of the same SAEs. Best made on other pairs than those judged here.
+        clean, corrupt, metric: the pairs to judge on; see :func:`attribute_budgets`.
+        sizes: numbers of nodes; those beyond what contributes are cut to it.
+        replace: see :class:`Ablator`. ∅ does not depend on the budget, except with "zero" on SAEs
+            of different biases.
+        errors: "default" lets error nodes compete with latents; "keep" keeps the model's errors in
+            every circuit and in its complement, "remove" replaces them in both.
+        by_position: nodes are latents at positions; False joins a latent's positions.
+
+    Returns:
+        A row per budget and size: ``k``, ``nodes``, ``faithfulness``, ``completeness``,
+        ``metric_circuit``, ``metric_complement``, ``metric_model``, ``metric_empty``.
+
+    Raises:
+        ValueError: if replacing everything does not change the metric (nothing to explain), or for
+            what :class:`Ablator` refuses.
+    """
+    if errors not in get_args(Errors):
+        raise ValueError(f"errors must be one of {get_args(Errors)}, got {errors!r}.")
+    if list(sizes) != sorted(set(sizes)) or not sizes or sizes[0] < 0:
+        raise ValueError(f"sizes must be ascending, not negative and without repeats: {sizes}.")
+    ablator = Ablator(model, saes, clean, metric, corrupt, replace, batch_size)
+    if {site.hook_name for site in ablator.sites} != set(attribution.sites):
+        raise ValueError(
+            f"The attribution is of {', '.join(attribution.sites)}, the SAEs of "
+            f"{', '.join(site.hook_name for site in ablator.sites)}."
+        )
+    of_model = ablator(attribution.budgets[-1])
+    of_nothing = ablator(attribution.budgets[-1], ablator.nothing())
+    if abs(of_model - of_nothing) < 1e-3 * max(abs(of_model), abs(of_nothing)):
+        raise ValueError(
+            f"Replacing everything leaves the metric at {of_nothing:.3g} of {of_model:.3g}: there "
+            "is nothing at these sites to explain."
+        )
+    ranked = {k: attribution.nodes(k, by_position) for k in attribution.budgets}
+    if errors != "default":
+        ranked = {k: nodes[nodes["latent"] != ERROR] for k, nodes in ranked.items()}
+    plan = [(k, size) for k in ranked for size in sorted({min(s, len(ranked[k])) for s in sizes})]
+    rows = []
+    for k, size in tqdm(plan, "Circuits", disable=not progress):
+        chosen = ablator.of(ranked[k].head(size))
+        inside = ablator(k, _with_errors(chosen, errors))
+        outside = ablator(
+            k, _with_errors({name: nodes.complement() for name, nodes in chosen.items()}, errors)
+        )
+        rows.append(
+            {
+                "k": k,
+                "nodes": size,
+                "faithfulness": (inside - of_nothing) / (of_model - of_nothing),
+                "completeness": (outside - of_nothing) / (of_model - of_nothing),
+                "metric_circuit": inside,
+                "metric_complement": outside,
+                "metric_model": of_model,
+                "metric_empty": of_nothing,
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def areas(curve: pd.DataFrame) -> pd.DataFrame:
+    """Each budget's mean height over log₂(number of nodes), by trapezoids.
+
+    Every budget is taken to the same largest size (its last value is kept from where it has no more
+    nodes), so that budgets compare: 1 in faithfulness would be the whole behaviour in one node.
+
+    Returns:
+        Columns ``k``, ``faithfulness``, ``completeness``.
+    """
+    sizes = np.array(sorted(curve.loc[curve["nodes"] > 0, "nodes"].unique()))
+    if len(sizes) < 2:
+        raise ValueError("An area needs circuits of at least two sizes.")
+    x = np.log2(sizes)
+    rows = []
+    for k, mine in curve[curve["nodes"] > 0].groupby("k"):
+        heights = {
+            of: float(np.trapezoid(np.interp(x, np.log2(mine["nodes"]), mine[of]), x))
+            / (x[-1] - x[0])
+            for of in ("faithfulness", "completeness")
+        }
+        rows.append({"k": k, **heights})
+    return pd.DataFrame(rows)
+
+
+def nesting(
+    attribution: Attribution, share: float = 0.01, by_position: bool = True
+) -> pd.DataFrame:
+    """How much of each budget's circuit is in each larger budget's.
+
+    A budget's circuit is here the latents whose contribution is at least ``share`` of everything
+    that latents and errors contribute together, which is the same at every budget. On one prompt
+    without a corrupt one the circuits are nested exactly; over many prompts a latent may come at
+    different ranks.
+
+    Returns:
+        A row per pair of budgets: ``k``, ``larger``, ``latents`` (in the smaller's circuit) and
+        ``shared``, the share of them that the larger one's contains.
+    """
+    found = {}
+    for k in attribution.budgets:
+        nodes = attribution.nodes(k, by_position)
+        least = share * abs(nodes["effect"].sum())
+        nodes = nodes[(nodes["latent"] != ERROR) & (nodes["effect"].abs() >= least)]
+        found[k] = set(nodes.drop(columns="effect").itertuples(index=False, name=None))
+    return pd.DataFrame(
+        [
+            {
+                "k": k,
+                "larger": larger,
+                "latents": len(found[k]),
+                "shared": len(found[k] & found[larger]) / max(len(found[k]), 1),
+            }
+            for k in found
+            for larger in found
+            if k < larger
+        ]
+    )
+
+
+def _with_errors(circuit: Circuit, errors: Errors) -> Circuit:
+    if errors == "default":
+        return circuit
+    return {
+        name: Nodes(nodes.latents, torch.full_like(nodes.error, errors == "keep"))
+        for name, nodes in circuit.items()
+    }

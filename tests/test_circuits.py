@@ -1,0 +1,419 @@
+"""Attribution, ablation and edges: against the slow way of doing each, on real model code."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+import torch
+
+from hsae_lens import HierarchicalTopKSAE, HierarchicalTopKSAEConfig, load_pretrained
+from hsae_lens.circuits import (
+    Ablator,
+    areas,
+    attribute_budgets,
+    circuit_curve,
+    latent_edges,
+    nesting,
+    neuron_basis,
+    patch_nodes,
+)
+from hsae_lens.models import activations_at, open_model, run_changed
+from hsae_lens.pairs import LogitDiff, Pair, TokenizedTask, check_able, read_pairs, tokenize_pairs
+from hsae_lens.tasks import make_task
+
+HOOKS = ["blocks.0.hook_resid_post", "blocks.1.hook_resid_post"]
+BUDGETS = [1, 3, 8]
+N, CONTEXT = 6, 9
+
+
+@pytest.fixture(scope="module")
+def model(gemma2_folder: Path) -> Any:
+    return open_model(gemma2_folder, dtype=torch.float64)
+
+
+@pytest.fixture(scope="module")
+def task(model: Any) -> TokenizedTask:
+    generator = torch.Generator().manual_seed(0)
+    clean = torch.randint(3, 300, (N, CONTEXT), generator=generator)
+    clean[:, 0] = model.tokenizer.bos_token_id
+    corrupt = clean.clone()
+    corrupt[:, 4] = torch.randint(3, 300, (N,), generator=generator)
+    right, wrong = torch.randint(3, 300, (2, N), generator=generator)
+    return TokenizedTask("random", clean, corrupt, right, wrong)
+
+
+def dictionary(model: Any, hook: str, tokens: torch.Tensor, **settings: Any) -> HierarchicalTopKSAE:
+    """Random directions with an encoder that makes them a fair fit, float64."""
+    x = activations_at(model, tokens, [hook])[hook].flatten(2)[:, 1:].reshape(-1, 32)
+    settings = {"rescale_acts_by_decoder_norm": True, **settings}
+    cfg = HierarchicalTopKSAEConfig(d_in=32, d_sae=48, k=8, dtype="float64", **settings)
+    cfg.metadata.hook_name = hook
+    sae = HierarchicalTopKSAE(cfg)
+    generator = torch.Generator().manual_seed(len(hook))
+    with torch.no_grad():
+        sae.W_dec.copy_(torch.randn(48, 32, generator=generator, dtype=torch.float64) / 32**0.5)
+        sae.W_enc.copy_(0.2 * sae.W_dec.T)
+        if settings.get("normalize_activations") != "layer_norm":
+            sae.b_dec.copy_(x.mean(0))
+    return sae
+
+
+@pytest.fixture(scope="module")
+def saes(model: Any, task: TokenizedTask) -> list[HierarchicalTopKSAE]:
+    return [dictionary(model, hook, task.clean) for hook in HOOKS]
+
+
+def slow_attribution(
+    model: Any, saes: Sequence[Any], task: TokenizedTask, k: int, clean_only: bool
+) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
+    """One budget's attributions by definition: straight-through SAEs, latents and error leaves."""
+    leaves: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
+
+    def splice(sae: Any) -> Callable[[torch.Tensor], torch.Tensor]:
+        def change(x: torch.Tensor) -> torch.Tensor:
+            y = x.detach().flatten(2)
+            f = sae.encode(y).detach().requires_grad_()
+            decoded = sae.decode(f)
+            e = (y - decoded).detach().requires_grad_()
+            leaves[sae.cfg.metadata.hook_name] = (f, e)
+            return (decoded + e).reshape(x.shape) + (x - x.detach())
+
+        return change
+
+    for sae in saes:
+        sae.k = k
+    changes = {sae.cfg.metadata.hook_name: splice(sae) for sae in saes}
+    task.metric(run_changed(model, task.clean, changes)).sum().backward()
+    found = {}
+    with torch.no_grad():
+        for sae in saes:
+            name = sae.cfg.metadata.hook_name
+            f, e = leaves[name]
+            other = activations_at(model, task.corrupt, [name])[name].flatten(2)
+            f_other = torch.zeros_like(f) if clean_only else sae.encode(other)
+            e_other = torch.zeros_like(e) if clean_only else other - sae.decode(f_other)
+            assert f.grad is not None
+            assert e.grad is not None
+            latents, error = (f - f_other) * f.grad, ((e - e_other) * e.grad).sum(-1)
+            latents[:, 0], error[:, 0] = 0, 0  # BOS is not judged
+            found[name] = (latents, error)
+    for sae in saes:
+        sae.k = sae.cfg.k
+    return found
+
+
+@pytest.mark.parametrize("clean_only", [True, False], ids=["clean", "corrupt"])
+@pytest.mark.parametrize("n_sites", [1, 2])
+@pytest.mark.parametrize("rescale", [True, False])
+def test_one_pass_equals_each_budget_alone(
+    model: Any, task: TokenizedTask, n_sites: int, clean_only: bool, rescale: bool
+) -> None:
+    settings = {"rescale_acts_by_decoder_norm": rescale}
+    saes = [dictionary(model, hook, task.clean, **settings) for hook in HOOKS[-n_sites:]]
+    corrupt = None if clean_only else task.corrupt
+    found = attribute_budgets(
+        model, saes, task.clean, task.metric, BUDGETS, corrupt, batch_size=4, progress=False
+    )
+    for k in BUDGETS:
+        for name, (latents, error) in slow_attribution(model, saes, task, k, clean_only).items():
+            site = found.sites[name]
+            torch.testing.assert_close(site.per_pair(k), latents, rtol=1e-9, atol=1e-12)
+            torch.testing.assert_close(site.mean(k), latents.mean(0), rtol=1e-9, atol=1e-12)
+            torch.testing.assert_close(site.error(k), error.mean(0), rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(found.metric, task.metric(model(task.clean, prepend_bos=False)))
+
+
+def test_normalised_inputs_too(model: Any, task: TokenizedTask) -> None:
+    sae = dictionary(model, HOOKS[1], task.clean, normalize_activations="layer_norm")
+    found = attribute_budgets(model, sae, task.clean, task.metric, BUDGETS, progress=False)
+    site = found.sites[HOOKS[1]]
+    for k in BUDGETS:
+        latents, _ = slow_attribution(model, [sae], task, k, True)[HOOKS[1]]
+        torch.testing.assert_close(site.per_pair(k), latents, rtol=1e-9, atol=1e-12)
+
+
+@pytest.fixture(scope="module")
+def smollm() -> Any:
+    return open_model("smollm2-135m")
+
+
+@pytest.fixture(scope="module")
+def shipped() -> HierarchicalTopKSAE:
+    return load_pretrained("smollm2-135m-res-htopk", "blocks.15.hook_resid_post")
+
+
+def test_the_identity_on_the_real_model(smollm: Any, shipped: Any) -> None:
+    task = make_task("agreement", smollm.tokenizer, 4)
+    found = attribute_budgets(
+        smollm, shipped, task.clean, task.metric, [8, 128], task.corrupt, progress=False
+    )
+    site = found.sites["blocks.15.hook_resid_post"]
+    for k in (8, 128):
+        latents, error = slow_attribution(smollm, [shipped], task, k, False)[site.hook_name]
+        latents[:, :4], error[:, :4] = 0, 0  # not trained on
+        scale = latents.abs().max().item()
+        torch.testing.assert_close(site.per_pair(k), latents, rtol=0, atol=1e-5 * scale)
+        torch.testing.assert_close(site.error(k), error.mean(0), rtol=0, atol=1e-5 * scale)
+    # One latent tells plural from singular, and comes first.
+    for nodes in (found.nodes(8), found.nodes(128)):
+        assert nodes[nodes["latent"] >= 0].iloc[0]["latent"] == 3307
+
+
+def test_integrated_gradients_add_up_to_the_whole(model: Any, saes: Any, task: Any) -> None:
+    found = attribute_budgets(
+        model, saes[0], task.clean, task.metric, [8], task.corrupt, steps=64, progress=False
+    )
+    site = found.sites[HOOKS[0]]
+    total = site.mean(8).sum() + site.error(8).sum()
+    ablator = Ablator(model, saes[0], task.clean, task.metric, task.corrupt)
+    whole = ablator(8) - ablator(8, ablator.nothing())
+    assert total.item() == pytest.approx(whole, rel=1e-3)
+    one = attribute_budgets(
+        model, saes[0], task.clean, task.metric, [8], task.corrupt, progress=False
+    )
+    assert abs(one.sites[HOOKS[0]].mean(8).sum().item() - whole) > 1e-2 * abs(whole)
+
+
+def test_a_stock_sae_is_cut_to_its_largest(model: Any, saes: Any, task: Any) -> None:
+    stock = saes[1].at_k(8)
+    arguments = (task.clean, task.metric, BUDGETS, task.corrupt)
+    ours = attribute_budgets(model, saes[1], *arguments, progress=False)
+    theirs = attribute_budgets(model, stock, *arguments, progress=False)
+    for k in BUDGETS:
+        mine, other = ours.sites[HOOKS[1]].mean(k), theirs.sites[HOOKS[1]].mean(k)
+        torch.testing.assert_close(mine, other)
+
+
+# --- ablation ---
+
+
+@pytest.mark.parametrize("replace", ["resample", "mean", "zero"])
+def test_everything_kept_and_everything_replaced(
+    model: Any, saes: Any, task: TokenizedTask, replace: Any
+) -> None:
+    ablator = Ablator(model, saes, task.clean, task.metric, task.corrupt, replace, batch_size=4)
+    whole = {name: nodes.complement() for name, nodes in ablator.nothing().items()}
+    for k in BUDGETS:
+        assert ablator(k, whole) == pytest.approx(ablator(k), abs=1e-9)
+    names = [site.hook_name for site in ablator.sites]
+    clean = activations_at(model, task.clean, names)
+    corrupt = activations_at(model, task.corrupt, names)
+
+    def replaced(name: str, sae: Any) -> Callable[[torch.Tensor], torch.Tensor]:
+        new = {
+            "resample": corrupt[name],
+            "mean": torch.cat([clean[name], corrupt[name]]).mean(0).expand(clean[name].shape),
+            "zero": sae.b_dec.expand(clean[name].shape),
+        }[replace]
+        return lambda x: torch.cat([x[:, :1], new[:, 1:]], 1)  # BOS stays
+
+    changes = {name: replaced(name, sae) for name, sae in zip(names, saes, strict=True)}
+    with torch.no_grad():
+        by_hand = task.metric(run_changed(model, task.clean, changes)).mean().item()
+    for k in BUDGETS:
+        assert ablator(k, ablator.nothing()) == pytest.approx(by_hand, abs=1e-9)
+
+
+def test_patching_one_node_by_hand(model: Any, saes: Any, task: TokenizedTask) -> None:
+    sae, name, k = saes[1], HOOKS[1], 3
+    found = attribute_budgets(
+        model, sae, task.clean, task.metric, [k], task.corrupt, progress=False
+    )
+    nodes = found.nodes(k)
+    nodes = nodes[nodes["latent"] >= 0].head(3)
+    ablator = Ablator(model, sae, task.clean, task.metric, task.corrupt)
+    exact = patch_nodes(ablator, nodes, k, progress=False)["exact"]
+    with torch.no_grad():
+        x, other = (activations_at(model, t, [name])[name] for t in (task.clean, task.corrupt))
+        with sae.budget(k):
+            f, f_other = sae.encode(x), sae.encode(other)
+        whole = task.metric(model(task.clean, prepend_bos=False)).mean()
+        for row, value in zip(nodes.itertuples(), exact, strict=True):
+            new, change = x.clone(), f_other - f
+            rows = change[:, row.position, row.latent, None] * sae.W_dec[row.latent]
+            new[:, row.position] += rows / sae.W_dec[row.latent].norm()
+            left = task.metric(run_changed(model, task.clean, {name: lambda _, new=new: new}))
+            assert value == pytest.approx((whole - left.mean()).item(), abs=1e-9)
+
+
+@pytest.mark.parametrize("errors", ["default", "keep", "remove"])
+def test_the_curve_ends_where_it_must(
+    model: Any, saes: Any, task: TokenizedTask, errors: Any
+) -> None:
+    found = attribute_budgets(
+        model, saes, task.clean, task.metric, BUDGETS, task.corrupt, progress=False
+    )
+    pairs = (task.clean, task.metric, task.corrupt)
+    curve = circuit_curve(
+        model, saes, found, *pairs, sizes=[0, 1, 4, 10_000], errors=errors, progress=False
+    )
+    for _, rows in curve.groupby("k"):
+        first, last = rows.iloc[0], rows.iloc[-1]
+        if errors == "default":
+            assert first["faithfulness"] == pytest.approx(0, abs=1e-9)
+            assert last["faithfulness"] == pytest.approx(1, abs=1e-9)
+            assert last["completeness"] == pytest.approx(0, abs=1e-9)
+        elif errors == "keep":
+            assert last["faithfulness"] == pytest.approx(1, abs=1e-9)
+            assert abs(first["faithfulness"]) > 1e-6
+        else:
+            assert first["faithfulness"] == pytest.approx(0, abs=1e-9)
+            assert abs(last["faithfulness"] - 1) > 1e-6
+        # What is in the circuit is not in its complement.
+        assert first["completeness"] == pytest.approx(1, abs=1e-9) or errors == "remove"
+    assert set(areas(curve)["k"]) == set(BUDGETS)
+
+
+def test_areas_are_of_one_width() -> None:
+    curve = pd.DataFrame(
+        {
+            "k": [1, 1, 2, 2, 2],
+            "nodes": [1, 2, 1, 2, 4],
+            "faithfulness": [0.0, 1.0, 0.0, 1.0, 1.0],
+            "completeness": [1.0, 0.0, 1.0, 1.0, 1.0],
+        }
+    )
+    table = areas(curve).set_index("k")
+    assert table.loc[1, "faithfulness"] == pytest.approx(0.75)
+    assert table.loc[2, "faithfulness"] == pytest.approx(0.75)
+    assert table.loc[1, "completeness"] == pytest.approx(0.25)
+    with pytest.raises(ValueError, match="at least two sizes"):
+        areas(curve[curve["nodes"] == 1])
+
+
+def test_circuits_nest_when_effects_do_not_depend_on_the_budget(
+    model: Any, saes: Any, task: Any
+) -> None:
+    one = task[:1]  # a single prompt: no averaging over pairs
+    found = attribute_budgets(model, saes, one.clean, one.metric, BUDGETS, progress=False)
+    assert (nesting(found)["shared"] == 1).all()
+
+
+def test_edges_add_up_to_the_attribution(model: Any, saes: Any, task: TokenizedTask) -> None:
+    found = attribute_budgets(
+        model, saes, task.clean, task.metric, [3], task.corrupt, progress=False
+    )
+    upper = found.nodes(3)
+    upper = upper[upper["site"] == HOOKS[0]].head(4)
+    every = pd.DataFrame(
+        [
+            {"site": HOOKS[1], "position": p, "latent": latent}
+            for p in range(1, CONTEXT)
+            for latent in range(-1, 48)
+        ]
+    )
+    edges = latent_edges(
+        model,
+        saes,
+        pd.concat([upper, every]),
+        3,
+        task.clean,
+        task.metric,
+        task.corrupt,
+        progress=False,
+    )
+    sums = edges.groupby(["site", "position", "latent"])["effect"].sum()
+    for row in upper.itertuples():
+        assert sums[(row.site, row.position, row.latent)] == pytest.approx(row.effect, abs=1e-9)
+    with pytest.raises(ValueError, match="in the order of their hooks"):
+        latent_edges(
+            model, saes[::-1], pd.concat([upper, every.head(3)]), 3, task.clean, task.metric
+        )
+    with pytest.raises(ValueError, match="two SAEs or more"):
+        latent_edges(model, saes[:1], upper, 3, task.clean, task.metric)
+
+
+def test_neurons_lose_nothing(model: Any, saes: Any, task: TokenizedTask) -> None:
+    x = activations_at(model, task.clean, HOOKS[1:])[HOOKS[1]].flatten(0, 1)
+    basis = neuron_basis(saes[1], x.mean(0))
+    torch.testing.assert_close(basis(x), x)
+    basis.k = 1
+    off = (basis(x) - x).abs()
+    assert ((off > 1e-9).sum(-1) == 31).all()
+    assert (x - x.mean(0)).abs().argmax(-1).equal(off.argmin(-1))
+
+
+# --- bad input ---
+
+
+def test_what_cannot_be_attributed_is_said(model: Any, saes: Any, task: TokenizedTask) -> None:
+    ask = attribute_budgets
+    with pytest.raises(ValueError, match="outside 1..k=8"):
+        ask(model, saes, task.clean, task.metric, [9], progress=False)
+    with pytest.raises(ValueError, match="of one shape"):
+        ask(model, saes, task.clean, task.metric, [8], task.corrupt[:, 1:], progress=False)
+    with pytest.raises(ValueError, match="Leave the mean over sequences out"):
+        ask(model, saes, task.clean, lambda logits: logits.mean(), [8], progress=False)
+    with pytest.raises(ValueError, match="has no gradient"):
+        ask(model, saes, task.clean, lambda z: z[:, -1, 0].detach(), [8], progress=False)
+    with pytest.raises(ValueError, match="different hooks"):
+        ask(model, [saes[0], saes[0]], task.clean, task.metric, progress=False)
+    with torch.inference_mode(), pytest.raises(RuntimeError, match="inference_mode"):
+        ask(model, saes, task.clean, task.metric, progress=False)
+    with torch.no_grad():  # fine: it asks for its own gradients
+        ask(model, saes, task.clean, task.metric, progress=False)
+    wide = HierarchicalTopKSAE(HierarchicalTopKSAEConfig(d_in=16, d_sae=48, k=8))
+    wide.cfg.metadata.hook_name = HOOKS[0]
+    with pytest.raises(ValueError, match="reads width d_in=16, but the model has 32"):
+        ask(model, wide, task.clean, task.metric, progress=False)
+    lost = dictionary(model, HOOKS[0], task.clean)
+    lost.cfg.metadata.hook_name = "blocks.7.hook_resid_post"
+    with pytest.raises(ValueError, match="no hook 'blocks.7.hook_resid_post'"):
+        ask(model, lost, task.clean, task.metric, progress=False)
+    foreign = dictionary(model, HOOKS[0], task.clean)
+    with torch.no_grad():
+        foreign.W_dec.mul_(-9)
+    with pytest.raises(ValueError, match="further from the activations"):
+        ask(model, foreign, task.clean, task.metric, progress=False)
+    model.add_sae(saes[0])
+    try:
+        with pytest.raises(ValueError, match="reset_saes"):
+            ask(model, saes, task.clean, task.metric, progress=False)
+    finally:
+        model.reset_saes()
+    with pytest.raises(ValueError, match="needs corrupt prompts"):
+        Ablator(model, saes, task.clean, task.metric)
+    with pytest.raises(ValueError, match="Budget 5 was not asked for"):
+        ask(model, saes, task.clean, task.metric, [8], progress=False).nodes(5)
+
+
+def test_a_model_that_guesses_has_no_circuit(tiny_gemma2: Any) -> None:
+    pairs = [Pair("a b", "b a", "a", "b"), Pair("b a", "a b", "b", "a")] * 8
+    with pytest.raises(ValueError, match="no better than guessing"):
+        check_able(tokenize_pairs("mine", pairs, tiny_gemma2.tokenizer), tiny_gemma2)
+
+
+def test_pairs_from_files(tmp_path: Path) -> None:
+    pairs = [Pair("The keys", "The key", " are", " is"), Pair("1 2", "1 3", "3", "null")]
+    ours = pd.DataFrame([vars(pair) for pair in pairs])
+    theirs = ours.set_axis(["clean_prefix", "patch_prefix", "clean_answer", "patch_answer"], axis=1)
+    ours.to_csv(tmp_path / "pairs.csv", index=False)
+    ours.to_parquet(tmp_path / "pairs.parquet")
+    theirs.to_json(tmp_path / "pairs.jsonl", orient="records", lines=True)
+    theirs.to_json(tmp_path / "pairs.json", orient="records", lines=True)
+    for suffix in ("csv", "parquet", "jsonl", "json"):
+        assert read_pairs(tmp_path / f"pairs.{suffix}") == pairs
+    ours.drop(columns="wrong").to_csv(tmp_path / "few.csv", index=False)
+    with pytest.raises(ValueError, match="columns clean, corrupt, right. Pairs need"):
+        read_pairs(tmp_path / "few.csv")
+    with pytest.raises(FileNotFoundError, match="No pairs at"):
+        read_pairs(tmp_path / "none.csv")
+    (tmp_path / "pairs.txt").touch()
+    with pytest.raises(ValueError, match="expected .csv"):
+        read_pairs(tmp_path / "pairs.txt")
+
+
+def test_an_unslicable_metric_sees_all_pairs_at_once(model: Any, saes: Any, task: Any) -> None:
+    sliced = attribute_budgets(
+        model, saes, task.clean, task.metric, [8], batch_size=2, progress=False
+    )
+    whole = attribute_budgets(
+        model, saes, task.clean, lambda logits: task.metric(logits), [8], progress=False
+    )
+    for name in HOOKS:
+        torch.testing.assert_close(sliced.sites[name].mean(8), whole.sites[name].mean(8))
+    assert isinstance(task.metric[:2], LogitDiff)

@@ -104,16 +104,17 @@ def activations_at(
         ValueError: if the model lacks a hook (a bridge alias must resolve, never give nothing).
     """
     layers = [extract_stop_at_layer_from_tlens_hook_name(name) for name in hook_names]
+    own = {name: _own_name(model, name) for name in hook_names}
     _, cache = model.run_with_cache(
         tokens.to(input_device(model)),
-        names_filter=list(hook_names),
+        names_filter=list(own.values()),
         stop_at_layer=None if None in layers else max(n for n in layers if n is not None),
         prepend_bos=False,
     )
     for name in hook_names:
-        if name not in cache.cache_dict:
+        if own[name] not in cache.cache_dict:
             raise ValueError(missing_hook(name))
-    return {name: cache[name] for name in hook_names}
+    return {name: cache[own[name]] for name in hook_names}
 
 
 def run_changed(
@@ -139,7 +140,7 @@ def run_changed(
     logits: torch.Tensor = model.run_with_hooks(
         tokens.to(input_device(model)),
         prepend_bos=False,
-        fwd_hooks=[(name, hook(name, change)) for name, change in changes.items()],
+        fwd_hooks=[(_own_name(model, name), hook(name, change)) for name, change in changes.items()],
     )
     for name in changes:
         if name not in fired:
@@ -155,12 +156,27 @@ def logits_with(
     return run_changed(model, tokens, {hook_name: lambda acts: new})
 
 
+def _own_name(model: Any, hook_name: str) -> str:
+    """What the model itself calls a hook.
+
+    On a bridge TransformerLens' names are aliases: without compatibility mode its hooks and caches
+    silently miss them. And where an SAE was attached and removed, SAELens leaves a hook point that
+    has lost its name, so that hooks miss it in either mode; it gets its name back here.
+    """
+    resolve = getattr(model, "_resolve_hook_name", None)
+    if resolve is None:
+        return hook_name
+    own: str = resolve(hook_name)
+    if own in model.hook_dict:
+        model.hook_dict[own].name = own
+    return own
+
+
 def missing_hook(hook_name: str) -> str:
     """What to tell somebody whose model has no such hook."""
     return (
         f"The model has no hook {hook_name!r}. TransformerLens names look like "
-        "'blocks.3.hook_resid_post'; on a TransformerBridge they need "
-        "enable_compatibility_mode(no_processing=True)."
+        "'blocks.3.hook_resid_post'."
     )
 
 

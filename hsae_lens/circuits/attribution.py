@@ -116,8 +116,7 @@ def attribute_budgets(
 ) -> Attribution:
     """What latents and error nodes contribute to a metric, at every budget and site.
 
-    Costs one forward and backward pass, whatever the number of budgets. A bridge needs
-    ``enable_compatibility_mode`` for TransformerLens' hook names, as everywhere.
+    Costs one forward and backward pass, whatever the number of budgets.
 
     Args:
         saes: SAELens SAEs with linear decoders, each of a hook of its own. Hierarchical ones have

@@ -1,0 +1,202 @@
+"""A hierarchical SAE attached to SAELens' hooked models, at any budget, as SAELens does it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from sae_lens import HookedSAETransformer, SAETransformerBridge
+from transformer_lens import HookedTransformerConfig
+
+from hsae_lens import HierarchicalTopKSAE, HierarchicalTopKSAEConfig
+from hsae_lens.circuits import ablate, attribute_budgets, keep, steer
+from hsae_lens.models import activations_at, open_model, run_changed
+
+HOOKS = ["blocks.0.hook_resid_post", "blocks.1.hook_resid_post"]
+
+
+@pytest.fixture(scope="module", params=["HookedSAETransformer", "bridge", "bare bridge"])
+def model(request: pytest.FixtureRequest, gemma2_folder: Path) -> Any:
+    if request.param == "bridge":
+        return open_model(gemma2_folder)
+    if request.param == "bare bridge":  # without compatibility mode
+        return SAETransformerBridge.boot_transformers(str(gemma2_folder), device="cpu")
+    torch.manual_seed(0)
+    return HookedSAETransformer(
+        HookedTransformerConfig(
+            n_layers=2, d_model=32, n_ctx=64, d_head=16, n_heads=2, d_vocab=300, act_fn="relu"
+        )
+    )
+
+
+@pytest.fixture
+def tokens() -> torch.Tensor:
+    return torch.randint(3, 300, (2, 10), generator=torch.Generator().manual_seed(0))
+
+
+def sae_at(hook: str) -> HierarchicalTopKSAE:
+    sae = HierarchicalTopKSAE(HierarchicalTopKSAEConfig(d_in=32, d_sae=96, k=8))
+    sae.cfg.metadata.hook_name = hook
+    generator = torch.Generator().manual_seed(len(hook))
+    with torch.no_grad():
+        sae.W_dec.copy_(torch.randn(96, 32, generator=generator) / 32**0.5)
+        sae.W_enc.copy_(0.3 * sae.W_dec.T)
+    return sae
+
+
+def acts_post(model: Any, sae: Any) -> str:
+    """Where an attached SAE's latents are hooked: a bridge has a name of its own for it."""
+    if isinstance(model, SAETransformerBridge):
+        return model.get_sae_hook_name(sae)
+    return f"{sae.cfg.metadata.hook_name}.hook_sae_acts_post"
+
+
+def with_change(
+    model: Any, tokens: torch.Tensor, hook: str, change: Callable[[torch.Tensor], torch.Tensor]
+) -> torch.Tensor:
+    """Logits with one hook's activations passed through a function, no SAE attached."""
+    return run_changed(model, tokens, {hook: change})
+
+
+@pytest.mark.parametrize("hook", HOOKS)
+def test_the_budget_changes_between_calls(model: Any, tokens: torch.Tensor, hook: str) -> None:
+    sae = sae_at(hook)
+    seen = []
+    for k in (1, 8, 3):
+        sae.k = k
+        logits = model.run_with_saes(tokens, saes=[sae], prepend_bos=False)
+        expected = with_change(model, tokens, hook, sae.at_k(k))
+        torch.testing.assert_close(logits, expected)
+        _, cache = model.run_with_cache_with_saes(tokens, saes=[sae], prepend_bos=False)
+        acts = cache[acts_post(model, sae)]
+        assert ((acts != 0).sum(-1) <= k).all()
+        assert (acts != 0).any()
+        seen.append(logits)
+    assert not torch.allclose(seen[0], seen[1])
+    model.add_sae(sae)  # attached for good, the budget still follows
+    try:
+        with sae.budget(1):
+            torch.testing.assert_close(model(tokens, prepend_bos=False), seen[0])
+        torch.testing.assert_close(model(tokens, prepend_bos=False), seen[2])
+    finally:
+        model.reset_saes()
+
+
+def test_latents_are_changed_by_rank_and_by_number(model: Any, tokens: torch.Tensor) -> None:
+    sae, hook = sae_at(HOOKS[1]), HOOKS[1]
+    name = acts_post(model, sae)
+
+    def run(change: Any) -> torch.Tensor:
+        return model.run_with_hooks_with_saes(
+            tokens, saes=[sae], prepend_bos=False, fwd_hooks=[(name, change)]
+        )
+
+    def expected(change: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
+        return with_change(model, tokens, hook, lambda x: sae.decode(change(sae.encode(x))))
+
+    def by_hand(f: torch.Tensor, first: int, last: int) -> torch.Tensor:
+        order = f.argsort(dim=-1, descending=True, stable=True)
+        return f.scatter(-1, order[..., first - 1 : last], 0.0)
+
+    torch.testing.assert_close(run(ablate(ranks=(2, 3))), expected(lambda f: by_hand(f, 2, 3)))
+    with sae.budget(2):
+        torch.testing.assert_close(run(ablate(ranks=(2, 90))), expected(lambda f: by_hand(f, 2, 9)))
+    _, cache = model.run_with_cache_with_saes(tokens, saes=[sae], prepend_bos=False)
+    latent = int(cache[name].sum((0, 1)).argmax())
+
+    def steered(f: torch.Tensor) -> torch.Tensor:
+        f = f.clone()
+        f[..., latent] = 5.0
+        return f
+
+    def without(f: torch.Tensor) -> torch.Tensor:
+        return f * (torch.arange(96) != latent)
+
+    torch.testing.assert_close(run(ablate([latent])), expected(without))
+    torch.testing.assert_close(run(steer(latent, to=5)), expected(steered))
+    torch.testing.assert_close(run(steer(latent, by=0)), expected(without))
+    torch.testing.assert_close(run(keep([latent])), expected(lambda f: f - without(f)))
+    with pytest.raises(ValueError, match="1 ≤ first ≤ last"):
+        ablate(ranks=(0, 3))
+    with pytest.raises(ValueError, match="Nothing to ablate"):
+        ablate()
+
+
+def test_the_error_term_keeps_the_model_and_the_intervention(
+    model: Any, tokens: torch.Tensor
+) -> None:
+    sae = sae_at(HOOKS[1])
+    whole = model(tokens, prepend_bos=False)
+    sae.k = 2
+    spliced = model.run_with_saes(tokens, saes=[sae], use_error_term=True, prepend_bos=False)
+    torch.testing.assert_close(spliced, whole, atol=1e-5, rtol=1e-5)
+    model.add_sae(sae, use_error_term=True)
+    try:
+        name = acts_post(model, sae)
+        cut = model.run_with_hooks(
+            tokens, prepend_bos=False, fwd_hooks=[(name, ablate(ranks=(1, 1)))]
+        )
+    finally:
+        model.reset_saes()
+    expected = with_change(
+        model,
+        tokens,
+        HOOKS[1],
+        lambda x: x - sae.decode(sae.encode(x)) + sae.decode(ablate(ranks=(1, 1))(sae.encode(x))),
+    )
+    torch.testing.assert_close(cut, expected, atol=1e-5, rtol=1e-5)
+
+
+def test_gradients_flow_through_several_saes(model: Any, tokens: torch.Tensor) -> None:
+    saes = [sae_at(hook) for hook in HOOKS]
+    saes[0].k = 2
+    logits = model.run_with_saes(tokens, saes=saes, prepend_bos=False)
+    logits[:, -1].square().sum().backward()
+    for sae in saes:
+        for parameter in (sae.W_dec, sae.W_enc, sae.b_dec):
+            assert parameter.grad is not None
+            assert parameter.grad.abs().sum() > 0
+    # A latent outside the budget has no part in anything.
+    acts = saes[0].encode(activations_at(model, tokens, HOOKS[:1])[HOOKS[0]])
+    silent = (acts == 0).flatten(0, 1).all(0)
+    assert silent.any()
+    assert (saes[0].W_dec.grad[silent] == 0).all()
+    model.zero_grad()
+
+
+def test_views_share_weights_but_not_hooks(model: Any, tokens: torch.Tensor) -> None:
+    sae = sae_at(HOOKS[0])
+    views = [sae.at_k(2), sae.at_k(8)]
+    views[1].cfg.metadata.hook_name = HOOKS[1]
+    assert sae.cfg.metadata.hook_name == HOOKS[0]
+    fired: list[int] = []
+    views[0].hook_sae_acts_post.add_hook(lambda acts, hook: fired.append(2))
+    _, cache = model.run_with_cache_with_saes(tokens, saes=[views[1]], prepend_bos=False)
+    assert not fired
+    assert ((cache[acts_post(model, views[1])] != 0).sum(-1) <= 8).all()
+    both = model.run_with_saes(tokens, saes=views, prepend_bos=False)
+    assert fired
+    alone = model.run_with_saes(tokens, saes=views[:1], prepend_bos=False)
+    assert not torch.allclose(both, alone)
+    sae(torch.randn(3, 32))
+    assert len(fired) == 2  # once for each run that it was part of
+
+
+def test_attribution_on_every_model_class(model: Any, tokens: torch.Tensor) -> None:
+    sae = sae_at(HOOKS[0])
+    model.run_with_saes(tokens, saes=[sae], prepend_bos=False)  # attached once before
+    found = attribute_budgets(model, sae, tokens, lambda z: z[:, -1, 5], [1, 8], progress=False)
+    leaf = torch.zeros(1, requires_grad=True)
+    x = activations_at(model, tokens, HOOKS[:1])[HOOKS[0]]
+    code = sae.encode(x)
+    one = int(code[0, -1].argmax())
+    change = leaf * code[0, -1, one].detach() * sae.W_dec[one].detach()
+    last = torch.zeros(2, 10, 1).index_fill(1, torch.tensor([9]), 1)
+    last[1] = 0
+    logits = with_change(model, tokens, HOOKS[0], lambda acts: acts + last * change)
+    (expected,) = torch.autograd.grad(logits[0, -1, 5], leaf)
+    got = found.sites[HOOKS[0]].per_pair(8)[0, -1, one]
+    torch.testing.assert_close(got, expected[0], atol=1e-6, rtol=1e-4)

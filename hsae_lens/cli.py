@@ -71,6 +71,7 @@ def _parser() -> argparse.ArgumentParser:
         add_help=False,
     )
     _add_evaluation(commands)
+    _add_circuits(commands)
     _add_sharing(commands)
     return parser
 
@@ -154,6 +155,58 @@ def _add_evaluation(commands: Any) -> None:
     advise.add_argument("--keep", type=float, default=0.95, help="the share to keep")
     advise.add_argument("--of", default="explained_variance", help="explained_variance or ce_score")
     advise.set_defaults(run=_advise)
+
+
+def _add_circuits(commands: Any) -> None:
+    circuits = commands.add_parser(
+        "circuits",
+        help="which latents a behaviour runs through, at every budget",
+        description=(
+            "Finds a task's circuit at each budget from one attribution, judges it by ablation "
+            "on other pairs beside controls, and leaves tables, pictures and a page."
+        ),
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    circuits.add_argument(
+        "--sae",
+        action="append",
+        required=True,
+        help="a folder with a saved SAE, or RELEASE/SAE_ID; again for a further site",
+    )
+    circuits.add_argument(
+        "--beside", action="append", default=[], help="an SAE of the first one's hook to compare"
+    )
+    circuits.add_argument(
+        "--no-controls", dest="controls", action="store_false", help="no random decoder, no neurons"
+    )
+    help_texts = {
+        "task": "a task's name, or a CSV, JSONL or parquet file of pairs",
+        "budgets": "comma-separated, ascending",
+        "pairs": "pairs of a named task: half find the circuits, half judge them",
+        "replace": "what takes the place of a node: resample, mean or zero",
+        "errors": "error nodes in a circuit: remove, keep, or default (ranked like latents)",
+        "steps": "of integrated gradients; 1 is one gradient",
+        "out": "folder for the tables, the pictures and the page",
+        "model": "hub name, local folder, or smollm2-135m; None is what the SAE says",
+        "device": "where to run: cpu or cuda",
+    }
+    from hsae_lens.circuits.run import CircuitsConfig
+
+    _add_flags(circuits, CircuitsConfig, help_texts)
+    circuits.set_defaults(run=_circuits)
+
+    latents = commands.add_parser(
+        "latents",
+        help="a page of latents: strongest contexts, activations by rank, logits",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    latents.add_argument("sae", help="a folder with a saved SAE, or RELEASE/SAE_ID")
+    latents.add_argument("latents", help="numbers with commas, or a nodes.csv of `hsae circuits`")
+    latents.add_argument("--text", help="a local text, JSONL or parquet file or folder")
+    latents.add_argument("--tokens", type=int, default=16384, help="about how many to look at")
+    latents.add_argument("--model", help="hub name, local folder, or smollm2-135m")
+    latents.add_argument("--out", default="latents.html", help="the page to write")
+    latents.set_defaults(run=_latents)
 
 
 def _add_sharing(commands: Any) -> None:
@@ -296,6 +349,26 @@ def _advise(parsed: argparse.Namespace) -> None:
         table[kind] = "frontier"
     for name, rows in table[table[kind] != CONTROL].groupby(kind, sort=False):
         print(f"{name}: {advise(rows, parsed.keep, parsed.of)}")
+
+
+def _circuits(parsed: argparse.Namespace) -> None:
+    from hsae_lens.circuits.run import CircuitsConfig, find_circuits
+    from hsae_lens.report import write_circuits
+
+    found = find_circuits(_config(parsed, CircuitsConfig))
+    page = write_circuits(found, f"{parsed.out}/circuits.html")
+    print(found.areas.to_string(index=False, float_format=lambda value: f"{value:.3f}"))
+    print(f"Wrote {parsed.out} in {found.facts['seconds']} s; open {page} in a browser.")
+
+
+def _latents(parsed: argparse.Namespace) -> None:
+    from hsae_lens.evaluation.run import dashboards_of
+    from hsae_lens.report import write_latents
+
+    dashboards, text = dashboards_of(
+        parsed.sae, parsed.latents, parsed.text, parsed.tokens, parsed.model
+    )
+    print(f"Wrote {write_latents(dashboards, parsed.out, parsed.sae, text)}.")
 
 
 def _releases(_: argparse.Namespace) -> None:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import os
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
+import pandas as pd
 from sae_lens.constants import SAE_CFG_FILENAME, SAE_WEIGHTS_FILENAME
 from safetensors import SafetensorError
 
@@ -33,6 +36,18 @@ def replacing(path: Path) -> Iterator[Path]:
         os.replace(fresh, path)
     finally:
         fresh.unlink(missing_ok=True)
+
+
+def write_csv(table: pd.DataFrame, path: Path) -> None:
+    """A table as CSV, whole or not at all."""
+    with replacing(path) as fresh:
+        table.to_csv(fresh, index=False)
+
+
+def write_json(value: Any, path: Path) -> None:
+    """A value as JSON, whole or not at all."""
+    with replacing(path) as fresh:
+        fresh.write_text(json.dumps(value, ensure_ascii=False), encoding="utf-8")
 
 
 @contextmanager

@@ -140,7 +140,9 @@ def run_changed(
     logits: torch.Tensor = model.run_with_hooks(
         tokens.to(input_device(model)),
         prepend_bos=False,
-        fwd_hooks=[(_own_name(model, name), hook(name, change)) for name, change in changes.items()],
+        fwd_hooks=[
+            (_own_name(model, name), hook(name, change)) for name, change in changes.items()
+        ],
     )
     for name in changes:
         if name not in fired:

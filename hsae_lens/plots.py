@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import itertools
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +44,7 @@ def frontier_svg(table: pd.DataFrame, quality: str) -> str:
     figure, axes = _panel()
     _frontier(axes, table, quality)
     _legend(figure)
-    return _svg(figure)
+    return figure_svg(figure)
 
 
 def worth_svg(curve: pd.DataFrame) -> str:
@@ -54,7 +55,7 @@ def worth_svg(curve: pd.DataFrame) -> str:
     # Symmetric, so that latents which add nothing, or harm, are seen.
     axes.set_yscale("symlog", linthresh=1e-4)
     _finish(axes, "Rank of the latent", "Explained variance it adds", rows["k"].max())
-    return _svg(figure)
+    return figure_svg(figure)
 
 
 def adaptive_svg(table: pd.DataFrame) -> str:
@@ -72,7 +73,7 @@ def adaptive_svg(table: pd.DataFrame) -> str:
         )
     _finish(axes, "Mean latents per token", "Explained variance", table["l0"].max())
     _legend(figure)
-    return _svg(figure)
+    return figure_svg(figure)
 
 
 def stability_svg(table: pd.DataFrame) -> str:
@@ -85,7 +86,7 @@ def stability_svg(table: pd.DataFrame) -> str:
     _finish(axes, "First k latents", "Share in common", table["k"].max())
     axes.set_ylim(0, 1.03)
     _legend(figure)
-    return _svg(figure)
+    return figure_svg(figure)
 
 
 def tasks_svg(table: pd.DataFrame) -> str:
@@ -100,7 +101,7 @@ def tasks_svg(table: pd.DataFrame) -> str:
     axes.axhline(1, color="#777777", linewidth=1)
     figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=2,
                   frameon=False)  # fmt: skip
-    return _svg(figure)
+    return figure_svg(figure)
 
 
 def probing_svg(table: pd.DataFrame, size: int) -> str:
@@ -120,7 +121,7 @@ def probing_svg(table: pd.DataFrame, size: int) -> str:
     )
     axes.axhline(0.5, color="#777777", linewidth=1)
     _legend(figure)
-    return _svg(figure)
+    return figure_svg(figure)
 
 
 def _frontier(axes: Any, table: pd.DataFrame, quality: str) -> None:
@@ -155,8 +156,28 @@ def _panel() -> tuple[Figure, Any]:
     return figure, figure.subplots()
 
 
-def _svg(figure: Figure) -> str:
+def figure_svg(figure: Figure) -> str:
+    """A figure as SVG to put into a page."""
     out = io.StringIO()
     with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": "hsae"}):
         figure.savefig(out, format="svg", metadata={"Date": None})
     return out.getvalue()[out.getvalue().index("<svg") :]
+
+
+def histogram_svg(edges: Sequence[float], counts: Sequence[Sequence[int]], names: Any) -> str:
+    """Stacked histograms over common bins, one colour per name, as SVG.
+
+    Args:
+        edges: of the bins.  counts: for each name, a number per bin.
+    """
+    figure, axes = _panel()
+    bottom = [0] * (len(edges) - 1)
+    for colour, name, column in zip(COLOURS, names, counts, strict=False):
+        axes.bar(edges[:-1], column, edges[1] - edges[0], bottom, align="edge", color=colour,
+                 label=name)  # fmt: skip
+        bottom = [a + b for a, b in zip(bottom, column, strict=True)]
+    axes.set_xlabel("Activation")
+    axes.set_ylabel("Tokens")
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False)
+    return figure_svg(figure)

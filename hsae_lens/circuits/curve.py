@@ -11,7 +11,7 @@ import torch
 from sae_lens import SAE
 from tqdm.auto import tqdm
 
-from hsae_lens.circuits.ablation import Ablator, Circuit, Nodes, Replacement
+from hsae_lens.circuits.ablation import Ablator, Nodes, Replacement
 from hsae_lens.circuits.attribution import Attribution, Metric
 from hsae_lens.circuits.sites import ERROR
 
@@ -29,7 +29,7 @@ def circuit_curve(
     *,
     sizes: Sequence[int] = SIZES,
     replace: Replacement = "resample",
-    errors: Errors = "default",
+    errors: Errors = "remove",
     by_position: bool = True,
     batch_size: int = 16,
     progress: bool = True,
@@ -47,8 +47,9 @@ def circuit_curve(
         sizes: numbers of nodes; those beyond what contributes are cut to it.
         replace: see :class:`Ablator`. ∅ does not depend on the budget, except with "zero" on SAEs
             of different biases.
-        errors: "default" lets error nodes compete with latents; "keep" keeps the model's errors in
-            every circuit and in its complement, "remove" replaces them in both.
+        errors: which error nodes are in a circuit: "remove" none, so that only latents can explain;
+            "keep" all; "default" lets them compete with latents, and a dictionary that has learnt
+            nothing then scores well: its error node is the activation itself.
         by_position: nodes are latents at positions; False joins a latent's positions.
 
     Returns:
@@ -83,10 +84,13 @@ def circuit_curve(
     rows = []
     for k, size in tqdm(plan, "Circuits", disable=not progress):
         chosen = ablator.of(ranked[k].head(size))
-        inside = ablator(k, _with_errors(chosen, errors))
-        outside = ablator(
-            k, _with_errors({name: nodes.complement() for name, nodes in chosen.items()}, errors)
-        )
+        if errors == "keep":
+            chosen = {
+                name: Nodes(nodes.latents, torch.ones_like(nodes.error))
+                for name, nodes in chosen.items()
+            }
+        inside = ablator(k, chosen)
+        outside = ablator(k, {name: nodes.complement() for name, nodes in chosen.items()})
         rows.append(
             {
                 "k": k,
@@ -159,12 +163,3 @@ def nesting(
             if k < larger
         ]
     )
-
-
-def _with_errors(circuit: Circuit, errors: Errors) -> Circuit:
-    if errors == "default":
-        return circuit
-    return {
-        name: Nodes(nodes.latents, torch.full_like(nodes.error, errors == "keep"))
-        for name, nodes in circuit.items()
-    }

@@ -1,0 +1,173 @@
+"""Circuits as pictures: tables in, figures out; computes nothing."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Hashable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from matplotlib.figure import Figure
+
+from hsae_lens.circuits.sites import ERROR
+from hsae_lens.files import replacing
+from hsae_lens.plots import COLOURS, figure_svg
+
+STYLES = ["-", "--", ":", "-."]
+MEASURES = {
+    "faithfulness": "Faithfulness: what the circuit keeps",
+    "completeness": "What everything but the circuit keeps",
+}
+POSITIVE, NEGATIVE = "#0072B2", "#D55E00"
+ROWS = 10  # nodes drawn at one token of one site
+
+
+def plot_curves(curve: pd.DataFrame, path: Path) -> None:
+    """:func:`curves_figure` as PNG."""
+    with replacing(path) as fresh:
+        curves_figure(curve).savefig(fresh, dpi=150)
+
+
+def curves_svg(curve: pd.DataFrame) -> str:
+    """:func:`curves_figure` as SVG for a page."""
+    return figure_svg(curves_figure(curve))
+
+
+def curves_figure(curve: pd.DataFrame) -> Figure:
+    """Faithfulness and completeness against the number of nodes, by SAE (line) and budget (colour).
+
+    Args:
+        curve: columns ``sae``, ``k``, ``nodes``, ``faithfulness``, ``completeness``.
+    """
+    figure = Figure(figsize=(10, 4.8), layout="constrained")
+    budgets = dict(zip(sorted(curve["k"].unique()), itertools.cycle(COLOURS), strict=False))
+    styles = dict(zip(curve["sae"].unique(), itertools.cycle(STYLES), strict=False))
+    for axes, (measure, label) in zip(figure.subplots(1, 2), MEASURES.items(), strict=True):
+        for (sae, k), rows in curve[curve["nodes"] > 0].groupby(["sae", "k"], sort=False):
+            axes.plot(rows["nodes"], rows[measure], styles[sae], marker=".", color=budgets[k])
+        axes.set_xscale("log", base=2)
+        ticks = [2**n for n in range(0, int(curve["nodes"].max()).bit_length(), 2)]
+        axes.set_xticks(ticks, [str(tick) for tick in ticks])
+        axes.set_xlabel("Nodes in the circuit")
+        axes.set_ylabel(label)
+        axes.set_ylim(min(-0.1, curve[measure].clip(-0.5).min() - 0.03), 1.15)
+        axes.axhline(1 if measure == "faithfulness" else 0, color="#777777", linewidth=1)
+        axes.grid(alpha=0.3)
+        axes.spines[["top", "right"]].set_visible(False)
+        for sae, style in styles.items():
+            axes.plot([], [], style, color="#444444", label=str(sae))
+        for k, colour in budgets.items():
+            axes.plot([], [], color=colour, linewidth=4, label=f"k = {k}")
+    handles, labels = figure.axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=4, frameon=False)
+    return figure
+
+
+def plot_circuit(
+    nodes: pd.DataFrame,
+    tokens: Sequence[str],
+    answer: Sequence[str],
+    path: Path,
+    edges: pd.DataFrame | None = None,
+) -> None:
+    """:func:`circuit_figure` as PNG."""
+    with replacing(path) as fresh:
+        circuit_figure(nodes, tokens, answer, edges).savefig(fresh, dpi=150)
+
+
+def circuit_svg(
+    nodes: pd.DataFrame,
+    tokens: Sequence[str],
+    answer: Sequence[str],
+    edges: pd.DataFrame | None = None,
+) -> str:
+    """:func:`circuit_figure` as SVG for a page."""
+    return figure_svg(circuit_figure(nodes, tokens, answer, edges))
+
+
+def circuit_figure(
+    nodes: pd.DataFrame,
+    tokens: Sequence[str],
+    answer: Sequence[str],
+    edges: pd.DataFrame | None = None,
+) -> Figure:
+    """The circuit as a graph: nodes above their tokens, coloured by the budget they enter at.
+
+    Lines lead to the answer, blue for and orange against it, as wide as the node's contribution at
+    the largest budget it has; with ``edges``, also between sites.
+
+    Args:
+        nodes: columns ``k``, ``site``, ``position``, ``latent``, ``effect``, ``first_k``; ``site``
+            in the model's order.
+        tokens: text of each position.  answer: the right and the wrong one.
+    """
+    last = nodes.sort_values("k").drop_duplicates(["site", "position", "latent"], keep="last")
+    sites = list(nodes["site"].unique())
+    drawn, middles, width = _places(last, sites)
+    height = 2.0 * len(sites)
+    figure = Figure((max(6.5, 0.72 * width + 1), 1.5 * height + 1.6), layout="constrained")
+    axes = figure.subplots()
+    colours = dict(zip(sorted(nodes["first_k"].unique()), itertools.cycle(COLOURS), strict=False))
+    output, largest = ((width - 1) / 2, height), last["effect"].abs().max()
+    for (site, _, latent), (row, x, y) in drawn.items():
+        if site == sites[-1]:
+            _line(axes, (x, y), output, row["effect"] / largest)
+        colour = "#bbbbbb" if latent == ERROR else colours[row["first_k"]]
+        axes.scatter([x], [y], s=60 + 340 * abs(row["effect"]) / largest, color=colour,
+                     edgecolors="#1c2430", linewidths=0.8, zorder=3)  # fmt: skip
+        name = "error" if latent == ERROR else str(latent)
+        axes.annotate(name, (x, y), (0, -18), textcoords="offset points", ha="center", fontsize=8)
+    for edge in [] if edges is None else edges.to_dict("records"):
+        start = drawn.get((edge["site"], edge["position"], edge["latent"]))
+        end = drawn.get((edge["to_site"], edge["to_position"], edge["to_latent"]))
+        if start and end and edges is not None:
+            _line(axes, start[1:], end[1:], edge["effect"] / edges["effect"].abs().max())
+    axes.annotate(f"{answer[0].strip()!r} rather than {answer[1].strip()!r}", output, ha="center",
+                  va="center", fontsize=10, bbox={"boxstyle": "round", "fc": "white"})  # fmt: skip
+    for k, colour in colours.items():
+        axes.scatter([], [], s=90, color=colour, edgecolors="#1c2430", label=f"from k = {k}")
+    if (last["latent"] == ERROR).any():
+        axes.scatter([], [], s=90, color="#bbbbbb", edgecolors="#1c2430", label="error node")
+    axes.set_xticks(list(middles.values()), [f"{tokens[p].strip()}\n({p})" for p in middles])
+    axes.set_xlim(-0.7, max(width - 0.3, 6))
+    axes.set_ylim(-0.7, height + 0.3)
+    axes.set_yticks([])
+    axes.spines[["top", "right", "left"]].set_visible(False)
+    for n, site in enumerate(sites):
+        axes.annotate(site, (-0.65, 2.0 * n - 0.55), fontsize=8, color="#5b6573")
+    figure.legend(loc="outside lower center", ncols=4, frameon=False)
+    return figure
+
+
+Places = dict[tuple[str, int, int], tuple[dict[Hashable, Any], float, float]]
+
+
+def _places(nodes: pd.DataFrame, sites: list[str]) -> tuple[Places, dict[int, float], float]:
+    """Each drawn node with its x and y, the middle of each position, and the width of it all.
+
+    A position takes as much room as its widest site; a node's largest come first.
+    """
+    places: Places = {}
+    middles: dict[int, float] = {}
+    left = 0.0
+    for position, here in nodes.groupby("position"):
+        widest = min(ROWS, int(here["site"].value_counts().max()))
+        for n, site in enumerate(sites):
+            rows = here[here["site"] == site].sort_values("effect", key=abs, ascending=False)
+            for m, row in enumerate(rows.head(ROWS).to_dict("records")):
+                place = (row, left + m, 2.0 * n)
+                places[site, int(row["position"]), int(row["latent"])] = place
+        middles[int(str(position))] = left + (widest - 1) / 2
+        left += widest + 0.8
+    return places, middles, left - 0.8
+
+
+def _line(axes: Any, start: tuple[float, float], end: tuple[float, float], weight: float) -> None:
+    axes.plot(
+        *zip(start, end, strict=True),
+        color=POSITIVE if weight > 0 else NEGATIVE,
+        linewidth=0.4 + 5 * abs(weight),
+        alpha=0.25 + 0.5 * abs(weight),
+        zorder=1,
+    )

@@ -1,0 +1,275 @@
+"""``hsae circuits``: a task's circuit at every budget, in a folder of tables and pictures."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+from sae_lens import SAE
+
+from hsae_lens._version import __version__
+from hsae_lens.budgets import resolve_budgets
+from hsae_lens.circuits.ablation import Replacement
+from hsae_lens.circuits.attribution import Attribution, attribute_budgets
+from hsae_lens.circuits.controls import neuron_basis
+from hsae_lens.circuits.curve import Errors, areas, circuit_curve, nesting
+from hsae_lens.circuits.edges import latent_edges
+from hsae_lens.circuits.plots import plot_circuit, plot_curves
+from hsae_lens.circuits.sites import ERROR, sites_of
+from hsae_lens.evaluation.latents import describe_latents
+from hsae_lens.evaluation.run import CONTROL, random_control
+from hsae_lens.files import write_csv, write_json
+from hsae_lens.models import activations_at, open_model
+from hsae_lens.pairs import TokenizedTask, check_able, read_pairs, tokenize_pairs
+from hsae_lens.sae import HierarchicalTopKSAE
+from hsae_lens.saved import open_sae
+from hsae_lens.tasks import make_task
+from hsae_lens.text import cpython_reference, tokenize
+
+OURS, NEURONS = "the SAE", "neurons"
+SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
+SHARE = 0.01  # a node is shown if it contributes at least this much of everything
+OUTPUTS = ("nodes.csv", "curve.csv", "areas.csv", "nesting.csv", "edges.csv", "latents.csv",
+           "run.json", "curve.png", "graph.png", "circuits.html")  # fmt: skip
+
+
+@dataclass
+class CircuitsConfig:
+    """What ``hsae circuits`` does; every field is a flag.
+
+    Args:
+        sae (list[str]): Folders or RELEASE/SAE_ID, each of another hook: the sites of the circuit,
+            in the model's order. At least one.
+        beside (list[str]): SAEs of the first one's hook to compare with, a specialist for instance.
+        task (str): A task's name, or a CSV, JSONL or parquet file of pairs.
+        budgets (str): Comma-separated, ascending.
+        pairs (int): Pairs of a named task; half find the circuits, the other half judge them.
+        replace (str): What takes the place of a node: resample, mean or zero.
+        errors (str): Error nodes in a circuit: remove, keep, or default (ranked like latents).
+        steps (int): Of integrated gradients; 1 is one gradient at the clean prompts.
+        controls (bool): Whether to judge a random decoder and the model's own neurons too.
+        out (str): Folder for the tables, the pictures and the page.
+        model (str | None): What to open. None is what the first SAE says it was trained on.
+        device (str): Where to run, "cpu" or "cuda".
+    """
+
+    sae: list[str]
+    beside: list[str]
+    task: str = "agreement"
+    budgets: str = "8,32,128"
+    pairs: int = 64
+    replace: Replacement = "resample"
+    errors: Errors = "remove"
+    steps: int = 8
+    controls: bool = True
+    out: str = "runs/circuits"
+    model: str | None = None
+    device: str = "cpu"
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a run found, for its page: tables, and what they are about."""
+
+    facts: dict[str, Any]
+    nodes: pd.DataFrame
+    curve: pd.DataFrame
+    areas: pd.DataFrame
+    nesting: pd.DataFrame
+    edges: pd.DataFrame | None
+    latents: pd.DataFrame
+
+
+def find_circuits(cfg: CircuitsConfig) -> Found:
+    """Finds and judges a task's circuits at every budget and writes them to ``cfg.out``.
+
+    Leaves ``nodes.csv`` (a row per budget and node that contributes a hundredth of everything or
+    more), ``curve.csv`` (:func:`circuit_curve`, an ``sae`` column first), ``areas.csv``,
+    ``nesting.csv``, ``latents.csv`` (what the latents fire on and promote), ``edges.csv`` with
+    several sites, ``curve.png``, ``graph.png`` and ``run.json``.
+
+    Raises:
+        ValueError: if the model cannot do the task, before time is spent on it, or for SAEs,
+            budgets, tasks and pairs that do not fit.
+    """
+    started = time.perf_counter()
+    saes = [open_sae(name, cfg.device, "float32") for name in cfg.sae]
+    budgets = resolve_budgets([int(k) for k in cfg.budgets.split(",")], _largest(saes))
+    metadata = saes[0].cfg.metadata
+    name = cfg.model or metadata.open_with or metadata.model_name
+    if not name:
+        raise ValueError("The SAE does not say which model it is for; give one with --model.")
+    model = open_model(name, cfg.device)
+    sites_of(saes, model)
+    task = open_task(cfg.task, model.tokenizer, cfg.pairs)
+    accuracy = check_able(task, model)
+    finding, judging = task[: len(task) // 2], task[len(task) // 2 :]
+    print(f"{task.name}: the model is right on {accuracy:.0%} of {len(task)} pairs.")
+
+    dictionaries = _dictionaries(cfg, saes, model, finding)
+    found, curves = {}, []
+    for label, mine in dictionaries.items():
+        print(f"Circuits of {label}.")
+        at = [k for k in budgets if k <= _largest(mine)]
+        found[label] = attribute_budgets(
+            model, mine, finding.clean, finding.metric, at, finding.corrupt, steps=cfg.steps
+        )
+        curve = circuit_curve(
+            model,
+            mine,
+            found[label],
+            judging.clean,
+            judging.metric,
+            judging.corrupt if cfg.replace != "zero" else None,
+            sizes=SIZES,
+            replace=cfg.replace,
+            errors=cfg.errors,
+        )
+        curves.append(curve.assign(sae=label))
+    curve = _by_sae(curves)
+    nodes = shown_nodes(found[OURS], task, model.tokenizer)
+    facts = {
+        "task": task.name,
+        "model": name,
+        "accuracy": accuracy,
+        "pairs": len(task),
+        "tokens": _texts(task, model.tokenizer),
+        "answer": [model.tokenizer.decode([int(word[0])]) for word in (task.right, task.wrong)],
+        "settings": asdict(cfg),
+        "hsae_lens": __version__,
+        "torch": torch.__version__,
+    }
+    result = Found(
+        facts,
+        nodes,
+        curve,
+        _by_sae([areas(rows).assign(sae=s) for s, rows in curve.groupby("sae", sort=False)]),
+        nesting(found[OURS], SHARE),
+        _edges(model, saes, nodes, budgets[0], finding),
+        _described(saes, model, nodes),
+    )
+    facts["seconds"] = round(time.perf_counter() - started)
+    _write(result, Path(cfg.out))
+    return result
+
+
+def open_task(name: str, tokenizer: Any, n: int) -> TokenizedTask:
+    """A named task with ``n`` pairs, or all the pairs of a file.
+
+    Raises:
+        ValueError: if there are fewer than two pairs, or for what :func:`make_task` and
+            :func:`tokenize_pairs` refuse.
+    """
+    if Path(name).suffix:
+        task = tokenize_pairs(Path(name).stem, read_pairs(name), tokenizer)
+    else:
+        task = make_task(name, tokenizer, n)
+    if len(task) < 2:
+        raise ValueError("Two pairs at least: one to find a circuit on, another to judge it on.")
+    return task
+
+
+def shown_nodes(
+    attribution: Attribution, task: TokenizedTask, tokenizer: Any, share: float = SHARE
+) -> pd.DataFrame:
+    """At each budget the nodes that contribute ``share`` of everything or more.
+
+    Returns:
+        Columns ``k``, ``site``, ``position``, ``token`` (of the first pair), ``latent`` (-1: the
+        error node), ``effect``, ``share`` (of everything) and ``first_k``, the smallest budget at
+        which the node is shown.
+    """
+    tables, texts = [], _texts(task, tokenizer)
+    for k in attribution.budgets:
+        nodes = attribution.nodes(k)
+        nodes = nodes.assign(k=k, share=nodes["effect"] / nodes["effect"].sum())
+        tables.append(nodes[nodes["share"].abs() >= share])
+    table = pd.concat(tables, ignore_index=True)
+    node = ["site", "position", "latent"]
+    table["first_k"] = table.groupby(node)["k"].transform("min")
+    table["token"] = [texts[position] for position in table["position"]]
+    return table[["k", "site", "position", "token", "latent", "effect", "share", "first_k"]]
+
+
+def _texts(task: TokenizedTask, tokenizer: Any) -> list[str]:
+    """The first pair's tokens; where its prompts differ, "clean/corrupt"."""
+    clean, corrupt = (
+        [tokenizer.decode([i]) for i in row[0].tolist()] for row in (task.clean, task.corrupt)
+    )
+    return [a if a == b else f"{a}/{b.strip()}" for a, b in zip(clean, corrupt, strict=True)]
+
+
+def _dictionaries(
+    cfg: CircuitsConfig, saes: list[SAE[Any]], model: Any, task: TokenizedTask
+) -> dict[str, list[SAE[Any]]]:
+    """The circuit's SAEs, what they are compared with, and the controls, by label."""
+    found: dict[str, list[SAE[Any]]] = {OURS: saes}
+    for name in cfg.beside:
+        other = open_sae(name, cfg.device, "float32")
+        hook = saes[0].cfg.metadata.hook_name
+        if other.cfg.metadata.hook_name != hook:
+            raise ValueError(f"{name} is of {other.cfg.metadata.hook_name}, not of {hook}.")
+        found[name] = [other, *saes[1:]]
+    ours = [sae for sae in saes if isinstance(sae, HierarchicalTopKSAE)]
+    if cfg.controls and len(ours) == len(saes):
+        names = [sae.cfg.metadata.hook_name for sae in saes]
+        x = activations_at(model, torch.cat([task.clean, task.corrupt]), names)
+        seen = [x[name].flatten(2)[:, -1] for name in names]
+        found[CONTROL] = [random_control(*pair) for pair in zip(ours, seen, strict=True)]
+        found[NEURONS] = [
+            neuron_basis(sae, mine.float().mean(0)) for sae, mine in zip(ours, seen, strict=True)
+        ]
+    return found
+
+
+def _largest(saes: Sequence[SAE[Any]]) -> int:
+    return min(int(getattr(sae.cfg, "k", sae.cfg.d_sae)) for sae in saes)
+
+
+def _edges(
+    model: Any, saes: list[SAE[Any]], nodes: pd.DataFrame, k: int, task: TokenizedTask
+) -> pd.DataFrame | None:
+    """Edges of the smallest budget's circuit, which is small enough to draw."""
+    if len(saes) < 2:
+        return None
+    return latent_edges(
+        model, saes, nodes[nodes["k"] == k], k, task.clean, task.metric, task.corrupt
+    )
+
+
+def _described(saes: list[SAE[Any]], model: Any, nodes: pd.DataFrame) -> pd.DataFrame:
+    """What each shown latent fires on in CPython's reference, and which tokens it promotes."""
+    tables = []
+    for sae in saes:
+        name = sae.cfg.metadata.hook_name
+        latents = nodes.loc[(nodes["site"] == name) & (nodes["latent"] != ERROR), "latent"]
+        if isinstance(sae, HierarchicalTopKSAE):
+            context = sae.cfg.metadata.context_size or 128
+            tokens = tokenize(cpython_reference(), model.tokenizer, context, progress=False)
+            evenly = torch.linspace(0, len(tokens) - 1, min(len(tokens), 32)).long()
+            table = describe_latents(sae, model, tokens[evenly], latents.unique().tolist())
+            tables.append(table.assign(site=name))
+    return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()
+
+
+def _by_sae(tables: Sequence[pd.DataFrame]) -> pd.DataFrame:
+    table = pd.concat(tables, ignore_index=True)
+    return table[["sae", *table.columns.drop("sae")]]
+
+
+def _write(found: Found, out: Path) -> None:
+    for name in OUTPUTS:  # of an earlier run: a folder must not mix them
+        (out / name).unlink(missing_ok=True)
+    for name in ("nodes", "curve", "areas", "nesting", "edges", "latents"):
+        table = getattr(found, name)
+        if table is not None:
+            write_csv(table, out / f"{name}.csv")
+    write_json(found.facts, out / "run.json")
+    plot_curves(found.curve, out / "curve.png")
+    words = found.facts["tokens"], found.facts["answer"]
+    plot_circuit(found.nodes, *words, out / "graph.png", found.edges)

@@ -1,0 +1,153 @@
+"""What there is to see of a latent: where it fires, at which rank, and what it does to the logits."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from tqdm.auto import tqdm
+
+from hsae_lens.evaluation.interpretation import RANKS
+from hsae_lens.evaluation.judged import Judged
+from hsae_lens.models import hook_activations
+from hsae_lens.sae import HierarchicalTopKSAE
+
+BEFORE, AFTER = 14, 6  # tokens shown around a latent's largest activation
+BINS = 24
+
+
+@dataclass(frozen=True)
+class Context:
+    """A stretch of text around one activation.
+
+    tokens: their text.  values: the latent's activation at each (0: it does not fire, or the
+    position is not judged).  rank: its place in the code of the token it fires on most, from 1.
+    """
+
+    tokens: list[str]
+    values: list[float]
+    rank: int
+
+
+@dataclass(frozen=True)
+class Dashboard:
+    """One latent.
+
+    density: share of judged tokens it fires on.  mean_rank: where it fires.  edges: ``BINS + 1``
+    activation values; histogram: tokens in each bin, a list per range of :data:`RANKS`.
+    contexts: the strongest, one from a sequence.  promoted, suppressed: (token, logit) through the
+    unembedding alone, the most extreme first; empty where the hook is not of that width.
+    """
+
+    latent: int
+    density: float
+    mean_rank: float
+    edges: list[float]
+    histogram: list[list[int]]
+    contexts: list[Context]
+    promoted: list[tuple[str, float]]
+    suppressed: list[tuple[str, float]]
+
+
+@torch.no_grad()
+def latent_dashboards(
+    sae: HierarchicalTopKSAE,
+    model: Any,
+    tokens: torch.Tensor,
+    latents: Sequence[int],
+    n_contexts: int = 10,
+    n_words: int = 10,
+    batch_size: int = 16,
+) -> list[Dashboard]:
+    """A dashboard for each latent, from one pass over the tokens.
+
+    Args:
+        tokens: int64 ``[n_sequences, context_size]``.
+        latents: numbers in 0..d_sae−1.
+
+    Raises:
+        ValueError: if a number is outside, or none is given.
+    """
+    if not latents or not all(0 <= i < sae.cfg.d_sae for i in latents):
+        raise ValueError(f"latents must be numbers in 0..{sae.cfg.d_sae - 1}, got {latents}.")
+    wanted, judged = torch.tensor(latents, device=sae.device), Judged.by(sae, model)
+    values, ranks, kept = [], [], []
+    for batch in tqdm(tokens.split(batch_size), "Latents"):
+        acts = hook_activations(model, batch, sae.cfg.metadata.hook_name).flatten(2)
+        code, keep = sae.encode_joined(acts), judged(batch, acts.cpu())
+        # Only the wanted latents are kept: [batch, context, len(latents)].
+        there = (code.indices[..., None] == wanted) & (code.values > 0)[..., None]
+        rank = (there.int().argmax(-2) + 1) * there.any(-2)
+        value = (there * code.values[..., None]).sum(-2)
+        values.append((value.cpu() * keep[..., None]).float())
+        ranks.append(rank.cpu() * keep[..., None])
+        kept.append(keep)
+    value, rank, keep = torch.cat(values), torch.cat(ranks), torch.cat(kept)
+    logits = _logits(sae, model, latents)
+    return [
+        _dashboard(n, model.tokenizer, tokens, value[..., i], rank[..., i], keep,
+                   None if logits is None else logits[i], n_contexts, n_words)
+        for i, n in enumerate(latents)
+    ]  # fmt: skip
+
+
+def _dashboard(
+    latent: int,
+    tokenizer: Any,
+    tokens: torch.Tensor,
+    value: torch.Tensor,
+    rank: torch.Tensor,
+    keep: torch.Tensor,
+    logits: torch.Tensor | None,
+    n_contexts: int,
+    n_words: int,
+) -> Dashboard:
+    fired = value > 0
+    edges = torch.linspace(0, max(value.max().item(), 1e-6), BINS + 1)
+    strongest = value.max(1)
+    order = strongest.values.argsort(descending=True, stable=True)[:n_contexts]
+    contexts = [
+        _context(tokenizer, tokens[n], value[n], rank[n], int(strongest.indices[n]))
+        for n in order.tolist()
+        if strongest.values[n] > 0
+    ]
+    words: list[list[tuple[str, float]]] = [[], []]
+    if logits is not None:
+        for place, sign in enumerate((1, -1)):
+            top = (sign * logits).topk(n_words)
+            words[place] = [
+                (tokenizer.decode([i]), sign * v)
+                for v, i in zip(top.values.tolist(), top.indices.tolist(), strict=True)
+            ]
+    return Dashboard(
+        latent,
+        fired.sum().item() / max(int(keep.sum()), 1),
+        rank[fired].double().mean().item(),
+        edges.tolist(),
+        [
+            torch.histogram(value[fired & (rank >= low) & (rank <= high)], edges)
+            .hist.int()
+            .tolist()
+            for low, high in RANKS
+        ],
+        contexts,
+        *words,
+    )
+
+
+def _context(
+    tokenizer: Any, tokens: torch.Tensor, value: torch.Tensor, rank: torch.Tensor, at: int
+) -> Context:
+    shown = slice(max(0, at - BEFORE), at + AFTER + 1)
+    texts = [tokenizer.decode([i]) for i in tokens[shown].tolist()]
+    return Context(texts, value[shown].tolist(), int(rank[at]))
+
+
+def _logits(sae: HierarchicalTopKSAE, model: Any, latents: Sequence[int]) -> torch.Tensor | None:
+    """What each latent's decoder row does to the logits ``[len(latents), d_vocab]``, directly."""
+    W_U = model.W_U.detach().to(sae.device, torch.float32)
+    if W_U.shape[0] != sae.cfg.d_in:
+        return None
+    return (sae.W_dec[list(latents)].float() @ W_U).cpu()

@@ -1,0 +1,136 @@
+"""What ``hsae circuits`` found, as one self-contained page. It computes nothing new."""
+
+from __future__ import annotations
+
+import json
+from html import escape
+from pathlib import Path
+
+import pandas as pd
+
+from hsae_lens.circuits.plots import circuit_svg, curves_svg
+from hsae_lens.circuits.run import OURS, Found
+from hsae_lens.circuits.sites import ERROR
+from hsae_lens.report.shell import table_html, write_page
+
+
+def write_circuits(found: Found, out: str | Path) -> Path:
+    """The page of a run: summary, curves, graph, nodes, nesting, edges, how it was made."""
+    sections = (_summary, _curves, _graph, _nodes, _nested, _edges, _how)
+    title = f"Circuits of {found.facts['task']} in {found.facts['model']}"
+    return write_page(title, "\n".join(section(found) for section in sections), out)
+
+
+def _summary(found: Found) -> str:
+    facts = found.facts
+    right, wrong = (repr(word) for word in facts["answer"])
+    lines = [
+        f"The behaviour: after “{escape(''.join(facts['tokens'][1:]))}” the model prefers one word "
+        f"to another (in the first pair {escape(right)} to {escape(wrong)}). It is right on "
+        f"{facts['accuracy']:.0%} of {facts['pairs']} pairs.",
+    ]
+    mine = found.curve[found.curve["sae"] == OURS]
+    for k, rows in mine.groupby("k"):
+        enough = rows[rows["faithfulness"] >= 0.9]
+        if len(enough):
+            first = enough.iloc[0]
+            lines.append(
+                f"At budget k={k}, <b>{first['nodes']:.0f} nodes</b> keep "
+                f"{first['faithfulness']:.0%} of the preference; without them "
+                f"{first['completeness']:.0%} is left."
+            )
+        else:
+            best = rows.sort_values("faithfulness").iloc[-1]
+            lines.append(
+                f"At budget k={k} no circuit tried keeps 90%: {best['nodes']:.0f} nodes keep "
+                f"{best['faithfulness']:.0%}."
+            )
+    errors = found.nodes[found.nodes["latent"] == ERROR].groupby("k")["share"].sum()
+    for k in errors.index:
+        lines.append(
+            f"At k={k}, error nodes carry {errors[k]:.0%}: what no latent of the SAE says."
+        )
+    items = "".join(f"<li>{line}</li>" for line in lines)
+    name = escape(facts["task"].replace("_", " "))
+    return f"<h1>{name}</h1>\n<h2>In short</h2>\n<ul>{items}</ul>"
+
+
+def _curves(found: Found) -> str:
+    return (
+        "<h2>How small a circuit is enough</h2>"
+        "<p>Left: how much of the preference is left when only the circuit’s nodes keep their "
+        "values (1 is the whole model, 0 is every node replaced). Right: when the circuit alone is "
+        "replaced. Circuits were found on one half of the pairs and judged on the other.</p>"
+        f'<div class="wide">{curves_svg(found.curve)}</div>'
+        "<p>Mean height over log₂ of the number of nodes: more is better for faithfulness, less "
+        f"for completeness.</p>{table_html(found.areas)}"
+        f"<details><summary>All figures</summary>{table_html(found.curve)}</details>"
+    )
+
+
+def _graph(found: Found) -> str:
+    facts = found.facts
+    return (
+        "<h2>The circuit</h2>"
+        "<p>A node is a latent at a token. Its colour says at which budget it enters, its size and "
+        "its line how much it contributes: blue for the right answer, orange against it.</p>"
+        f'<div class="wide">'
+        f"{circuit_svg(found.nodes, facts['tokens'], facts['answer'], found.edges)}</div>"
+    )
+
+
+def _nodes(found: Found) -> str:
+    wide = found.nodes.pivot_table(
+        index=["site", "position", "token", "latent"], columns="k", values="share"
+    )
+    order = wide.abs().max(axis=1).sort_values(ascending=False).index
+    table = wide.loc[order].reset_index()
+    table.columns = [f"share at k={c}" if isinstance(c, int) else str(c) for c in table.columns]
+    if len(found.latents):
+        words = found.latents[["site", "latent", "fires_on", "promotes"]]
+        table = table.merge(words, on=["site", "latent"], how="left")
+    table["latent"] = table["latent"].map(lambda n: "error" if n == ERROR else n)
+    table = table.map(lambda cell: "" if isinstance(cell, float) and pd.isna(cell) else cell)
+    return (
+        "<h2>Its nodes</h2>"
+        "<p>The share of everything that latents and errors contribute together. What a latent "
+        "fires on is counted in CPython’s reference, what it promotes is read off the unembedding; "
+        "both describe, neither explains.</p>"
+        f"{table_html(table)}"
+    )
+
+
+def _nested(found: Found) -> str:
+    return (
+        "<h2>One circuit at every budget</h2>"
+        "<p>How many of a budget’s latents (those with a hundredth of everything or more) are in a "
+        f"larger budget’s circuit too.</p>{table_html(found.nesting, 2)}"
+    )
+
+
+def _edges(found: Found) -> str:
+    if found.edges is None:
+        return ""
+    return (
+        "<h2>Edges between sites</h2>"
+        "<p>How much of a node’s contribution passes through a later node, at the smallest budget."
+        f"</p>{table_html(found.edges.head(40))}"
+    )
+
+
+def _how(found: Found) -> str:
+    facts = found.facts
+    return (
+        "<h2>How these figures were made</h2>"
+        f"<p><code>hsae circuits</code> of hsae_lens {escape(facts['hsae_lens'])} with torch "
+        f"{escape(facts['torch'])}, in {facts['seconds']} s. Settings: "
+        f"<code>{escape(json.dumps(facts['settings']))}</code></p>"
+        "<ul><li>The metric is the right minus the wrong word’s logit at the last position.</li>"
+        "<li>Contributions are attributions to first order, from one backward pass for all budgets "
+        "(integrated gradients with several steps); positive ones speak for the right word.</li>"
+        "<li>Faithfulness: (m(C) − m(∅)) / (m(M) − m(∅)), completeness the same of everything but "
+        "C. ∅ replaces every node and is the same activation for every SAE and budget.</li>"
+        "<li>Special tokens and positions the SAE was not trained on are left as they are.</li>"
+        "<li>The random decoder and the model’s own neurons show what a dictionary scores that has "
+        "learnt nothing.</li></ul>"
+    )

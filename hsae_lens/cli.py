@@ -183,6 +183,7 @@ def _add_circuits(commands: Any) -> None:
         "task": "a task's name, or a CSV, JSONL or parquet file of pairs",
         "budgets": "comma-separated, ascending",
         "pairs": "pairs of a named task: half find the circuits, half judge them",
+        "sizes": "numbers of nodes to judge circuits of, comma-separated",
         "replace": "what takes the place of a node: resample, mean or zero",
         "errors": "error nodes in a circuit: remove, keep, or default (ranked like latents)",
         "steps": "of integrated gradients; 1 is one gradient",
@@ -362,13 +363,31 @@ def _circuits(parsed: argparse.Namespace) -> None:
 
 
 def _latents(parsed: argparse.Namespace) -> None:
-    from hsae_lens.evaluation.run import dashboards_of
+    from hsae_lens.evaluation.dashboards import latent_dashboards
+    from hsae_lens.models import open_model_of
     from hsae_lens.report import write_latents
+    from hsae_lens.saved import open_hierarchical
+    from hsae_lens.text import sample_tokens
 
-    dashboards, text = dashboards_of(
-        parsed.sae, parsed.latents, parsed.text, parsed.tokens, parsed.model
-    )
+    sae = open_hierarchical(parsed.sae)
+    latents = _numbers(parsed.latents, sae.cfg.metadata.hook_name)
+    model = open_model_of(sae, parsed.model)
+    context = sae.cfg.metadata.context_size or 128
+    tokens = sample_tokens(parsed.text, model.tokenizer, context, parsed.tokens)
+    dashboards = latent_dashboards(sae, model, tokens, latents)
+    text = f"{tokens.numel():,} tokens of {parsed.text or 'the reference of CPython'}"
     print(f"Wrote {write_latents(dashboards, parsed.out, parsed.sae, text)}.")
+
+
+def _numbers(latents: str, hook_name: str) -> list[int]:
+    """Latents written with commas, or those of one hook in a nodes.csv."""
+    import pandas as pd
+
+    if not latents.endswith(".csv"):
+        return [int(latent) for latent in latents.split(",")]
+    nodes = pd.read_csv(latents)
+    mine = nodes[(nodes["site"] == hook_name) & (nodes["latent"] >= 0)]
+    return [int(latent) for latent in mine["latent"].unique()]
 
 
 def _releases(_: argparse.Namespace) -> None:

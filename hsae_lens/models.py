@@ -62,6 +62,30 @@ def open_model(
     return _from_hub(name, device, dtype)
 
 
+def open_model_of(
+    sae: Any,
+    name: str | None = None,
+    device: str = "cpu",
+    dtype: torch.dtype = torch.float32,
+) -> Any:
+    """The model that an SAE says it is for, or the one named.
+
+    Raises:
+        ValueError: if neither says.
+        ModelUnavailableError: as :func:`open_model`.
+    """
+    name = name or model_name_of(sae)
+    if not name:
+        raise ValueError("The SAE does not say which model it is for; name one (--model).")
+    return open_model(name, device, dtype)
+
+
+def model_name_of(sae: Any) -> str | None:
+    """What opens an SAE's model: the offline name in its metadata, or the hub's."""
+    metadata = sae.cfg.metadata
+    return metadata.open_with or metadata.model_name
+
+
 def local_folder(name_or_path: str | Path) -> Path | None:
     """The folder if this is a local Hugging Face model, else None.
 

@@ -106,9 +106,9 @@ def check_able(task: TokenizedTask, model: Any, batch_size: int = 16) -> float:
     accuracy = (torch.cat(values) > 0).double().mean().item()
     if not better_than_guessing(accuracy, len(task)):
         raise ValueError(
-            f"The model solves {accuracy:.0%} of the {len(task)} pairs of {task.name!r}, which is "
-            "no better than guessing: there is no behaviour to find a circuit for. Take another "
-            "task or model, or more pairs."
+            f"The model solves {accuracy:.0%} of the {len(task)} pairs of {task.name!r}, which "
+            "guessing might do too: there is no behaviour to find a circuit for. Take another task "
+            "or model, or more pairs."
         )
     return accuracy
 

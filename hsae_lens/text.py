@@ -123,6 +123,20 @@ def tokenize(
     return torch.stack(sequences)
 
 
+def sample_tokens(
+    path: str | Path | None, tokenizer: Any, context_size: int, n_tokens: int
+) -> torch.Tensor:
+    """About ``n_tokens`` of a local file or folder (None: CPython's reference), taken evenly.
+
+    Returns:
+        int64 ``[n_sequences, context_size]``, every sequence from another stretch of the text.
+    """
+    texts = documents_of(path) if path else cpython_reference()
+    everything = tokenize(texts, tokenizer, context_size)
+    n = min(len(everything), max(1, n_tokens // context_size))
+    return everything[torch.linspace(0, len(everything) - 1, n).long()]
+
+
 def token_dataset(tokens: torch.Tensor) -> Dataset:
     """Tokens ``[n_sequences, context_size]`` as the pre-tokenized dataset SAELens reads."""
     return Dataset.from_dict({"tokens": tokens.numpy()})

@@ -386,7 +386,7 @@ def test_what_cannot_be_attributed_is_said(model: Any, saes: Any, task: Tokenize
 
 def test_a_model_that_guesses_has_no_circuit(tiny_gemma2: Any) -> None:
     pairs = [Pair("a b", "b a", "a", "b"), Pair("b a", "a b", "b", "a")] * 8
-    with pytest.raises(ValueError, match="no better than guessing"):
+    with pytest.raises(ValueError, match="guessing might do too"):
         check_able(tokenize_pairs("mine", pairs, tiny_gemma2.tokenizer), tiny_gemma2)
 
 

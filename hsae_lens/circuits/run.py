@@ -24,15 +24,14 @@ from hsae_lens.circuits.sites import ERROR, sites_of
 from hsae_lens.evaluation.latents import describe_latents
 from hsae_lens.evaluation.run import CONTROL, random_control
 from hsae_lens.files import write_csv, write_json
-from hsae_lens.models import activations_at, open_model
+from hsae_lens.models import activations_at, model_name_of, open_model_of
 from hsae_lens.pairs import TokenizedTask, check_able, read_pairs, tokenize_pairs
 from hsae_lens.sae import HierarchicalTopKSAE
 from hsae_lens.saved import open_sae
 from hsae_lens.tasks import make_task
-from hsae_lens.text import cpython_reference, tokenize
+from hsae_lens.text import sample_tokens
 
 OURS, NEURONS = "the SAE", "neurons"
-SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 SHARE = 0.01  # a node is shown if it contributes at least this much of everything
 OUTPUTS = ("nodes.csv", "curve.csv", "areas.csv", "nesting.csv", "edges.csv", "latents.csv",
            "run.json", "curve.png", "graph.png", "circuits.html")  # fmt: skip
@@ -49,6 +48,7 @@ class CircuitsConfig:
         task (str): A task's name, or a CSV, JSONL or parquet file of pairs.
         budgets (str): Comma-separated, ascending.
         pairs (int): Pairs of a named task; half find the circuits, the other half judge them.
+        sizes (str): Numbers of nodes to judge circuits of, comma-separated, two at least.
         replace (str): What takes the place of a node: resample, mean or zero.
         errors (str): Error nodes in a circuit: remove, keep, or default (ranked like latents).
         steps (int): Of integrated gradients; 1 is one gradient at the clean prompts.
@@ -63,6 +63,7 @@ class CircuitsConfig:
     task: str = "agreement"
     budgets: str = "8,32,128"
     pairs: int = 64
+    sizes: str = "1,2,4,8,16,32,64,128,256"
     replace: Replacement = "resample"
     errors: Errors = "remove"
     steps: int = 8
@@ -100,11 +101,7 @@ def find_circuits(cfg: CircuitsConfig) -> Found:
     started = time.perf_counter()
     saes = [open_sae(name, cfg.device, "float32") for name in cfg.sae]
     budgets = resolve_budgets([int(k) for k in cfg.budgets.split(",")], _largest(saes))
-    metadata = saes[0].cfg.metadata
-    name = cfg.model or metadata.open_with or metadata.model_name
-    if not name:
-        raise ValueError("The SAE does not say which model it is for; give one with --model.")
-    model = open_model(name, cfg.device)
+    model = open_model_of(saes[0], cfg.model, cfg.device)
     sites_of(saes, model)
     task = open_task(cfg.task, model.tokenizer, cfg.pairs)
     accuracy = check_able(task, model)
@@ -126,7 +123,7 @@ def find_circuits(cfg: CircuitsConfig) -> Found:
             judging.clean,
             judging.metric,
             judging.corrupt if cfg.replace != "zero" else None,
-            sizes=SIZES,
+            sizes=[int(size) for size in cfg.sizes.split(",")],
             replace=cfg.replace,
             errors=cfg.errors,
         )
@@ -135,7 +132,7 @@ def find_circuits(cfg: CircuitsConfig) -> Found:
     nodes = shown_nodes(found[OURS], task, model.tokenizer)
     facts = {
         "task": task.name,
-        "model": name,
+        "model": cfg.model or model_name_of(saes[0]),
         "accuracy": accuracy,
         "pairs": len(task),
         "tokens": _texts(task, model.tokenizer),
@@ -250,9 +247,8 @@ def _described(saes: list[SAE[Any]], model: Any, nodes: pd.DataFrame) -> pd.Data
         latents = nodes.loc[(nodes["site"] == name) & (nodes["latent"] != ERROR), "latent"]
         if isinstance(sae, HierarchicalTopKSAE):
             context = sae.cfg.metadata.context_size or 128
-            tokens = tokenize(cpython_reference(), model.tokenizer, context, progress=False)
-            evenly = torch.linspace(0, len(tokens) - 1, min(len(tokens), 32)).long()
-            table = describe_latents(sae, model, tokens[evenly], latents.unique().tolist())
+            tokens = sample_tokens(None, model.tokenizer, context, 4096)
+            table = describe_latents(sae, model, tokens, latents.unique().tolist())
             tables.append(table.assign(site=name))
     return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()
 

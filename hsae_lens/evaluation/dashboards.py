@@ -1,4 +1,4 @@
-"""What there is to see of a latent: where it fires, at which rank, and what it does to the logits."""
+"""What there is to see of a latent: where it fires, at which rank, what it does to logits."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from tqdm.auto import tqdm
 from hsae_lens.evaluation.interpretation import RANKS
 from hsae_lens.evaluation.judged import Judged
 from hsae_lens.models import hook_activations
+from hsae_lens.ordered_code import OrderedCode
 from hsae_lens.sae import HierarchicalTopKSAE
 
 BEFORE, AFTER = 14, 6  # tokens shown around a latent's largest activation
@@ -77,12 +78,12 @@ def latent_dashboards(
     for batch in tqdm(tokens.split(batch_size), "Latents"):
         acts = hook_activations(model, batch, sae.cfg.metadata.hook_name).flatten(2)
         code, keep = sae.encode_joined(acts), judged(batch, acts.cpu())
+        places = torch.arange(1, code.k + 1, device=code.values.device) * (code.values > 0)
+        order = OrderedCode(places, code.indices)
         # Only the wanted latents are kept: [batch, context, len(latents)].
-        there = (code.indices[..., None] == wanted) & (code.values > 0)[..., None]
-        rank = (there.int().argmax(-2) + 1) * there.any(-2)
-        value = (there * code.values[..., None]).sum(-2)
-        values.append((value.cpu() * keep[..., None]).float())
-        ranks.append(rank.cpu() * keep[..., None])
+        value, rank = (part.to_dense(sae.cfg.d_sae)[..., wanted].cpu() for part in (code, order))
+        values.append(value.float() * keep[..., None])
+        ranks.append(rank * keep[..., None])
         kept.append(keep)
     value, rank, keep = torch.cat(values), torch.cat(ranks), torch.cat(kept)
     logits = _logits(sae, model, latents)
@@ -126,15 +127,14 @@ def _dashboard(
         fired.sum().item() / max(int(keep.sum()), 1),
         rank[fired].double().mean().item(),
         edges.tolist(),
-        [
-            torch.histogram(value[fired & (rank >= low) & (rank <= high)], edges)
-            .hist.int()
-            .tolist()
-            for low, high in RANKS
-        ],
+        [_counts(value[fired & (rank >= low) & (rank <= high)], edges) for low, high in RANKS],
         contexts,
         *words,
     )
+
+
+def _counts(values: torch.Tensor, edges: torch.Tensor) -> list[int]:
+    return [int(n) for n in torch.histogram(values, edges).hist.tolist()]
 
 
 def _context(

@@ -64,9 +64,13 @@ def _line(context: Context) -> str:
     largest = max(context.values)
     marked = "".join(
         f'<span style="background: rgba(0, 114, 178, {0.55 * value / largest:.2f})">'
-        f"{escape(token)}</span>"
+        f"{_text(token)}</span>"
         if value > 0
-        else escape(token)
+        else _text(token)
         for token, value in zip(context.tokens, context.values, strict=True)
     )
     return f"<li>{marked} <small>{largest:.1f}, rank {context.rank}</small></li>"
+
+
+def _text(token: str) -> str:
+    return escape(token.replace("\n", "↵"))

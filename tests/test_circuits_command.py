@@ -56,10 +56,8 @@ def test_what_the_command_leaves(folder: Path) -> None:
     assert page.count("<svg") == 2
     for words in ("keep", "Its nodes", "One circuit at every budget", "3307", "random decoder"):
         assert words in page
-    assert "http://www.w3.org" in page  # SVG's names, and nothing else of the network
-    assert page.count("http") == page.count("http://www.w3.org") + page.count("http://purl.org") + (
-        page.count("http://creativecommons.org")
-    )
+    assert 'src="' not in page  # one file, which fetches nothing
+    assert 'href="http' not in page
     for name in ("curve.png", "graph.png"):
         assert (folder / name).stat().st_size > 10_000
 

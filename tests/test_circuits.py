@@ -136,6 +136,22 @@ def test_normalised_inputs_too(model: Any, task: TokenizedTask) -> None:
         torch.testing.assert_close(site.per_pair(k), latents, rtol=1e-9, atol=1e-12)
 
 
+def test_attention_heads_are_joined(model: Any, task: TokenizedTask) -> None:
+    hook = "blocks.1.attn.hook_z"
+    joined = dictionary(model, hook, task.clean)
+    sae = dictionary(model, hook, task.clean, reshape_activations="hook_z")
+    found = attribute_budgets(
+        model, sae, task.clean, task.metric, BUDGETS, task.corrupt, progress=False
+    )
+    for k in BUDGETS:
+        latents, error = slow_attribution(model, [joined], task, k, False)[hook]
+        torch.testing.assert_close(found.sites[hook].per_pair(k), latents, rtol=1e-9, atol=1e-12)
+        torch.testing.assert_close(found.sites[hook].error(k), error.mean(0), rtol=1e-9, atol=1e-12)
+    ablator = Ablator(model, sae, task.clean, task.metric, task.corrupt)
+    whole = {name: nodes.complement() for name, nodes in ablator.nothing().items()}
+    assert ablator(3, whole) == pytest.approx(ablator(3), abs=1e-9)
+
+
 @pytest.fixture(scope="module")
 def smollm() -> Any:
     return open_model("smollm2-135m")

@@ -13,7 +13,7 @@ README = (ROOT / "README.md").read_text()
 
 def test_the_python_snippets_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     snippets = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
-    assert len(snippets) == 4
+    assert len(snippets) == 5
     assert "500_000" in snippets[0]
     monkeypatch.chdir(tmp_path)
     namespace: dict[str, object] = {}
@@ -23,6 +23,7 @@ def test_the_python_snippets_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert list(table["k"]) == [1, 8, 64]
     assert table["explained_variance"].is_monotonic_increasing
     assert namespace["stack"].shape == (2, 10, 576)
+    assert set(namespace["curve"]["k"]) == {8, 32, 128}
 
 
 def test_the_shell_commands_exist() -> None:

@@ -135,7 +135,7 @@ def find_circuits(cfg: CircuitsConfig) -> Found:
         "model": cfg.model or model_name_of(saes[0]),
         "accuracy": accuracy,
         "pairs": len(task),
-        "tokens": _texts(task, model.tokenizer),
+        "tokens": token_texts(task, model.tokenizer),
         "answer": [model.tokenizer.decode([int(word[0])]) for word in (task.right, task.wrong)],
         "settings": asdict(cfg),
         "hsae_lens": __version__,
@@ -181,7 +181,7 @@ def shown_nodes(
         error node), ``effect``, ``share`` (of everything) and ``first_k``, the smallest budget at
         which the node is shown.
     """
-    tables, texts = [], _texts(task, tokenizer)
+    tables, texts = [], token_texts(task, tokenizer)
     for k in attribution.budgets:
         nodes = attribution.nodes(k)
         nodes = nodes.assign(k=k, share=nodes["effect"] / nodes["effect"].sum())
@@ -193,7 +193,7 @@ def shown_nodes(
     return table[["k", "site", "position", "token", "latent", "effect", "share", "first_k"]]
 
 
-def _texts(task: TokenizedTask, tokenizer: Any) -> list[str]:
+def token_texts(task: TokenizedTask, tokenizer: Any) -> list[str]:
     """The first pair's tokens; where its prompts differ, "clean/corrupt"."""
     clean, corrupt = (
         [tokenizer.decode([i]) for i in row[0].tolist()] for row in (task.clean, task.corrupt)

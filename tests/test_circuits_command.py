@@ -53,7 +53,7 @@ def test_what_the_command_leaves(folder: Path) -> None:
     described = pd.read_csv(folder / "latents.csv").set_index("latent")
     assert "are" in described.loc[3307, "promotes"]
     page = (folder / "circuits.html").read_text()
-    assert page.count("<svg") == 2
+    assert page.count("<svg") == 3
     for words in ("keep", "Its nodes", "One circuit at every budget", "3307", "random decoder"):
         assert words in page
     assert 'src="' not in page  # one file, which fetches nothing

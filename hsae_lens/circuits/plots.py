@@ -29,9 +29,12 @@ def plot_curves(curve: pd.DataFrame, path: Path) -> None:
         curves_figure(curve).savefig(fresh, dpi=150)
 
 
-def curves_svg(curve: pd.DataFrame) -> str:
-    """:func:`curves_figure` as SVG for a page."""
-    return figure_svg(curves_figure(curve))
+def curve_svg(curve: pd.DataFrame, measure: str) -> str:
+    """One panel of :func:`curves_figure` as SVG for a page."""
+    figure = Figure(figsize=(5.6, 4.4), layout="constrained")
+    _curve(figure.subplots(), curve, measure)
+    _legend(figure, columns=2)
+    return figure_svg(figure)
 
 
 def curves_figure(curve: pd.DataFrame) -> Figure:
@@ -41,27 +44,35 @@ def curves_figure(curve: pd.DataFrame) -> Figure:
         curve: columns ``sae``, ``k``, ``nodes``, ``faithfulness``, ``completeness``.
     """
     figure = Figure(figsize=(10, 4.8), layout="constrained")
+    for axes, measure in zip(figure.subplots(1, 2), MEASURES, strict=True):
+        _curve(axes, curve, measure)
+    _legend(figure, columns=4)
+    return figure
+
+
+def _curve(axes: Any, curve: pd.DataFrame, measure: str) -> None:
     budgets = dict(zip(sorted(curve["k"].unique()), itertools.cycle(COLOURS), strict=False))
     styles = dict(zip(curve["sae"].unique(), itertools.cycle(STYLES), strict=False))
-    for axes, (measure, label) in zip(figure.subplots(1, 2), MEASURES.items(), strict=True):
-        for (sae, k), rows in curve[curve["nodes"] > 0].groupby(["sae", "k"], sort=False):
-            axes.plot(rows["nodes"], rows[measure], styles[sae], marker=".", color=budgets[k])
-        axes.set_xscale("log", base=2)
-        ticks = [2**n for n in range(0, int(curve["nodes"].max()).bit_length(), 2)]
-        axes.set_xticks(ticks, [str(tick) for tick in ticks])
-        axes.set_xlabel("Nodes in the circuit")
-        axes.set_ylabel(label)
-        axes.set_ylim(min(-0.1, curve[measure].clip(-0.5).min() - 0.03), 1.15)
-        axes.axhline(1 if measure == "faithfulness" else 0, color="#777777", linewidth=1)
-        axes.grid(alpha=0.3)
-        axes.spines[["top", "right"]].set_visible(False)
-        for sae, style in styles.items():
-            axes.plot([], [], style, color="#444444", label=str(sae))
-        for k, colour in budgets.items():
-            axes.plot([], [], color=colour, linewidth=4, label=f"k = {k}")
+    for (sae, k), rows in curve[curve["nodes"] > 0].groupby(["sae", "k"], sort=False):
+        axes.plot(rows["nodes"], rows[measure], styles[sae], marker=".", color=budgets[k])
+    axes.set_xscale("log", base=2)
+    ticks = [2**n for n in range(0, int(curve["nodes"].max()).bit_length(), 2)]
+    axes.set_xticks(ticks, [str(tick) for tick in ticks])
+    axes.set_xlabel("Nodes in the circuit")
+    axes.set_ylabel(MEASURES[measure])
+    axes.set_ylim(min(-0.1, curve[measure].clip(-0.5).min() - 0.03), 1.15)
+    axes.axhline(1 if measure == "faithfulness" else 0, color="#777777", linewidth=1)
+    axes.grid(alpha=0.3)
+    axes.spines[["top", "right"]].set_visible(False)
+    for sae, style in styles.items():
+        axes.plot([], [], style, color="#444444", label=str(sae))
+    for k, colour in budgets.items():
+        axes.plot([], [], color=colour, linewidth=4, label=f"k = {k}")
+
+
+def _legend(figure: Figure, columns: int) -> None:
     handles, labels = figure.axes[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=4, frameon=False)
-    return figure
+    figure.legend(handles, labels, loc="outside lower center", ncols=columns, frameon=False)
 
 
 def plot_circuit(

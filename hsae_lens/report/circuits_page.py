@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from hsae_lens.circuits.plots import circuit_svg, curves_svg
+from hsae_lens.circuits.plots import MEASURES, circuit_svg, curve_svg
 from hsae_lens.circuits.run import OURS, Found
 from hsae_lens.circuits.sites import ERROR
 from hsae_lens.report.shell import table_html, write_page
@@ -56,12 +56,13 @@ def _summary(found: Found) -> str:
 
 
 def _curves(found: Found) -> str:
+    figures = "".join(curve_svg(found.curve, measure) for measure in MEASURES)
     return (
         "<h2>How small a circuit is enough</h2>"
-        "<p>Left: how much of the preference is left when only the circuit’s nodes keep their "
-        "values (1 is the whole model, 0 is every node replaced). Right: when the circuit alone is "
+        "<p>First, how much of the preference is left when only the circuit’s nodes keep their "
+        "values (1 is the whole model, 0 is every node replaced). Then, when the circuit alone is "
         "replaced. Circuits were found on one half of the pairs and judged on the other.</p>"
-        f'<div class="wide">{curves_svg(found.curve)}</div>'
+        f'<div class="figures">{figures}</div>'
         "<p>Mean height over log₂ of the number of nodes: more is better for faithfulness, less "
         f"for completeness.</p>{table_html(found.areas)}"
         f"<details><summary>All figures</summary>{table_html(found.curve)}</details>"

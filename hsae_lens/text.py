@@ -12,6 +12,7 @@ from datasets import Dataset, load_dataset
 from sae_lens.tokenization_and_batching import concat_and_batch_sequences
 from tqdm.auto import tqdm
 
+DEFAULT_CONTEXT = 128  # tokens in a sequence, where an SAE does not say
 FORMATS = {
     ".txt": "text",
     ".md": "text",
@@ -135,6 +136,59 @@ def sample_tokens(
     everything = tokenize(texts, tokenizer, context_size)
     n = min(len(everything), max(1, n_tokens // context_size))
     return everything[torch.linspace(0, len(everything) - 1, n).long()]
+
+
+def sequences_of(
+    dataset: Dataset, tokenizer: Any, context_size: int | None = None, progress: bool = True
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """A data set as sequences, and which document each one is of.
+
+    Args:
+        dataset: rows of ``tokens`` or ``input_ids``, cut to ``context_size`` as SAELens does (each
+            row its own document), or of ``text``.
+        context_size: tokens in a sequence; None for the rows' own length, or 128 for text.
+
+    Returns:
+        int64 ``[n_sequences, context_size]`` and ``[n_sequences]``.
+
+    Raises:
+        ValueError: if it is no such data set, has none of these columns, or too few tokens for one
+            sequence.
+    """
+    if not isinstance(dataset, Dataset):
+        raise ValueError(
+            "Give tokens [n_sequences, context_size] or a datasets.Dataset (one split, not "
+            f"streamed), got a {type(dataset).__name__}."
+        )
+    columns = dataset.column_names
+    column = next((name for name in ("tokens", "input_ids", "text") if name in columns), None)
+    if column is None:
+        raise ValueError(
+            "The data set needs a column 'text', 'tokens' or 'input_ids' and has only "
+            f"{', '.join(columns) or 'none'}. Rename the right one (dataset.rename_column)."
+        )
+    if column == "text":
+        documents = (document for document in dataset["text"] if document)
+        sequences = tokenize(documents, tokenizer, context_size or DEFAULT_CONTEXT, progress)
+        return sequences, document_of_each(sequences, tokenizer.bos_token_id)
+    rows = [torch.as_tensor(row, dtype=torch.int64) for row in dataset[column]]
+    shortest = min(map(len, rows), default=0)
+    context_size = context_size or shortest
+    if not 0 < context_size <= shortest:
+        raise ValueError(
+            f"The shortest row of {column!r} has {shortest} tokens; every row must fill a sequence "
+            f"of {context_size or 1}. Give longer rows, or text."
+        )
+    return torch.stack([row[:context_size] for row in rows]), torch.arange(len(rows))
+
+
+def document_of_each(tokens: torch.Tensor, bos: int) -> torch.Tensor:
+    """Which document each sequence starts in ``[n_sequences]``; BOS separates documents.
+
+    Sequences that continue one document are not independent of each other.
+    """
+    begun = (tokens[:, 1:] == bos).sum(-1).cumsum(0)
+    return torch.cat([begun.new_zeros(1), begun[:-1]])
 
 
 def token_dataset(tokens: torch.Tensor) -> Dataset:

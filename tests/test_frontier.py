@@ -9,6 +9,7 @@ import pandas as pd
 import pytest
 import torch
 from conftest import training_sae
+from datasets import Dataset
 from sae_lens import SAE
 
 from hsae_lens import HierarchicalTopKSAE
@@ -21,6 +22,7 @@ from hsae_lens.evaluation import (
 )
 from hsae_lens.evaluation.adaptive import reach_error, spend_mean, token_errors
 from hsae_lens.models import hook_activations
+from hsae_lens.text import cpython_reference, sequences_of, token_dataset
 
 HOOK = "blocks.1.hook_resid_post"
 
@@ -53,6 +55,31 @@ def test_activations_alone_give_the_model_s_figures(
     torch.testing.assert_close(
         torch.tensor(alone.to_numpy()), torch.tensor(with_model.to_numpy()), rtol=1e-5, atol=1e-6
     )
+
+
+def test_a_data_set_gives_the_figures_of_its_tokens(
+    sae: Any, tiny_gemma2: Any, tiny_tokens: torch.Tensor
+) -> None:
+    sae.cfg.metadata.context_size = 32
+    settings: dict[str, Any] = {"seqpos_slice": (1, None), "bootstrap": 50, "progress": False}
+    tokenizer, rows = tiny_gemma2.tokenizer, Dataset.from_dict({"text": cpython_reference()[:20]})
+    tokens, documents = sequences_of(rows, tokenizer, 32, progress=False)
+    want = evaluate_budgets(sae, tiny_gemma2, tokens, [2], documents=documents, **settings)
+    assert evaluate_budgets(sae, tiny_gemma2, rows, [2], **settings).equals(want)
+    apart = evaluate_budgets(sae, tiny_gemma2, tokens, [2], **settings)
+    assert apart["explained_variance"].equals(want["explained_variance"])
+    assert not apart["explained_variance_se"].equals(want["explained_variance_se"])
+    cut = token_dataset(tiny_tokens[:3])
+    settings["bootstrap"] = 0
+    assert evaluate_budgets(sae, tiny_gemma2, cut, [2], **settings).equals(
+        evaluate_budgets(sae, tiny_gemma2, tiny_tokens[:3], [2], **settings)
+    )
+    with pytest.raises(ValueError, match="need a model; without one use evaluate_activations"):
+        evaluate_budgets(sae, None, rows)
+    with pytest.raises(ValueError, match="got a Dataset. Text needs a model"):
+        evaluate_activations(sae, rows)
+    with pytest.raises(ValueError, match="one split, not streamed.*IterableDataset"):
+        evaluate_budgets(sae, tiny_gemma2, rows.to_iterable_dataset())
 
 
 def test_every_column_is_what_it_says(sae: Any, acts: torch.Tensor) -> None:

@@ -19,7 +19,7 @@ from conftest import training_sae
 from sae_lens import SAE
 
 from hsae_lens.cli import main
-from hsae_lens.evaluation.run import document_of_each, random_control
+from hsae_lens.evaluation.run import random_control
 from hsae_lens.report import write_report
 
 HSAE = Path(sys.executable).with_name("hsae")
@@ -122,12 +122,6 @@ def test_the_random_control_is_scaled_to_do_its_best(sae_folder: Path) -> None:
     best = error(1.0)
     assert best < error(0.9)
     assert best < error(1.1)
-
-
-def test_sequences_of_one_document_are_kept_together() -> None:
-    bos = 9
-    tokens = torch.tensor([[9, 1, 1], [9, 1, 9], [9, 2, 2], [9, 9, 3], [9, 3, 3]])
-    assert document_of_each(tokens, bos).tolist() == [0, 0, 1, 1, 2]
 
 
 @pytest.fixture

@@ -9,6 +9,7 @@ from typing import Any
 import pandas as pd
 import pytest
 import torch
+from datasets import Dataset
 from sae_lens import SAETransformerBridge
 
 from hsae_lens import models, text
@@ -88,6 +89,33 @@ def test_tokens_are_saelens_sequences(tiny_gemma2: Any) -> None:
     assert tokens[0, 1:].tolist() == first[:15]
     with pytest.raises(ValueError, match="shorter than one sequence of 4096"):
         text.tokenize(["short"], tiny_gemma2.tokenizer, 4096, progress=False)
+
+
+def test_sequences_of_one_document_are_kept_together() -> None:
+    bos = 9
+    tokens = torch.tensor([[9, 1, 1], [9, 1, 9], [9, 2, 2], [9, 9, 3], [9, 3, 3]])
+    assert text.document_of_each(tokens, bos).tolist() == [0, 0, 1, 1, 2]
+
+
+def test_a_data_set_is_its_sequences_and_documents(tiny_gemma2: Any) -> None:
+    documents, tokenizer = text.cpython_reference()[:4], tiny_gemma2.tokenizer
+    dataset = Dataset.from_dict({"text": [*documents, ""], "id": range(5)})
+    tokens, of = text.sequences_of(dataset, tokenizer, 16, progress=False)
+    assert torch.equal(tokens, text.tokenize(documents, tokenizer, 16, progress=False))
+    assert of.unique().tolist() == [0, 1, 2, 3]
+    assert text.sequences_of(dataset, tokenizer, progress=False)[0].shape[1] == 128
+    for name in ("tokens", "input_ids"):
+        rows = Dataset.from_dict({"text": ["x"] * 3, name: [list(range(n)) for n in (9, 8, 12)]})
+        cut, of = text.sequences_of(rows, tokenizer, 6, progress=False)
+        assert cut.tolist() == [list(range(6))] * 3
+        assert of.tolist() == [0, 1, 2]
+        assert text.sequences_of(rows, tokenizer, progress=False)[0].shape == (3, 8)
+        with pytest.raises(ValueError, match=f"shortest row of '{name}' has 8 tokens.* of 9"):
+            text.sequences_of(rows, tokenizer, 9, progress=False)
+    with pytest.raises(ValueError, match="column 'text', .* has only body, id"):
+        text.sequences_of(dataset.rename_column("text", "body"), tokenizer)
+    with pytest.raises(ValueError, match="shorter than one sequence of 128"):
+        text.sequences_of(Dataset.from_dict({"text": ["short"]}), tokenizer, progress=False)
 
 
 def test_whole_documents_are_held_out() -> None:

@@ -7,6 +7,7 @@ from typing import Any
 
 import pandas as pd
 import torch
+from datasets import Dataset
 from sae_lens import SAE
 from tqdm.auto import tqdm
 
@@ -16,13 +17,14 @@ from hsae_lens.evaluation.metrics import FrontierSums, Metric, check_groups
 from hsae_lens.models import hook_activations, input_device, missing_hook
 from hsae_lens.ordered_code import OrderedCode
 from hsae_lens.sae import HierarchicalTopKSAE, joined_heads
+from hsae_lens.text import sequences_of
 
 
 @torch.no_grad()
 def evaluate_budgets(
     sae: SAE[Any],
     model: Any,
-    tokens: torch.Tensor,
+    tokens: torch.Tensor | Dataset,
     budgets: Sequence[int] | None = None,
     *,
     seqpos_slice: tuple[int | None, ...] | None = None,
@@ -44,7 +46,9 @@ def evaluate_budgets(
         sae: a HierarchicalTopK SAE, or any SAE with a ``k``: it is then truncated to its largest
             activations at each budget.
         model: a hooked model with the hook ``sae.cfg.metadata.hook_name``.
-        tokens: int64 ``[n_sequences, context_size]``.
+        tokens: int64 ``[n_sequences, context_size]``, or a data set with a column ``text``,
+            ``tokens`` or ``input_ids``: it is cut into sequences of the SAE's context size, and
+            ``documents`` come from it.
         budgets: ascending within 1..k; None for 1, 2, 4, … k.
         seqpos_slice: positions to judge; None for those the SAE was trained on (its metadata).
         max_norm: longest activation to judge: a few tokens park norms 50 times the usual there, and
@@ -75,12 +79,19 @@ def evaluate_budgets(
           the tokens, used within this budget.
 
     Raises:
-        ValueError: for bad budgets, a hook the model lacks, a width that does not match, no token
-            left to judge, too few sequences for a standard error, or an error term left on (it
-            would make every budget perfect).
+        ValueError: for bad budgets, no model, a data set without such a column or with too little
+            text, a hook the model lacks, a width that does not match, no token left to judge, too
+            few sequences for a standard error, or an error term left on (it would make every
+            budget perfect).
         FloatingPointError: if the model's activations hold NaN or infinity.
     """
     resolved = _resolve(sae, budgets)
+    if model is None:
+        raise ValueError("Tokens and text need a model; without one use evaluate_activations.")
+    if not isinstance(tokens, torch.Tensor):
+        context = sae.cfg.metadata.context_size
+        tokens, own = sequences_of(tokens, model.tokenizer, context, progress)
+        documents = own if documents is None else documents
     documents = _groups(documents, len(tokens), bootstrap)
     sums = FrontierSums(resolved, sae.cfg.d_in, sae.cfg.d_sae, int(documents.max()) + 1, metrics)
     judged = Judged.by(sae, model, seqpos_slice, max_norm)
@@ -116,6 +127,11 @@ def evaluate_activations(
         The table without the columns that need a model.
     """
     resolved = _resolve(sae, budgets)
+    if not isinstance(activations, torch.Tensor):
+        raise ValueError(
+            f"evaluate_activations judges activations [n_tokens, d_in], got a "
+            f"{type(activations).__name__}. Text needs a model: evaluate_budgets."
+        )
     _check(activations, sae, "activations")
     documents = _groups(documents, len(activations), bootstrap)
     sums = FrontierSums(resolved, sae.cfg.d_in, sae.cfg.d_sae, int(documents.max()) + 1, metrics)
@@ -143,13 +159,14 @@ def _groups(documents: torch.Tensor | None, n: int, bootstrap: int) -> torch.Ten
     if n == 0:
         raise ValueError("No token is left to judge: there are none.")
     if documents is None:
-        documents = torch.arange(n) if bootstrap else torch.zeros(n, dtype=torch.int64)
+        documents = torch.arange(n)
     if documents.shape != (n,):
         raise ValueError(
             f"documents must be [{n}], one for each row, got {tuple(documents.shape)}."
         )
-    if bootstrap:
-        check_groups(len(documents.unique()))
+    if not bootstrap:
+        return torch.zeros(n, dtype=torch.int64)
+    check_groups(len(documents.unique()))
     return documents
 
 

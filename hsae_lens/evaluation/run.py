@@ -32,7 +32,13 @@ from hsae_lens.plots import plot_frontier
 from hsae_lens.sae import HierarchicalTopKSAE, joined_heads
 from hsae_lens.saved import open_sae
 from hsae_lens.tasks import TASKS, make_task
-from hsae_lens.text import cpython_reference, documents_of, tokenize
+from hsae_lens.text import (
+    DEFAULT_CONTEXT,
+    cpython_reference,
+    document_of_each,
+    documents_of,
+    tokenize,
+)
 
 CONTROL = "random decoder"
 OUTPUTS = ("run.json", "frontier.csv", "frontier.png", "tasks.csv", "curve.csv", "adaptive.csv",
@@ -171,7 +177,7 @@ class Opened:
         if not name:
             raise ValueError("The SAE does not say which model it is for; give one with --model.")
         model = open_model(name, cfg.device, getattr(torch, cfg.dtype))
-        context = metadata.context_size or 128
+        context = metadata.context_size or DEFAULT_CONTEXT
         texts = documents_of(cfg.text) if cfg.text else cpython_reference()
         everything = tokenize(texts, model.tokenizer, context)
         documents = document_of_each(everything, model.tokenizer.bos_token_id)
@@ -309,15 +315,6 @@ def random_control(sae: HierarchicalTopKSAE, activations: torch.Tensor) -> Hiera
     control.W_enc.mul_(wanted / got)
     control.b_enc.mul_(wanted / got)
     return control
-
-
-def document_of_each(tokens: torch.Tensor, bos: int) -> torch.Tensor:
-    """Which document each sequence starts in ``[n_sequences]``; BOS separates documents.
-
-    Sequences that continue one document are not independent of each other.
-    """
-    begun = (tokens[:, 1:] == bos).sum(-1).cumsum(0)
-    return torch.cat([begun.new_zeros(1), begun[:-1]])
 
 
 def _check_same_hook(saes: dict[str, SAE[Any]]) -> None:

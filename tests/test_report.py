@@ -106,10 +106,14 @@ def test_what_cannot_be_compared_is_said(
         assert message in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("mode", ["none", "layer_norm", "constant_norm_rescale"])
 @torch.no_grad()
-def test_the_random_control_is_scaled_to_do_its_best(sae_folder: Path) -> None:
-    sae = SAE.load_from_disk(sae_folder)
-    x = sae.b_dec.detach() + torch.randn(300, 32, generator=torch.Generator().manual_seed(0))
+def test_the_random_control_is_scaled_to_do_its_best(mode: str, tmp_path: Path) -> None:
+    training_sae(d_in=32, k=24, normalize_activations=mode).save_inference_model(tmp_path / "sae")
+    sae = SAE.load_from_disk(tmp_path / "sae")
+    lengths = torch.linspace(0.3, 3, 300)[:, None]  # tokens of unequal norm
+    noise = torch.randn(300, 32, generator=torch.Generator().manual_seed(0))
+    x = lengths * (sae.b_dec + noise)
     control = random_control(sae, x)
     torch.testing.assert_close(control.W_dec.norm(dim=-1), torch.ones(96))
 

@@ -308,9 +308,11 @@ def random_control(sae: HierarchicalTopKSAE, activations: torch.Tensor) -> Hiera
     wanted = got = 0.0
     code = control.encode_joined(x)
     with joined_heads(control):
-        for x_hat in control.each_budget(code, range(1, sae.cfg.k + 1)):
-            step = x_hat - sae.b_dec
-            wanted += float((step * (x - sae.b_dec)).sum())
+        reconstructions = control.each_budget(code, range(sae.cfg.k + 1))
+        without = next(reconstructions)  # the gain scales what latents add to it, normalised or not
+        for x_hat in reconstructions:
+            step = x_hat - without
+            wanted += float((step * (x - without)).sum())
             got += float(step.square().sum())
     control.W_enc.mul_(wanted / got)
     control.b_enc.mul_(wanted / got)

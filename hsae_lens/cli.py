@@ -302,13 +302,13 @@ def _interpret(parsed: argparse.Namespace) -> None:
 
     if (parsed.judge is None) == (parsed.local is None):
         raise ValueError("Name a judge: --judge MODEL at --url, or --local MODEL on this machine.")
-    if not parsed.yes:
-        asked = interpretation_cost(parsed.folder, parsed.latents)
-        print(f"{asked['prompts']:,} prompts, about {asked['tokens']:,} tokens. Ask with --yes.")
-        return
     judge: Judge = (
         local_judge(parsed.local) if parsed.local else EndpointJudge(parsed.judge, parsed.url)
     )
+    if not parsed.yes:
+        asked = interpretation_cost(parsed.folder, judge, parsed.latents)
+        print(f"{asked['prompts']:,} prompts, about {asked['tokens']:,} tokens. Ask with --yes.")
+        return
     table = add_interpretation(parsed.folder, judge, parsed.latents)
     scores = table.groupby(["sae", "ranks"], sort=False)[["detection", "fuzzing"]]
     print(scores.agg(["mean", "count"]).to_string(float_format=lambda value: f"{value:.3f}"))

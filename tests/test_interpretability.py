@@ -221,6 +221,8 @@ def test_answers_are_kept_and_an_interrupted_run_goes_on(
     file = tmp_path / "judge.jsonl"
     file.write_text(file.read_text()[:-20])  # cut off while the last answer was written
     again = CachedJudge(EndpointJudge("m", server.url), file)
+    assert cost(examples[:2], known=again.known)["prompts"] == 1
+    assert cost(examples[:3], known=again.known)["prompts"] == 4
     assert interpret(examples[:2], again, progress=False).equals(want)
     assert len(server.prompts) == 7
     third = CachedJudge(EndpointJudge("m", server.url), file)
@@ -299,6 +301,8 @@ def test_the_commands_add_to_a_run_and_the_report_shows_it(
     command = ["interpret", run, "--judge", "m", "--url", server.url, "--latents", "2", "--yes"]
     assert main(command) == 0
     assert len(server.prompts) == 36
+    assert main(command[:-1]) == 0
+    assert "\n0 prompts, about 0 tokens." in capsys.readouterr().out
     table = pd.read_csv(tmp_path / "run" / "interpretation.csv")
     assert set(table["sae"]) == {sae, "random decoder"}
     assert {"density", "rank", "enrichment", "token_share", "promotes"} <= set(table.columns)

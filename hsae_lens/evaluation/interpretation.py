@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import random
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -215,7 +215,7 @@ def interpret(
     """
     rows = []
     for latent in tqdm(examples, desc="Judging", disable=not progress):
-        explanation = _one_line(judge(interpretation_prompts(latent, None)[0]))[:300]
+        explanation = _explanation(judge(interpretation_prompts(latent, None)[0]))
         detect, fuzz = interpretation_prompts(latent, explanation)
         rows.append(
             {
@@ -229,20 +229,30 @@ def interpret(
     return pd.DataFrame(rows)
 
 
-def cost(examples: Sequence[LatentExamples], tokenizer: Any = None) -> dict[str, int]:
+def cost(
+    examples: Sequence[LatentExamples],
+    tokenizer: Any = None,
+    known: Callable[[str], str | None] = lambda prompt: None,
+) -> dict[str, int]:
     """What :func:`interpret` would ask, before it is asked: ``prompts`` and about how many
     ``tokens`` in them (with a tokenizer; else four characters each).
+
+    Args:
+        known: ``CachedJudge.known``, to leave out what is answered already.
     """
-    prompts = [
-        prompt
-        for latent in examples
-        for prompt in (
-            *interpretation_prompts(latent, None),
-            *interpretation_prompts(latent, "x" * 120),
-        )
-    ]
+    prompts = []
+    for latent in examples:
+        ask = interpretation_prompts(latent, None)[0]
+        answer = known(ask)
+        explanation = "x" * 120 if answer is None else _explanation(answer)
+        all_three = (ask, *interpretation_prompts(latent, explanation))
+        prompts += [prompt for prompt in all_three if known(prompt) is None]
     count = (lambda p: len(tokenizer(p)["input_ids"])) if tokenizer else (lambda p: len(p) // 4)
     return {"prompts": len(prompts), "tokens": sum(map(count, prompts))}
+
+
+def _explanation(answer: str) -> str:
+    return _one_line(answer)[:300]
 
 
 def _quiz(examples: LatentExamples, wrong: list[Excerpt]) -> tuple[list[Excerpt], list[bool]]:

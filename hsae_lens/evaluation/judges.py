@@ -156,6 +156,10 @@ class CachedJudge:
                     continue  # the line that an interruption cut short
         self.file.parent.mkdir(parents=True, exist_ok=True)
 
+    def known(self, prompt: str) -> str | None:
+        """The answer kept for this prompt, if there is one."""
+        return self.answers.get(self._key(prompt))
+
     def __call__(self, prompt: str) -> str:
         key = self._key(prompt)
         if key not in self.answers:

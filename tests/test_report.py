@@ -178,7 +178,14 @@ def test_the_page_shows_what_was_added_later(run_folder: Path, tmp_path: Path) -
     pd.DataFrame([judged | {"detection": score} for score in (0.7, None)]).to_csv(
         run / "interpretation.csv", index=False
     )
+    absorbed = {"sae": "mine", "k": 8, "absorption": 0.125, "letters": 24, "probe_accuracy": 0.83}
+    pd.DataFrame([absorbed]).to_csv(run / "absorption.csv", index=False)
     page = write_report([run], tmp_path / "page.html").read_text()
+    assert "names the letter of 83% of held-out words, and 24 of 26" in page
+    assert "<td>0.125</td>" in page
+    assert "too few to speak of absorption" not in page
+    pd.DataFrame([absorbed | {"absorption": None}]).to_csv(run / "absorption.csv", index=False)
+    assert "too few to speak of" in write_report([run], tmp_path / "page.html").read_text()
     assert "Labels that few latents hold" in page
     assert "Test AUC of probes on 8 latents" in page
     assert "Can a judge say what latents stand for?" in page

@@ -19,12 +19,8 @@ from hsae_lens.evaluation.adaptive import adaptive_frontier, explained_variance_
 from hsae_lens.evaluation.downstream import evaluate_tasks
 from hsae_lens.evaluation.examples import example_texts
 from hsae_lens.evaluation.frontier import evaluate_budgets
-from hsae_lens.evaluation.interpretation import LatentExamples, cost, interpret, latent_examples
 from hsae_lens.evaluation.judged import Judged, judged_activations, longest
-from hsae_lens.evaluation.judges import CachedJudge, Judge
-from hsae_lens.evaluation.latents import describe_latents
 from hsae_lens.evaluation.metrics import FEWEST_GROUPS
-from hsae_lens.evaluation.probing import DATASETS, sparse_probing
 from hsae_lens.evaluation.stability import contribution_stability, noise_stability
 from hsae_lens.files import replacing
 from hsae_lens.models import open_model
@@ -43,7 +39,7 @@ from hsae_lens.text import (
 CONTROL = "random decoder"
 OUTPUTS = ("run.json", "frontier.csv", "frontier.png", "tasks.csv", "curve.csv", "adaptive.csv",
            "stability.csv", "contributions.csv", "examples.json", "probing.csv",
-           "interpretation.csv")  # fmt: skip
+           "interpretation.csv", "absorption.csv")  # fmt: skip
 logger = logging.getLogger(__name__)
 
 
@@ -121,10 +117,10 @@ def run_eval(cfg: EvalConfig) -> pd.DataFrame:
             documents=documents,
         )
         tables.append(table.assign(sae=label))
-    frontier = _keep(tables, out / "frontier.csv")
+    frontier = keep_table(tables, out / "frontier.csv")
     plot_frontier(frontier, out / "frontier.png", f"{opened.hook_name} of {opened.model_name}")
     if solved := _tasks(opened, cfg.tasks):
-        _keep(solved, out / "tasks.csv")
+        keep_table(solved, out / "tasks.csv")
     if isinstance(first, HierarchicalTopKSAE):
         _write_csv(explained_variance_curve(first, x), out / "curve.csv")
         _write_csv(adaptive_frontier(first, x, error_targets=(0.3, 0.2, 0.1)), out / "adaptive.csv")
@@ -211,64 +207,8 @@ class Opened:
         return {n: s for n, s in self.saes.items() if isinstance(s, HierarchicalTopKSAE)}
 
 
-def add_probing(run: str | Path, datasets: Sequence[str] = DATASETS) -> pd.DataFrame:
-    """Adds ``probing.csv`` (:func:`sparse_probing`, a ``sae`` column first) to a run's folder."""
-    run, opened = Path(run), Opened.by(config_of(run))
-    tables = [
-        sparse_probing(sae, opened.model, run / "probing", datasets, opened.budgets).assign(
-            sae=name
-        )
-        for name, sae in opened.hierarchical().items()
-    ]
-    return _keep(tables, run / "probing.csv")
-
-
-def add_interpretation(run: str | Path, judge: Judge, per_bin: int = 10) -> pd.DataFrame:
-    """Adds ``interpretation.csv`` (:func:`interpret`) to a run's folder.
-
-    The judge's answers are kept in ``judge.jsonl``: an interrupted call goes on from there.
-    """
-    cached = CachedJudge(judge, Path(run) / "judge.jsonl")
-    opened = Opened.by(config_of(run))
-    tables = []
-    for name, examples in _latent_examples(opened, per_bin).items():
-        latents = sorted({example.latent for example in examples})
-        facts = describe_latents(opened.hierarchical()[name], opened.model, opened.tokens, latents)
-        table = interpret(examples, cached)
-        tables.append(table.merge(facts, on="latent").assign(sae=name))
-    return _keep(tables, Path(run) / "interpretation.csv")
-
-
-def interpretation_cost(run: str | Path, judge: Judge, per_bin: int = 10) -> dict[str, int]:
-    """How many ``prompts`` and ``tokens`` :func:`add_interpretation` would send; sends none.
-
-    What this judge has answered already is not counted.
-    """
-    cached, opened = CachedJudge(judge, Path(run) / "judge.jsonl"), Opened.by(config_of(run))
-    examples = _latent_examples(opened, per_bin).values()
-    return cost([e for some in examples for e in some], opened.model.tokenizer, cached.known)
-
-
-def _latent_examples(opened: Opened, per_bin: int) -> dict[str, list[LatentExamples]]:
-    return {
-        name: latent_examples(sae, opened.model, opened.tokens, per_bin)
-        for name, sae in opened.hierarchical().items()
-    }
-
-
-def config_of(run: str | Path) -> EvalConfig:
-    """How a run's folder was made.
-
-    Raises:
-        FileNotFoundError: if `hsae eval` did not write it.
-    """
-    facts = Path(run) / "run.json"
-    if not facts.exists():
-        raise FileNotFoundError(f"{run} has no run.json: give a folder that `hsae eval` wrote.")
-    return EvalConfig(**json.loads(facts.read_text(encoding="utf-8"))["settings"])
-
-
-def _keep(tables: Sequence[pd.DataFrame], path: Path) -> pd.DataFrame:
+def keep_table(tables: Sequence[pd.DataFrame], path: Path) -> pd.DataFrame:
+    """Writes one table of all, the SAE's name first."""
     table = pd.concat(tables, ignore_index=True)
     table = table[["sae", *table.columns.drop("sae")]]
     _write_csv(table, path)

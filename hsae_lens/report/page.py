@@ -236,6 +236,27 @@ def _probing(run: Run) -> str:
     )
 
 
+def _absorption(run: Run) -> str:
+    if "absorption" not in run.tables:
+        return ""
+    table = run.tables["absorption"]
+    first = table.iloc[0]
+    spells = (
+        "Does the model spell? A probe on its activations names the letter of "
+        f"{first['probe_accuracy']:.0%} of held-out words, and {first['letters']:.0f} of 26 "
+        "letters are read well enough to count."
+    )
+    if table["absorption"].isna().all():
+        spells += " That is too few to speak of absorption."
+    return (
+        "<h2>Latents that stand in for others</h2>"
+        "<p>SAEBench’s first-letter task: how much of a word’s letter is carried by other latents "
+        "where the letter’s own should be active (absorption; full where those are silent and one "
+        "other carries it). Smaller is better, but only where single latents mark letters at all: "
+        f"letter_f1 says how well the best one does. {spells}</p>{_table(table)}"
+    )
+
+
 def _explorer(run: Run) -> str:
     if not run.examples:
         return ""
@@ -286,6 +307,7 @@ SECTIONS = (
     _adaptive,
     _meaning,
     _probing,
+    _absorption,
     _how,
 )
 """In the order of the page; each gives HTML, or nothing where the run has no such table."""

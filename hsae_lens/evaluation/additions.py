@@ -1,0 +1,83 @@
+"""What is added to a run of ``hsae eval`` afterwards: each writes a table that the report shows."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import pandas as pd
+
+from hsae_lens.evaluation.absorption import absorption
+from hsae_lens.evaluation.interpretation import LatentExamples, cost, interpret, latent_examples
+from hsae_lens.evaluation.judges import CachedJudge, Judge
+from hsae_lens.evaluation.latents import describe_latents
+from hsae_lens.evaluation.probing import DATASETS, sparse_probing
+from hsae_lens.evaluation.run import EvalConfig, Opened, keep_table
+
+
+def add_probing(run: str | Path, datasets: Sequence[str] = DATASETS) -> pd.DataFrame:
+    """Adds ``probing.csv`` (:func:`sparse_probing`, a ``sae`` column first) to a run's folder."""
+    run, opened = Path(run), Opened.by(config_of(run))
+    tables = [
+        sparse_probing(sae, opened.model, run / "probing", datasets, opened.budgets).assign(
+            sae=name
+        )
+        for name, sae in opened.hierarchical().items()
+    ]
+    return keep_table(tables, run / "probing.csv")
+
+
+def add_interpretation(run: str | Path, judge: Judge, per_bin: int = 10) -> pd.DataFrame:
+    """Adds ``interpretation.csv`` (:func:`interpret`) to a run's folder.
+
+    The judge's answers are kept in ``judge.jsonl``: an interrupted call goes on from there.
+    """
+    cached = CachedJudge(judge, Path(run) / "judge.jsonl")
+    opened = Opened.by(config_of(run))
+    tables = []
+    for name, examples in _latent_examples(opened, per_bin).items():
+        latents = sorted({example.latent for example in examples})
+        facts = describe_latents(opened.hierarchical()[name], opened.model, opened.tokens, latents)
+        table = interpret(examples, cached)
+        tables.append(table.merge(facts, on="latent").assign(sae=name))
+    return keep_table(tables, Path(run) / "interpretation.csv")
+
+
+def interpretation_cost(run: str | Path, judge: Judge, per_bin: int = 10) -> dict[str, int]:
+    """How many ``prompts`` and ``tokens`` :func:`add_interpretation` would send; sends none.
+
+    What this judge has answered already is not counted.
+    """
+    cached, opened = CachedJudge(judge, Path(run) / "judge.jsonl"), Opened.by(config_of(run))
+    examples = _latent_examples(opened, per_bin).values()
+    return cost([e for some in examples for e in some], opened.model.tokenizer, cached.known)
+
+
+def _latent_examples(opened: Opened, per_bin: int) -> dict[str, list[LatentExamples]]:
+    return {
+        name: latent_examples(sae, opened.model, opened.tokens, per_bin)
+        for name, sae in opened.hierarchical().items()
+    }
+
+
+def add_absorption(run: str | Path, words: int = 100) -> pd.DataFrame:
+    """Adds ``absorption.csv`` (:func:`absorption`, a ``sae`` column first) to a run's folder."""
+    run, opened = Path(run), Opened.by(config_of(run))
+    tables = [
+        absorption(sae, opened.model, run / "absorption", opened.budgets, words).assign(sae=name)
+        for name, sae in opened.hierarchical().items()
+    ]
+    return keep_table(tables, run / "absorption.csv")
+
+
+def config_of(run: str | Path) -> EvalConfig:
+    """How a run's folder was made.
+
+    Raises:
+        FileNotFoundError: if `hsae eval` did not write it.
+    """
+    facts = Path(run) / "run.json"
+    if not facts.exists():
+        raise FileNotFoundError(f"{run} has no run.json: give a folder that `hsae eval` wrote.")
+    return EvalConfig(**json.loads(facts.read_text(encoding="utf-8"))["settings"])

@@ -22,7 +22,7 @@ from hsae_lens.circuits.edges import latent_edges
 from hsae_lens.circuits.plots import plot_circuit, plot_curves
 from hsae_lens.circuits.sites import ERROR, sites_of
 from hsae_lens.evaluation.latents import describe_latents
-from hsae_lens.evaluation.run import CONTROL, random_control
+from hsae_lens.evaluation.run import CONTROL, by_sae, random_control
 from hsae_lens.files import write_csv, write_json
 from hsae_lens.models import activations_at, model_name_of, open_model_of
 from hsae_lens.pairs import TokenizedTask, check_able, read_pairs, tokenize_pairs
@@ -128,7 +128,7 @@ def find_circuits(cfg: CircuitsConfig) -> Found:
             errors=cfg.errors,
         )
         curves.append(curve.assign(sae=label))
-    curve = _by_sae(curves)
+    curve = by_sae(curves)
     nodes = shown_nodes(found[OURS], task, model.tokenizer)
     facts = {
         "task": task.name,
@@ -145,7 +145,7 @@ def find_circuits(cfg: CircuitsConfig) -> Found:
         facts,
         nodes,
         curve,
-        _by_sae([areas(rows).assign(sae=s) for s, rows in curve.groupby("sae", sort=False)]),
+        by_sae([areas(rows).assign(sae=s) for s, rows in curve.groupby("sae", sort=False)]),
         nesting(found[OURS], SHARE),
         _edges(model, saes, nodes, budgets[0], finding),
         _described(saes, model, nodes),
@@ -251,11 +251,6 @@ def _described(saes: list[SAE[Any]], model: Any, nodes: pd.DataFrame) -> pd.Data
             table = describe_latents(sae, model, tokens, latents.unique().tolist())
             tables.append(table.assign(site=name))
     return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()
-
-
-def _by_sae(tables: Sequence[pd.DataFrame]) -> pd.DataFrame:
-    table = pd.concat(tables, ignore_index=True)
-    return table[["sae", *table.columns.drop("sae")]]
 
 
 def _write(found: Found, out: Path) -> None:

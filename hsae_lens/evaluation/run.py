@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import time
 from collections.abc import Sequence
@@ -22,8 +21,8 @@ from hsae_lens.evaluation.frontier import evaluate_budgets
 from hsae_lens.evaluation.judged import Judged, judged_activations, longest
 from hsae_lens.evaluation.metrics import FEWEST_GROUPS
 from hsae_lens.evaluation.stability import contribution_stability, noise_stability
-from hsae_lens.files import replacing
-from hsae_lens.models import open_model
+from hsae_lens.files import write_csv, write_json
+from hsae_lens.models import model_name_of, open_model_of
 from hsae_lens.plots import plot_frontier
 from hsae_lens.sae import HierarchicalTopKSAE, joined_heads
 from hsae_lens.saved import open_sae
@@ -122,15 +121,15 @@ def run_eval(cfg: EvalConfig) -> pd.DataFrame:
     if solved := _tasks(opened, cfg.tasks):
         keep_table(solved, out / "tasks.csv")
     if isinstance(first, HierarchicalTopKSAE):
-        _write_csv(explained_variance_curve(first, x), out / "curve.csv")
-        _write_csv(adaptive_frontier(first, x, error_targets=(0.3, 0.2, 0.1)), out / "adaptive.csv")
-        _write_csv(noise_stability(first, x), out / "stability.csv")
+        write_csv(explained_variance_curve(first, x), out / "curve.csv")
+        write_csv(adaptive_frontier(first, x, error_targets=(0.3, 0.2, 0.1)), out / "adaptive.csv")
+        write_csv(noise_stability(first, x), out / "stability.csv")
         try:
             contributions = contribution_stability(first, x, documents[sequences])
-            _write_csv(contributions, out / "contributions.csv")
+            write_csv(contributions, out / "contributions.csv")
         except ValueError as error:  # too little text for two halves: the rest stands
             logger.warning("Left out: %s", error)
-        _write_json(example_texts(first, model, tokens[: cfg.examples, :64]), out / "examples.json")
+        write_json(example_texts(first, model, tokens[: cfg.examples, :64]), out / "examples.json")
     seconds = time.perf_counter() - started
     facts = {
         "model": opened.model_name,
@@ -145,7 +144,7 @@ def run_eval(cfg: EvalConfig) -> pd.DataFrame:
         "seconds": round(seconds),
         "settings": asdict(cfg),
     }
-    _write_json(facts, out / "run.json")
+    write_json(facts, out / "run.json")
     print(f"Wrote {out} in {seconds:.0f} s.")
     return frontier
 
@@ -168,12 +167,8 @@ class Opened:
         saes = {name: open_sae(name, cfg.device, "float32") for name in cfg.saes}
         first = next(iter(saes.values()))
         _check_same_hook(saes)
-        metadata = first.cfg.metadata
-        name = cfg.model or metadata.open_with or metadata.model_name
-        if not name:
-            raise ValueError("The SAE does not say which model it is for; give one with --model.")
-        model = open_model(name, cfg.device, getattr(torch, cfg.dtype))
-        context = metadata.context_size or DEFAULT_CONTEXT
+        model = open_model_of(first, cfg.model, cfg.device, getattr(torch, cfg.dtype))
+        context = first.cfg.metadata.context_size or DEFAULT_CONTEXT
         texts = documents_of(cfg.text) if cfg.text else cpython_reference()
         everything = tokenize(texts, model.tokenizer, context)
         documents = document_of_each(everything, model.tokenizer.bos_token_id)
@@ -186,7 +181,7 @@ class Opened:
         return cls(
             saes,
             model,
-            name,
+            str(cfg.model or model_name_of(first)),
             tokens,
             documents[evenly],
             activations,
@@ -209,10 +204,15 @@ class Opened:
 
 def keep_table(tables: Sequence[pd.DataFrame], path: Path) -> pd.DataFrame:
     """Writes one table of all, the SAE's name first."""
-    table = pd.concat(tables, ignore_index=True)
-    table = table[["sae", *table.columns.drop("sae")]]
-    _write_csv(table, path)
+    table = by_sae(tables)
+    write_csv(table, path)
     return table
+
+
+def by_sae(tables: Sequence[pd.DataFrame]) -> pd.DataFrame:
+    """One table of all, the SAE's name first."""
+    table = pd.concat(tables, ignore_index=True)
+    return table[["sae", *table.columns.drop("sae")]]
 
 
 def _tasks(opened: Opened, n: int) -> list[pd.DataFrame]:
@@ -270,13 +270,3 @@ def _check_same_hook(saes: dict[str, SAE[Any]]) -> None:
             for name, sae in saes.items()
         )
         raise ValueError(f"The SAEs are not of one hook, so they cannot be compared: {listed}.")
-
-
-def _write_csv(table: pd.DataFrame, path: Path) -> None:
-    with replacing(path) as fresh:
-        table.to_csv(fresh, index=False)
-
-
-def _write_json(value: dict[str, Any] | Sequence[Any], path: Path) -> None:
-    with replacing(path) as fresh:
-        fresh.write_text(json.dumps(value, ensure_ascii=False), encoding="utf-8")

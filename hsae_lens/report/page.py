@@ -8,13 +8,11 @@ from dataclasses import dataclass
 from html import escape
 from importlib import resources
 from pathlib import Path
-from string import Template
 from typing import Any
 
 import pandas as pd
 
 from hsae_lens.evaluation.advice import QUALITIES, advise
-from hsae_lens.files import replacing
 from hsae_lens.plots import (
     adaptive_svg,
     frontier_svg,
@@ -23,6 +21,7 @@ from hsae_lens.plots import (
     tasks_svg,
     worth_svg,
 )
+from hsae_lens.report.shell import table_html, write_page
 
 SHOWN = ["sae", "k", "l0", "explained_variance", "adds", "mse", "cosine", "ce_score", "ce_with_sae",
          "kl", "dead", "dense"]  # fmt: skip
@@ -77,17 +76,9 @@ def write_report(folders: Sequence[str | Path], out: str | Path) -> Path:
     """
     runs = [read_run(folder) for folder in folders]
     title = f"Sparse autoencoders of {', '.join(dict.fromkeys(r.facts['model'] for r in runs))}"
-    parts = resources.files("hsae_lens.report")
-    page = Template(parts.joinpath("page.html").read_text()).substitute(
-        title=escape(title),
-        style=parts.joinpath("page.css").read_text(),
-        script=parts.joinpath("explorer.js").read_text(),
-        body="\n".join(_chapter(run) for run in runs),
-    )
-    out = Path(out)
-    with replacing(out) as fresh:
-        fresh.write_text(page, encoding="utf-8")
-    return out
+    explorer = resources.files("hsae_lens.report").joinpath("explorer.js")
+    body = "\n".join(_chapter(run) for run in runs)
+    return write_page(title, body, out, explorer.read_text(encoding="utf-8"))
 
 
 def _chapter(run: Run) -> str:
@@ -135,7 +126,7 @@ def _quality(run: Run) -> str:
         "much of the model’s behaviour survives when it goes on from the reconstruction: 1 is the "
         "model itself, 0 is the layer set to zero. Bands are two standard errors.</p>"
         f'<div class="figures">{figures}</div>'
-        f"<details><summary>All figures</summary>{_table(shown)}</details>"
+        f"<details><summary>All figures</summary>{table_html(shown)}</details>"
     )
 
 
@@ -158,7 +149,7 @@ def _behaviour(run: Run) -> str:
         "<p>Small tasks with one right and one wrong next word: how much of the model’s preference "
         f"for the right one is left when it goes on from k latents. 1 is the model.{left_out}"
         f'</p><div class="figures">{figure}</div>'
-        f"<details><summary>All figures, and the controls</summary>{_table(shown)}</details>"
+        f"<details><summary>All figures, and the controls</summary>{table_html(shown)}</details>"
     )
 
 
@@ -196,7 +187,7 @@ def _adaptive(run: Run) -> str:
         "<p>The same mean number of latents, spent where it helps: with one threshold on the "
         "activations, or with latents added to each token until its error is small enough.</p>"
         f'<div class="figures">{adaptive_svg(table)}</div>'
-        f"<details><summary>All figures</summary>{_table(table)}</details>"
+        f"<details><summary>All figures</summary>{table_html(table)}</details>"
     )
 
 
@@ -216,8 +207,8 @@ def _meaning(run: Run) -> str:
         "explanation alone, in which other excerpts it fires (detection) and which of their words "
         "make it fire (fuzzing). 0.5 is guessing. Latents are grouped by how early they come in a "
         "token’s code; no_answer is the share of answers that were none.</p>"
-        f"{_table(scores.reset_index())}"
-        f"<details><summary>Each latent and its explanation</summary>{_table(table)}</details>"
+        f"{table_html(scores.reset_index())}"
+        f"<details><summary>Each latent and its explanation</summary>{table_html(table)}</details>"
     )
 
 
@@ -232,7 +223,7 @@ def _probing(run: Run) -> str:
         f"<p>sae-probes on {names}: how well a label is read off one or a few latents of a text’s "
         "last token, when the token has k latents. 0.5 is guessing.</p>"
         f'<div class="figures">{figures}</div>'
-        f"<details><summary>All figures</summary>{_table(table)}</details>"
+        f"<details><summary>All figures</summary>{table_html(table)}</details>"
     )
 
 
@@ -253,7 +244,7 @@ def _absorption(run: Run) -> str:
         "<p>SAEBench’s first-letter task: how much of a word’s letter is carried by other latents "
         "where the letter’s own should be active (absorption; full where those are silent and one "
         "other carries it). Smaller is better, but only where single latents mark letters at all: "
-        f"letter_f1 says how well the best one does. {spells}</p>{_table(table)}"
+        f"letter_f1 says how well the best one does. {spells}</p>{table_html(table)}"
     )
 
 
@@ -291,11 +282,6 @@ def _how(run: Run) -> str:
         "<li>The random decoder has as many latents in random directions, read off with one fitted "
         "gain: what a dictionary of this size scores without having learnt anything.</li></ul>"
     )
-
-
-def _table(table: pd.DataFrame) -> str:
-    html = table.to_html(index=False, border=0, float_format=lambda value: f"{value:.3f}")
-    return f'<div class="scroll">{html}</div>'
 
 
 SECTIONS = (

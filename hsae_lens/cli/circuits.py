@@ -1,0 +1,99 @@
+"""``hsae circuits`` and ``hsae latents``."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from hsae_lens.cli.flags import add_command, add_flags, config_of
+
+
+def add_circuits(commands: Any) -> None:
+    circuits = add_command(
+        commands,
+        "circuits",
+        _circuits,
+        help="which latents a behaviour runs through, at every budget",
+        description=(
+            "Finds a task's circuit at each budget from one attribution, judges it by ablation "
+            "on other pairs beside controls, and leaves tables, pictures and a page."
+        ),
+    )
+    circuits.add_argument(
+        "--sae",
+        action="append",
+        required=True,
+        help="a folder with a saved SAE, or RELEASE/SAE_ID; again for a further site",
+    )
+    circuits.add_argument(
+        "--beside", action="append", default=[], help="an SAE of the first one's hook to compare"
+    )
+    circuits.add_argument(
+        "--no-controls", dest="controls", action="store_false", help="no random decoder, no neurons"
+    )
+    help_texts = {
+        "task": "a task's name, or a CSV, JSONL or parquet file of pairs",
+        "budgets": "comma-separated, ascending",
+        "pairs": "pairs of a named task: half find the circuits, half judge them",
+        "sizes": "numbers of nodes to judge circuits of, comma-separated",
+        "replace": "what takes the place of a node: resample, mean or zero",
+        "errors": "error nodes in a circuit: remove, keep, or default (ranked like latents)",
+        "steps": "of integrated gradients; 1 is one gradient",
+        "out": "folder for the tables, the pictures and the page",
+        "model": "hub name, local folder, or smollm2-135m; None is what the SAE says",
+        "device": "where to run: cpu or cuda",
+    }
+    from hsae_lens.circuits.run import CircuitsConfig
+
+    add_flags(circuits, CircuitsConfig, help_texts)
+
+    latents = add_command(
+        commands,
+        "latents",
+        _latents,
+        help="a page of latents: strongest contexts, activations by rank, logits",
+    )
+    latents.add_argument("sae", help="a folder with a saved SAE, or RELEASE/SAE_ID")
+    latents.add_argument("latents", help="numbers with commas, or a nodes.csv of `hsae circuits`")
+    latents.add_argument("--text", help="a local text, JSONL or parquet file or folder")
+    latents.add_argument("--tokens", type=int, default=16384, help="about how many to look at")
+    latents.add_argument("--model", help="hub name, local folder, or smollm2-135m")
+    latents.add_argument("--out", default="latents.html", help="the page to write")
+
+
+def _circuits(parsed: argparse.Namespace) -> None:
+    from hsae_lens.circuits.run import CircuitsConfig, find_circuits
+    from hsae_lens.report import write_circuits
+
+    found = find_circuits(config_of(parsed, CircuitsConfig))
+    page = write_circuits(found, f"{parsed.out}/circuits.html")
+    print(found.areas.to_string(index=False, float_format=lambda value: f"{value:.3f}"))
+    print(f"Wrote {parsed.out} in {found.facts['seconds']} s; open {page} in a browser.")
+
+
+def _latents(parsed: argparse.Namespace) -> None:
+    from hsae_lens.evaluation.dashboards import latent_dashboards
+    from hsae_lens.models import open_model_of
+    from hsae_lens.report import write_latents
+    from hsae_lens.saved import open_hierarchical
+    from hsae_lens.text import sample_tokens
+
+    sae = open_hierarchical(parsed.sae)
+    latents = _numbers(parsed.latents, sae.cfg.metadata.hook_name)
+    model = open_model_of(sae, parsed.model)
+    context = sae.cfg.metadata.context_size or 128
+    tokens = sample_tokens(parsed.text, model.tokenizer, context, parsed.tokens)
+    dashboards = latent_dashboards(sae, model, tokens, latents)
+    text = f"{tokens.numel():,} tokens of {parsed.text or 'the reference of CPython'}"
+    print(f"Wrote {write_latents(dashboards, parsed.out, parsed.sae, text)}.")
+
+
+def _numbers(latents: str, hook_name: str) -> list[int]:
+    """Latents written with commas, or those of one hook in a nodes.csv."""
+    import pandas as pd
+
+    if not latents.endswith(".csv"):
+        return [int(latent) for latent in latents.split(",")]
+    nodes = pd.read_csv(latents)
+    mine = nodes[(nodes["site"] == hook_name) & (nodes["latent"] >= 0)]
+    return [int(latent) for latent in mine["latent"].unique()]

@@ -1,0 +1,178 @@
+"""``hsae eval`` and what is added to it, the report, and advice."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from hsae_lens.cli.flags import add_command, add_flags, config_of
+
+
+def add_evaluation(commands: Any) -> None:
+    evaluate = add_command(
+        commands,
+        "eval",
+        _eval,
+        help="judge SAEs at every budget on the same text",
+        description=(
+            "Evaluates SAEs of one hook, and a random decoder as a control, at every budget on the "
+            "same tokens: tables, a picture, and examples for `hsae report`."
+        ),
+    )
+    evaluate.add_argument("saes", nargs="+", help="folders with a saved SAE, or RELEASE/SAE_ID")
+    help_texts = {
+        "out": "folder for the tables, the picture and the examples",
+        "text": "a local text, JSONL or parquet file or folder; None is CPython's reference",
+        "model": "hub name, local folder, or smollm2-135m; None is what the first SAE says",
+        "tokens": "about how many tokens to judge",
+        "budgets": "comma-separated; None is 1, 2, 4, … K",
+        "bootstrap": "resamples of documents for the standard errors, 0 for none",
+        "tasks": "pairs of each behavioural task, 0 for none",
+        "examples": "example sequences to follow latent by latent",
+        "device": "where to run: cpu or cuda",
+        "dtype": "of the language model; bfloat16 is faster and rounds cross-entropies",
+    }
+    from hsae_lens.evaluation.run import EvalConfig
+
+    add_flags(evaluate, EvalConfig, help_texts)
+
+    probe = add_command(
+        commands,
+        "probe",
+        _probe,
+        help="add sparse probing (sae-probes) to a run of `hsae eval`",
+    )
+    from hsae_lens.evaluation.probing import DATASETS
+
+    probe.add_argument("folder", help="a folder that `hsae eval` wrote")
+    probe.add_argument("--datasets", default=",".join(DATASETS), help="of sae-probes, with commas")
+
+    absorb = add_command(
+        commands,
+        "absorb",
+        _absorb,
+        help="add feature absorption (sae-bench) to a run of `hsae eval`",
+    )
+    absorb.add_argument("folder", help="a folder that `hsae eval` wrote")
+    absorb.add_argument("--words", type=int, default=100, help="for each first letter, 10 or more")
+
+    interpret = add_command(
+        commands,
+        "interpret",
+        _interpret,
+        help="add automatic interpretation by activation rank to a run of `hsae eval`",
+        description=(
+            "A judge explains latents and its explanations are scored (detection, fuzzing). Says "
+            "what it would cost; asks the judge with --yes. Answers are kept: an interrupted run "
+            "goes on."
+        ),
+    )
+    interpret.add_argument("folder", help="a folder that `hsae eval` wrote")
+    interpret.add_argument("--judge", help="the judge's name at an OpenAI-compatible endpoint")
+    interpret.add_argument(
+        "--url", default="https://api.openai.com/v1", help="of the endpoint, up to /chat"
+    )
+    interpret.add_argument(
+        "--local", help="a Hugging Face chat model here instead, or smollm2-135m"
+    )
+    interpret.add_argument("--latents", type=int, default=10, help="for each range of ranks")
+    interpret.add_argument("--yes", action="store_true", help="ask the judge")
+
+    report = add_command(
+        commands,
+        "report",
+        _report,
+        help="one HTML page from runs of `hsae eval`, or from SAEs evaluated first",
+    )
+    report.add_argument("runs", nargs="+", help="folders of `hsae eval`, or SAEs as it takes them")
+    report.add_argument("--out", default="report.html", help="the page to write")
+
+    advise = add_command(
+        commands,
+        "advise",
+        _advise,
+        help="the smallest budget that keeps a share of an SAE's quality",
+        description="Reads the frontier saved in the SAE, or a frontier.csv of `hsae eval`.",
+    )
+    advise.add_argument("frontier", help="a folder with a saved SAE, RELEASE/SAE_ID, or a CSV")
+    advise.add_argument("--keep", type=float, default=0.95, help="the share to keep")
+    advise.add_argument("--of", default="explained_variance", help="explained_variance or ce_score")
+
+
+def _eval(parsed: argparse.Namespace) -> None:
+    from hsae_lens.evaluation.run import EvalConfig, run_eval
+
+    table = run_eval(config_of(parsed, EvalConfig))
+    shown = [c for c in ("sae", "k", "l0", "explained_variance", "ce_score", "kl") if c in table]
+    print(table[shown].to_string(index=False, float_format=lambda value: f"{value:.3f}"))
+
+
+def _probe(parsed: argparse.Namespace) -> None:
+    from hsae_lens.evaluation.additions import add_probing
+
+    table = add_probing(parsed.folder, parsed.datasets.split(","))
+    means = table.groupby(["sae", "k", "probe_size"], sort=False)["test_auc"].mean()
+    print(means.unstack().to_string(float_format=lambda value: f"{value:.3f}"))
+
+
+def _absorb(parsed: argparse.Namespace) -> None:
+    from hsae_lens.evaluation.additions import add_absorption
+
+    table = add_absorption(parsed.folder, parsed.words)
+    print(table.to_string(index=False, float_format=lambda value: f"{value:.3f}"))
+
+
+def _interpret(parsed: argparse.Namespace) -> None:
+    from hsae_lens.evaluation.additions import add_interpretation, interpretation_cost
+    from hsae_lens.evaluation.judges import EndpointJudge, Judge, local_judge
+
+    if (parsed.judge is None) == (parsed.local is None):
+        raise ValueError("Name a judge: --judge MODEL at --url, or --local MODEL on this machine.")
+    judge: Judge = (
+        local_judge(parsed.local) if parsed.local else EndpointJudge(parsed.judge, parsed.url)
+    )
+    if not parsed.yes:
+        asked = interpretation_cost(parsed.folder, judge, parsed.latents)
+        print(f"{asked['prompts']:,} prompts, about {asked['tokens']:,} tokens. Ask with --yes.")
+        return
+    table = add_interpretation(parsed.folder, judge, parsed.latents)
+    scores = table.groupby(["sae", "ranks"], sort=False)[["detection", "fuzzing"]]
+    print(scores.agg(["mean", "count"]).to_string(float_format=lambda value: f"{value:.3f}"))
+
+
+def _report(parsed: argparse.Namespace) -> None:
+    from hsae_lens.evaluation.run import EvalConfig, run_eval
+    from hsae_lens.report import write_report
+    from hsae_lens.report.page import is_run
+
+    folders = []
+    for n, run in enumerate(parsed.runs):
+        if not is_run(run):
+            config = EvalConfig([run], out=f"{parsed.out}.runs/{n}")
+            run_eval(config)
+            run = config.out
+        folders.append(run)
+    out = write_report(folders, parsed.out)
+    print(f"Wrote {out} ({out.stat().st_size / 1e6:.1f} MB); open it in a browser.")
+
+
+def _advise(parsed: argparse.Namespace) -> None:
+    import pandas as pd
+
+    from hsae_lens.evaluation.advice import advise
+    from hsae_lens.evaluation.run import CONTROL
+    from hsae_lens.saved import open_sae
+
+    if parsed.frontier.endswith(".csv"):
+        table, kind = pd.read_csv(parsed.frontier), "sae"
+    else:
+        table, kind = pd.DataFrame(open_sae(parsed.frontier).cfg.metadata.frontier or []), "text"
+        if table.empty:
+            raise ValueError(
+                f"{parsed.frontier} has no saved frontier. Run `hsae eval {parsed.frontier}` and "
+                "give the frontier.csv it writes."
+            )
+    if kind not in table:
+        table[kind] = "frontier"
+    for name, rows in table[table[kind] != CONTROL].groupby(kind, sort=False):
+        print(f"{name}: {advise(rows, parsed.keep, parsed.of)}")

@@ -144,18 +144,18 @@ def activations_at(
 def run_changed(
     model: Any,
     tokens: torch.Tensor,
-    changes: Mapping[str, Callable[[torch.Tensor], torch.Tensor]],
+    changes: Mapping[str, Callable[[torch.Tensor], torch.Tensor | None]],
 ) -> torch.Tensor:
     """The model's logits ``[batch, context, d_vocab]`` with hooks' activations passed through
-    functions of them. Differentiable.
+    functions of them; a function that gives None only looks. Differentiable.
 
     Raises:
         ValueError: if a hook never fires: the model would look as if nothing mattered.
     """
     fired: set[str] = set()
 
-    def hook(name: str, change: Callable[[torch.Tensor], torch.Tensor]) -> Any:
-        def run(acts: torch.Tensor, hook: Any) -> torch.Tensor:
+    def hook(name: str, change: Callable[[torch.Tensor], torch.Tensor | None]) -> Any:
+        def run(acts: torch.Tensor, hook: Any) -> torch.Tensor | None:
             fired.add(name)
             return change(acts)
 

@@ -126,16 +126,19 @@ def tokenize(
 
 def sample_tokens(
     path: str | Path | None, tokenizer: Any, context_size: int, n_tokens: int
-) -> torch.Tensor:
+) -> tuple[torch.Tensor, torch.Tensor]:
     """About ``n_tokens`` of a local file or folder (None: CPython's reference), taken evenly.
 
     Returns:
-        int64 ``[n_sequences, context_size]``, every sequence from another stretch of the text.
+        int64 ``[n_sequences, context_size]``, every sequence from another stretch of the text, and
+        the document of each ``[n_sequences]``.
     """
     texts = documents_of(path) if path else cpython_reference()
     everything = tokenize(texts, tokenizer, context_size)
+    documents = document_of_each(everything, tokenizer.bos_token_id)
     n = min(len(everything), max(1, n_tokens // context_size))
-    return everything[torch.linspace(0, len(everything) - 1, n).long()]
+    evenly = torch.linspace(0, len(everything) - 1, n).long()
+    return everything[evenly], documents[evenly]
 
 
 def sequences_of(

@@ -75,7 +75,7 @@ def test_the_latents_of_a_circuit_have_a_page(folder: Path, tmp_path: Path) -> N
 def test_a_dashboard_counts_what_the_sae_encodes() -> None:
     model = open_model("smollm2-135m")
     sae = load_pretrained("smollm2-135m-res-htopk", "blocks.15.hook_resid_post")
-    tokens = sample_tokens(None, model.tokenizer, 64, 256)
+    tokens, _ = sample_tokens(None, model.tokenizer, 64, 256)
     one, silent = latent_dashboards(sae, model, tokens, [3307, _silent(sae, model, tokens)])
     acts = hook_activations(model, tokens, "blocks.15.hook_resid_post")
     with torch.no_grad():

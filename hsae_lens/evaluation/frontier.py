@@ -14,7 +14,7 @@ from tqdm.auto import tqdm
 from hsae_lens.budgets import powers_of_two, resolve_budgets
 from hsae_lens.evaluation.judged import Judged, longest
 from hsae_lens.evaluation.metrics import FrontierSums, Metric, check_groups
-from hsae_lens.models import hook_activations, input_device, missing_hook
+from hsae_lens.models import hook_activations, input_device, run_changed
 from hsae_lens.ordered_code import OrderedCode
 from hsae_lens.sae import HierarchicalTopKSAE, joined_heads
 from hsae_lens.text import sequences_of
@@ -225,21 +225,13 @@ class _ModelFrontier:
             return hook_activations(self.model, tokens, self.hook_name), None
         seen: list[torch.Tensor] = []
         clean = self._log_probs(tokens, seen.append)
-        if not seen:  # a hook that never fires would score perfectly at every budget
-            raise ValueError(missing_hook(self.hook_name))
         return seen[0], clean
 
     def _log_probs(
         self, tokens: torch.Tensor, change: Callable[[torch.Tensor], Any]
     ) -> torch.Tensor:
         """Next-token log-probabilities with the hook's activations changed (None: left as is)."""
-        logits: torch.Tensor = self.model.run_with_hooks(
-            tokens,
-            return_type="logits",
-            prepend_bos=False,
-            fwd_hooks=[(self.hook_name, lambda acts, hook: change(acts))],
-        )
-        return logits.float().log_softmax(-1)
+        return run_changed(self.model, tokens, {self.hook_name: change}).float().log_softmax(-1)
 
 
 def _loss(log_probs: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:

@@ -27,13 +27,7 @@ from hsae_lens.plots import plot_frontier
 from hsae_lens.sae import HierarchicalTopKSAE, joined_heads
 from hsae_lens.saved import open_sae
 from hsae_lens.tasks import TASKS, make_task
-from hsae_lens.text import (
-    DEFAULT_CONTEXT,
-    cpython_reference,
-    document_of_each,
-    documents_of,
-    tokenize,
-)
+from hsae_lens.text import DEFAULT_CONTEXT, sample_tokens
 
 CONTROL = "random decoder"
 OUTPUTS = ("run.json", "frontier.csv", "frontier.png", "tasks.csv", "curve.csv", "adaptive.csv",
@@ -169,12 +163,7 @@ class Opened:
         _check_same_hook(saes)
         model = open_model_of(first, cfg.model, cfg.device, getattr(torch, cfg.dtype))
         context = first.cfg.metadata.context_size or DEFAULT_CONTEXT
-        texts = documents_of(cfg.text) if cfg.text else cpython_reference()
-        everything = tokenize(texts, model.tokenizer, context)
-        documents = document_of_each(everything, model.tokenizer.bos_token_id)
-        n = min(len(everything), max(1, cfg.tokens // context))
-        evenly = torch.linspace(0, len(everything) - 1, n).long()
-        tokens = everything[evenly]
+        tokens, documents = sample_tokens(cfg.text, model.tokenizer, context, cfg.tokens)
         activations = judged_activations(first, model, tokens)
         if isinstance(first, HierarchicalTopKSAE):
             saes[CONTROL] = random_control(first, activations[0][:2048])
@@ -183,7 +172,7 @@ class Opened:
             model,
             str(cfg.model or model_name_of(first)),
             tokens,
-            documents[evenly],
+            documents,
             activations,
             [int(k) for k in cfg.budgets.split(",")] if cfg.budgets else None,
         )

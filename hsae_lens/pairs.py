@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any
 import pandas as pd
 import torch
 
-from hsae_lens.models import input_device
+logger = logging.getLogger(__name__)
 
 COLUMNS = (
     ("clean", "corrupt", "right", "wrong"),
@@ -52,7 +53,10 @@ class LogitDiff:
     wrong: torch.Tensor
 
     def __call__(self, logits: torch.Tensor) -> torch.Tensor:
-        last = logits[:, -1]
+        if len(logits) != len(self.right):
+            raise ValueError(f"{len(self.right)} answers for the logits of {len(logits)} prompts.")
+        # Not in bfloat16, which knows logits around 20 to an eighth.
+        last = logits[:, -1].to(torch.promote_types(logits.dtype, torch.float32))
         right, wrong = (
             last.gather(1, answer.to(last.device)[:, None]).squeeze(1)
             for answer in (self.right, self.wrong)
@@ -79,43 +83,38 @@ class TokenizedTask:
     def __len__(self) -> int:
         return len(self.clean)
 
-    def __getitem__(self, rows: slice) -> TokenizedTask:
+    def __getitem__(self, rows: slice | list[int]) -> TokenizedTask:
         parts = (self.clean, self.corrupt, self.right, self.wrong)
         return TokenizedTask(self.name, *(part[rows] for part in parts))
+
+    def halves(self) -> tuple[TokenizedTask, TokenizedTask]:
+        """Two parts without a prompt in common, clean or corrupt: one to find, one to judge.
+
+        Pairs are dealt out in order; one whose prompts have gone to different halves is left out.
+
+        Raises:
+            ValueError: if one half would be empty.
+        """
+        of_prompt: dict[tuple[int, ...], int] = {}
+        halves: tuple[list[int], list[int]] = ([], [])
+        for n, prompts in enumerate(zip(self.clean.tolist(), self.corrupt.tolist(), strict=True)):
+            known = {of_prompt[tuple(p)] for p in prompts if tuple(p) in of_prompt}
+            if len(known) == 2:
+                continue
+            half = known.pop() if known else int(len(halves[0]) > len(halves[1]))
+            halves[half].append(n)
+            of_prompt |= {tuple(p): half for p in prompts}
+        if not all(halves):
+            raise ValueError(
+                f"The {len(self)} pairs of {self.name!r} cannot be halved without a prompt in both "
+                "halves. More, and more different, pairs are needed."
+            )
+        return self[halves[0]], self[halves[1]]
 
     @property
     def metric(self) -> LogitDiff:
         """Right minus wrong logit, which the model should find positive."""
         return LogitDiff(self.right, self.wrong)
-
-
-@torch.no_grad()
-def check_able(task: TokenizedTask, model: Any, batch_size: int = 16) -> float:
-    """The model's accuracy on the clean prompts; takes one pass over them.
-
-    Raises:
-        ValueError: if it is not better than guessing by two standard errors: there is then nothing
-            to explain.
-    """
-    values = [
-        task[n : n + batch_size].metric(
-            model(task.clean[n : n + batch_size].to(input_device(model)), prepend_bos=False)
-        )
-        for n in range(0, len(task), batch_size)
-    ]
-    accuracy = (torch.cat(values) > 0).double().mean().item()
-    if not better_than_guessing(accuracy, len(task)):
-        raise ValueError(
-            f"The model solves {accuracy:.0%} of the {len(task)} pairs of {task.name!r}, which "
-            "guessing might do too: there is no behaviour to find a circuit for. Take another task "
-            "or model, or more pairs."
-        )
-    return accuracy
-
-
-def better_than_guessing(accuracy: float, n: int) -> bool:
-    """Whether an accuracy on ``n`` two-way choices is above 0.5 by two standard errors."""
-    return accuracy > 0.5 + 2 * (0.25 / n) ** 0.5
 
 
 def read_pairs(path: str | Path) -> list[Pair]:
@@ -125,7 +124,7 @@ def read_pairs(path: str | Path) -> list[Pair]:
 
     Raises:
         FileNotFoundError, ValueError: if there is no such file, or it has other columns, another
-            format or no rows.
+            format, no rows, or gaps.
     """
     path = Path(path).expanduser()
     if not path.exists():
@@ -135,6 +134,8 @@ def read_pairs(path: str | Path) -> list[Pair]:
     table = READERS[path.suffix](path)
     for columns in COLUMNS:
         if set(columns) <= set(table.columns) and len(table):
+            if gaps := table.index[table[list(columns)].isna().any(axis=1)].tolist():
+                raise ValueError(f"{path} lacks a prompt or an answer in row {gaps[0] + 1}.")
             return [Pair(*row) for row in table[list(columns)].astype(str).itertuples(index=False)]
     raise ValueError(
         f"{path} has {len(table)} rows with the columns {', '.join(table.columns)}. Pairs need "
@@ -144,13 +145,21 @@ def read_pairs(path: str | Path) -> list[Pair]:
 
 
 def tokenize_pairs(
-    name: str, pairs: Iterable[Pair], tokenizer: Any, n: int | None = None
+    name: str,
+    pairs: Iterable[Pair],
+    tokenizer: Any,
+    n: int | None = None,
+    fewest: int | None = None,
 ) -> TokenizedTask:
     """Pairs of the most common length whose answers are single tokens; the first ``n`` of them.
 
+    Args:
+        n: how many; None for all.
+        fewest: how many must qualify; None for all that are asked for. If fewer than asked for do,
+            the log says how many were left out and why.
+
     Raises:
-        ValueError: if fewer than ``n`` pairs qualify (None: fewer than all), with an example of
-            what does not.
+        ValueError: if fewer qualify, with an example of what does not.
     """
     pairs = list(pairs)
     by_length: dict[int, list[tuple[list[int], list[int], int, int]]] = {}
@@ -164,16 +173,21 @@ def tokenize_pairs(
             refused = f"{pair.right!r} or {pair.wrong!r} is several tokens in this tokenizer"
         elif len(clean) != len(corrupt):
             refused = f"{pair.clean!r} and {pair.corrupt!r} are of different length"
+        elif right == wrong or clean == corrupt:
+            refused = f"{pair.clean!r} and its corrupt prompt, or their answers, are the same"
         else:
             by_length.setdefault(len(clean), []).append((clean, corrupt, right[0], wrong[0]))
     chosen = max(by_length.values(), key=len, default=[])
     wanted = len(pairs) if n is None else n
-    if len(chosen) < wanted or not chosen:
-        reason = refused or "prompts are of different lengths"
+    needed = max(1, wanted if fewest is None else fewest)
+    reason = refused or "prompts are of different lengths"
+    if len(chosen) < needed:
         raise ValueError(
             f"The task {name!r} has {len(chosen)} pairs of one length with single-token answers, "
-            f"{max(wanted, 1)} are needed ({reason})."
+            f"{needed} are needed ({reason})."
         )
+    if len(chosen) < wanted:
+        logger.warning("%s: %d pairs of %d are used (%s).", name, len(chosen), wanted, reason)
     clean, corrupt, right, wrong = (list(column) for column in zip(*chosen[:wanted], strict=True))
     return TokenizedTask(
         name,

@@ -52,14 +52,16 @@ def test_dictionary_learning_s_own_topk_computes_the_same(sae: Any, x: torch.Ten
 
 
 def test_feature_circuits_attribution_by_its_steps(sae: Any, x: torch.Tensor) -> None:
-    """What its attribution does with a dictionary, on ours: the error node's gradient is x̂'s."""
+    """What its attribution does with a dictionary, on ours: latents and error as leaves."""
     dictionary = as_dictionary(sae, 4)
     x_hat, f = dictionary(x, output_features=True)
-    residual = (x - x_hat).detach()
+    residual = (x - x_hat).detach().requires_grad_()
     f = f.detach().requires_grad_()
     (dictionary.decode(f) + residual).square().sum().backward()
     assert f.grad is not None
-    torch.testing.assert_close(f.grad, 2 * x @ sae.W_dec.T, atol=1e-4, rtol=1e-4)
+    assert residual.grad is not None
+    torch.testing.assert_close(residual.grad, 2 * x, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(f.grad, residual.grad @ sae.W_dec.T, atol=1e-4, rtol=1e-4)
     latents = dictionary.encode(x)
     latents[..., 3] = 0.0  # it writes into what encode returns
     assert (sae.k, dictionary.k) == (8, 4)
@@ -76,7 +78,7 @@ def test_a_featurizer_takes_apart_and_puts_together(sae: Any, x: torch.Tensor) -
     assert unfeaturize(swapped, base[1]).shape == x[:1].shape
     half, rest = featurize(x.bfloat16())
     assert half.dtype == rest.dtype == torch.bfloat16
-    assert not any(parameter is None for parameter in featurize.parameters())
+    assert {id(p) for p in featurize.parameters()} == {id(p) for p in sae.parameters()}
 
 
 def test_what_these_tools_could_not_use_is_refused(sae: Any) -> None:

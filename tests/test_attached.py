@@ -117,12 +117,21 @@ def test_latents_are_changed_by_rank_and_by_number(model: Any, tokens: torch.Ten
 
     torch.testing.assert_close(run(ablate([latent])), expected(without))
     torch.testing.assert_close(run(steer(latent, to=5)), expected(steered))
-    torch.testing.assert_close(run(steer(latent, by=0)), expected(without))
+    torch.testing.assert_close(run(steer(latent, times=0)), expected(without))
+    torch.testing.assert_close(
+        run(steer(latent, add=2)), expected(lambda f: f + 2 * (torch.arange(96) == latent))
+    )
     torch.testing.assert_close(run(keep([latent])), expected(lambda f: f - without(f)))
     with pytest.raises(ValueError, match="1 ≤ first ≤ last"):
         ablate(ranks=(0, 3))
     with pytest.raises(ValueError, match="Nothing to ablate"):
         ablate()
+    with pytest.raises(ValueError, match="-1 in a table of nodes is the error"):
+        ablate([5, -1])
+    with pytest.raises(ValueError, match="exactly one of"):
+        steer(latent)
+    with pytest.raises(ValueError, match="No latent 96: the SAE has 96"):
+        run(ablate([96]))
 
 
 def test_the_error_term_keeps_the_model_and_the_intervention(

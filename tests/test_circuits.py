@@ -9,6 +9,7 @@ from typing import Any
 import pandas as pd
 import pytest
 import torch
+from sae_lens import JumpReLUSAE, JumpReLUSAEConfig, StandardSAE, StandardSAEConfig
 
 from hsae_lens import HierarchicalTopKSAE, HierarchicalTopKSAEConfig, load_pretrained
 from hsae_lens.circuits import (
@@ -21,8 +22,9 @@ from hsae_lens.circuits import (
     neuron_basis,
     patch_nodes,
 )
+from hsae_lens.evaluation.downstream import check_able
 from hsae_lens.models import activations_at, open_model, run_changed
-from hsae_lens.pairs import LogitDiff, Pair, TokenizedTask, check_able, read_pairs, tokenize_pairs
+from hsae_lens.pairs import LogitDiff, Pair, TokenizedTask, read_pairs, tokenize_pairs
 from hsae_lens.tasks import make_task
 
 HOOKS = ["blocks.0.hook_resid_post", "blocks.1.hook_resid_post"]
@@ -127,13 +129,90 @@ def test_one_pass_equals_each_budget_alone(
     torch.testing.assert_close(found.metric, task.metric(model(task.clean, prepend_bos=False)))
 
 
-def test_normalised_inputs_too(model: Any, task: TokenizedTask) -> None:
-    sae = dictionary(model, HOOKS[1], task.clean, normalize_activations="layer_norm")
+@pytest.mark.parametrize("mode", ["layer_norm", "constant_norm_rescale"])
+def test_normalised_inputs_too(model: Any, task: TokenizedTask, mode: str) -> None:
+    sae = dictionary(model, HOOKS[1], task.clean, normalize_activations=mode)
     found = attribute_budgets(model, sae, task.clean, task.metric, BUDGETS, progress=False)
-    site = found.sites[HOOKS[1]]
+    site, x = found.sites[HOOKS[1]], activations_at(model, task.clean, HOOKS[1:])[HOOKS[1]]
     for k in BUDGETS:
         latents, _ = slow_attribution(model, [sae], task, k, True)[HOOKS[1]]
         torch.testing.assert_close(site.per_pair(k), latents, rtol=1e-9, atol=1e-12)
+    # With its own latents and rest put together a site gives the activation back.
+    for replace in ("resample", "zero"):
+        ablator = Ablator(model, sae, task.clean, task.metric, task.corrupt, replace)  # type: ignore[arg-type]
+        whole = {name: nodes.complement() for name, nodes in ablator.nothing().items()}
+        assert ablator(3, whole) == pytest.approx(ablator(3), abs=1e-9)
+        split = ablator.sites[0].split(x, 3)
+        torch.testing.assert_close(ablator.sites[0].decode(split.code) + split.rest, x)
+        with torch.no_grad(), sae.budget(3):
+            torch.testing.assert_close(x - split.rest + split.bias, sae(x))
+
+
+@pytest.mark.parametrize("kind", ["standard", "jumprelu"])
+def test_saelens_other_architectures(model: Any, task: TokenizedTask, kind: str) -> None:
+    ours = dictionary(model, HOOKS[1], task.clean)
+    if kind == "standard":
+        sae: Any = StandardSAE(StandardSAEConfig(d_in=32, d_sae=48, dtype="float64"))
+    else:
+        sae = JumpReLUSAE(JumpReLUSAEConfig(d_in=32, d_sae=48, dtype="float64"))
+        sae.threshold.data.fill_(0.1)
+    sae.cfg.metadata.hook_name = HOOKS[1]
+    with torch.no_grad():
+        for name in ("W_enc", "W_dec", "b_enc", "b_dec"):
+            getattr(sae, name).copy_(getattr(ours, name))
+    with pytest.raises(ValueError, match="needs budgets"):
+        attribute_budgets(model, sae, task.clean, task.metric, progress=False)
+    found = attribute_budgets(
+        model, sae, task.clean, task.metric, [4, 48], task.corrupt, progress=False
+    )
+    # Every latent at budget d_sae: the SAE itself.
+    leaves: list[torch.Tensor] = []
+
+    def splice(x: torch.Tensor) -> torch.Tensor:
+        f = sae.encode(x.detach()).detach().requires_grad_()
+        leaves.append(f)
+        return sae.decode(f) + (x - sae.decode(f)).detach()
+
+    value = task.metric(run_changed(model, task.clean, {HOOKS[1]: splice})).sum()
+    (gradient,) = torch.autograd.grad(value, leaves)
+    with torch.no_grad():
+        other = sae.encode(activations_at(model, task.corrupt, HOOKS[1:])[HOOKS[1]])
+        expected = (leaves[0] - other) * gradient
+    expected[:, 0] = 0
+    torch.testing.assert_close(found.sites[HOOKS[1]].per_pair(48), expected.detach())
+
+
+def test_a_bfloat16_model_and_sae(gemma2_folder: Path, task: TokenizedTask) -> None:
+    model = open_model(gemma2_folder, dtype=torch.bfloat16)
+    saes = [dictionary(open_model(gemma2_folder), hook, task.clean) for hook in HOOKS]
+    for sae in saes:
+        sae.to(torch.bfloat16)
+        sae.cfg.dtype = "bfloat16"
+    found = attribute_budgets(
+        model, saes, task.clean, task.metric, [3], task.corrupt, steps=2, progress=False
+    )
+    assert found.nodes(3)["effect"].dtype == "float32"
+    ablator = Ablator(model, saes, task.clean, task.metric, task.corrupt)
+    whole = {name: nodes.complement() for name, nodes in ablator.nothing().items()}
+    assert ablator(3, whole) == pytest.approx(ablator(3), abs=0.02)
+    edges = latent_edges(
+        model, saes, found.nodes(3).head(6), 3, task.clean, task.metric, progress=False
+    )
+    assert edges["effect"].notna().all()
+
+
+def test_positions_are_settled_by_the_clean_prompts(model: Any, saes: Any, task: Any) -> None:
+    """Replacing one site must not change which positions of the next are replaced."""
+    lower, upper = dictionary(model, HOOKS[0], task.clean), dictionary(model, HOOKS[1], task.clean)
+    upper.cfg.metadata.max_norm = (
+        activations_at(model, task.clean, HOOKS)[HOOKS[1]].norm(dim=-1).max().item() + 1e-6
+    )
+    with torch.no_grad():
+        lower.b_dec.mul_(50)  # replaced by it, the next site's norms are all outliers
+    ablator = Ablator(model, [lower, upper], task.clean, task.metric, replace="zero")
+    nothing = ablator.nothing()
+    first = {**nothing, HOOKS[1]: nothing[HOOKS[1]].complement()}
+    assert abs(ablator(3, first) - ablator(3, nothing)) > 1e-6
 
 
 def test_attention_heads_are_joined(model: Any, task: TokenizedTask) -> None:
@@ -300,8 +379,51 @@ def test_areas_are_of_one_width() -> None:
     assert table.loc[1, "faithfulness"] == pytest.approx(0.75)
     assert table.loc[2, "faithfulness"] == pytest.approx(0.75)
     assert table.loc[1, "completeness"] == pytest.approx(0.25)
+    both = pd.concat([curve.assign(sae="a"), curve[curve["nodes"] < 4].assign(sae="b")])
+    by = areas(both).set_index(["sae", "k"])["faithfulness"]
+    assert by["a", 2] == by["b", 2] == pytest.approx(0.75)  # over the same sizes
     with pytest.raises(ValueError, match="at least two sizes"):
         areas(curve[curve["nodes"] == 1])
+
+
+def test_nodes_and_circuits_over_all_positions(model: Any, saes: Any, task: Any) -> None:
+    found = attribute_budgets(
+        model, saes, task.clean, task.metric, [8], task.corrupt, progress=False
+    )
+    joined = found.nodes(8, by_position=False)
+    summed = found.nodes(8).groupby(["site", "latent"])["effect"].sum()
+    for row in joined.head(10).itertuples():
+        assert summed[row.site, row.latent] == pytest.approx(row.effect, abs=1e-12)
+    curve = circuit_curve(
+        model, saes, found, task.clean, task.metric, task.corrupt, sizes=[1, 10_000],
+        errors="default", by_position=False, progress=False,
+    )  # fmt: skip
+    assert curve["faithfulness"].iloc[-1] == pytest.approx(1, abs=1e-9)
+
+
+def test_integrated_gradients_from_zero_at_two_sites(model: Any, saes: Any, task: Any) -> None:
+    found = attribute_budgets(model, saes, task.clean, task.metric, [8], steps=64, progress=False)
+    for sae in saes:
+        site = found.sites[sae.cfg.metadata.hook_name]
+        ablator = Ablator(model, sae, task.clean, task.metric, replace="zero")
+        whole = ablator(8) - ablator(8, ablator.nothing())
+        total = site.mean(8).sum() + site.error(8).sum()
+        assert total.item() == pytest.approx(whole, rel=1e-3)
+
+
+def test_halves_share_no_prompt() -> None:
+    rows = torch.arange(40).reshape(20, 2)
+    clean, corrupt = torch.cat([rows[:10], rows[10:]]), torch.cat([rows[10:], rows[:10]])
+    order = torch.randperm(20, generator=torch.Generator().manual_seed(0))
+    task = TokenizedTask("swaps", clean[order], corrupt[order], *torch.zeros(2, 20).long())
+    one, two = task.halves()
+    assert len(one) == len(two) == 10
+    prompts = [{tuple(row) for part in (h.clean, h.corrupt) for row in part.tolist()}
+               for h in (one, two)]  # fmt: skip
+    assert not prompts[0] & prompts[1]
+    chain = TokenizedTask("chain", rows[:2], rows[1:3], *torch.zeros(2, 2).long())
+    with pytest.raises(ValueError, match="cannot be halved"):
+        chain.halves()
 
 
 def test_circuits_nest_when_effects_do_not_depend_on_the_budget(
@@ -338,10 +460,13 @@ def test_edges_add_up_to_the_attribution(model: Any, saes: Any, task: TokenizedT
     sums = edges.groupby(["site", "position", "latent"])["effect"].sum()
     for row in upper.itertuples():
         assert sums[(row.site, row.position, row.latent)] == pytest.approx(row.effect, abs=1e-9)
-    with pytest.raises(ValueError, match="in the order of their hooks"):
-        latent_edges(
-            model, saes[::-1], pd.concat([upper, every.head(3)]), 3, task.clean, task.metric
-        )
+    again = latent_edges(
+        model, saes[::-1], pd.concat([upper, every]), 3, task.clean, task.metric, task.corrupt,
+        batch_size=4, progress=False,
+    )  # fmt: skip
+    assert again["effect"].sum() == pytest.approx(edges["effect"].sum(), abs=1e-9)
+    with pytest.raises(ValueError, match="which no SAE here is of"):
+        latent_edges(model, saes, upper.assign(site="blocks.5"), 3, task.clean, task.metric)
     with pytest.raises(ValueError, match="two SAEs or more"):
         latent_edges(model, saes[:1], upper, 3, task.clean, task.metric)
 
@@ -396,6 +521,30 @@ def test_what_cannot_be_attributed_is_said(model: Any, saes: Any, task: Tokenize
         model.reset_saes()
     with pytest.raises(ValueError, match="needs corrupt prompts"):
         Ablator(model, saes, task.clean, task.metric)
+    with pytest.raises(ValueError, match="budgets is empty"):
+        ask(model, saes, task.clean, task.metric, [], progress=False)
+    with pytest.raises(ValueError, match="4 answers for the logits of 6 prompts"):
+        ask(model, saes, task.clean, lambda z: task.metric[:4](z), [8], progress=False)
+    with pytest.raises(ValueError, match="must be tokens"):
+        ask(model, saes, ["The keys"], task.metric, [8], progress=False)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="batch_size"):
+        ask(model, saes, task.clean, task.metric, [8], batch_size=0, progress=False)
+    late = dictionary(model, HOOKS[0], task.clean)
+    late.cfg.metadata.seqpos_slice = (CONTEXT, None)
+    with pytest.raises(ValueError, match="No position of these prompts"):
+        ask(model, late, task.clean, task.metric, [8], progress=False)
+    ablator = Ablator(model, saes, task.clean, task.metric, task.corrupt)
+    with pytest.raises(ValueError, match="Budget 9 is outside 1..8"):
+        ablator(9)
+    with pytest.raises(ValueError, match="No latent 48"):
+        ablator.of(pd.DataFrame([{"site": HOOKS[0], "latent": 48}]))
+    with pytest.raises(ValueError, match="Position 9 is outside"):
+        ablator.of(pd.DataFrame([{"site": HOOKS[0], "latent": 4, "position": 9}]))
+    found = ask(model, saes, task.clean[:, 2:], task.metric, [8], progress=False)
+    with pytest.raises(ValueError, match="attributed on 7 tokens, judged on 9"):
+        circuit_curve(model, saes, found, task.clean, task.metric, task.corrupt)
+    with pytest.raises(ValueError, match="The attribution is of"):
+        circuit_curve(model, saes[:1], found, task.clean, task.metric, task.corrupt)
     with pytest.raises(ValueError, match="Budget 5 was not asked for"):
         ask(model, saes, task.clean, task.metric, [8], progress=False).nodes(5)
 
@@ -416,6 +565,9 @@ def test_pairs_from_files(tmp_path: Path) -> None:
     theirs.to_json(tmp_path / "pairs.json", orient="records", lines=True)
     for suffix in ("csv", "parquet", "jsonl", "json"):
         assert read_pairs(tmp_path / f"pairs.{suffix}") == pairs
+    ours.assign(wrong=["x", None]).to_parquet(tmp_path / "gap.parquet")
+    with pytest.raises(ValueError, match="lacks a prompt or an answer in row 2"):
+        read_pairs(tmp_path / "gap.parquet")
     ours.drop(columns="wrong").to_csv(tmp_path / "few.csv", index=False)
     with pytest.raises(ValueError, match="columns clean, corrupt, right. Pairs need"):
         read_pairs(tmp_path / "few.csv")

@@ -25,7 +25,7 @@ SHIPPED = "smollm2-135m-res-htopk/blocks.15.hook_resid_post"
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("circuits")
-    arguments = f"--task sva --budgets 8,64 --pairs 8 --steps 1 --sizes 1,16 --out {out}".split()
+    arguments = f"--task sva --budgets 8,64 --pairs 16 --steps 1 --sizes 1,16 --out {out}".split()
     assert main(["circuits", "--sae", SHIPPED, *arguments]) == 0
     return out
 
@@ -118,9 +118,18 @@ def test_pairs_from_a_file_and_bad_input(
     assert "guessing might do too" in error_of("--task", "greater-than", "--pairs", "8")
     assert "Did you mean" in error_of("--task", "agrement")
     assert "outside 1..k=128" in error_of("--budgets", "8,256")
-    assert "guessing might do too" in error_of("--task", str(pairs))  # three pairs prove nothing
+    assert "Two sizes above 0" in error_of("--sizes", "1")
+    assert "sizes are whole numbers" in error_of("--sizes", "few")
+    assert "Did you mean 'resample'" in error_of("--replace", "resampl")
+    assert "8 are needed" in error_of("--task", str(pairs))  # three pairs prove nothing
     pairs.write_text("clean,corrupt,right,wrong\nA b,A, are, antidisestablishmentarianism\n")
     assert "several tokens in this tokenizer" in error_of("--task", str(pairs))
+    neurons = neuron_basis(
+        load_pretrained("smollm2-135m-res-htopk", "blocks.15.hook_resid_post"), torch.zeros(576)
+    )
+    neurons.cfg.metadata.hook_name = "blocks.3.hook_resid_post"
+    neurons.save_model(tmp_path / "neurons")
+    assert "not of blocks.15" in error_of("--beside", str(tmp_path / "neurons"))
     assert not (tmp_path / "run.json").exists()
 
 
@@ -135,7 +144,7 @@ def test_two_sites_at_once(tmp_path: Path) -> None:
             [SHIPPED, str(tmp_path / "upper")],
             [],
             budgets="16",
-            pairs=8,
+            pairs=16,
             sizes="1,4",
             steps=1,
             controls=False,

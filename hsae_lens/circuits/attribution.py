@@ -21,11 +21,9 @@ from sae_lens import SAE
 from tqdm.auto import tqdm
 
 from hsae_lens.budgets import powers_of_two, resolve_budgets
+from hsae_lens.circuits.metric import Batch, Metric, batches, measured
 from hsae_lens.circuits.sites import ERROR, Site, Split, sites_of
-from hsae_lens.models import activations_at, input_device, run_changed
-
-Metric = Callable[[torch.Tensor], torch.Tensor]
-"""Logits ``[n, context, d_vocab]`` to one number per sequence ``[n]``."""
+from hsae_lens.models import activations_at, run_changed
 
 
 @dataclass(frozen=True)
@@ -123,38 +121,37 @@ def attribute_budgets(
             every budget; a stock one is cut to its k largest.
         clean: int64 ``[n, context]``.
         metric: from logits ``[n, context, d_vocab]`` to ``[n]``. One that can be sliced like a
-            tensor (``task.metric``) gets its pairs in batches, any other all at once.
+            tensor (``task.metric``) gets its pairs ``batch_size`` at a time, any other all at once.
         budgets: ascending within 1..K; None for 1, 2, 4, … K.
         corrupt: prompts of the same shape whose activations replace the clean ones (activation
-            patching); None replaces latents and error by zero.
+            patching); None replaces latents and error by zero. Where an SAE normalises its input,
+            latents are compared in the activation's units, each prompt's by its own norm.
         steps: 1 for the gradient at the clean prompts; more for integrated gradients between what
             replaces and the clean activation, one site at a time (midpoint rule). The path does not
             depend on the budget either.
-        batch_size: pairs at a time.
 
     Raises:
         ValueError: for bad budgets, shapes or steps, an unknown hook, an SAE of another width or
-            model, or a metric whose result is not ``[n]`` or has no gradient.
+            model, prompts without a position that the SAE was trained on, or a metric whose result
+            is not ``[n]`` or has no gradient.
         RuntimeError: inside ``torch.inference_mode``, which forbids gradients.
     """
+    if torch.is_inference_mode_enabled():
+        raise RuntimeError("Attribution needs gradients: call it outside torch.inference_mode.")
+    if steps < 1:
+        raise ValueError(f"steps must be at least 1, got {steps}.")
     sites = sites_of(saes, model)
-    largest = min(site.largest for site in sites)
-    resolved = resolve_budgets(budgets or powers_of_two(largest), largest)
-    _check(clean, corrupt, steps)
-    size = batch_size if hasattr(metric, "__getitem__") else len(clean)
+    resolved = _budgets(budgets, sites)
     parts, values = [], []
-    starts = range(0, len(clean), size)
-    for start in tqdm(starts, "Attributing", disable=not progress):
-        rows = slice(start, start + size)
-        mine = metric[rows] if hasattr(metric, "__getitem__") else metric
-        tokens = clean[rows].to(input_device(model))
+    work = list(batches(clean, metric, corrupt, batch_size))
+    for batch in tqdm(work, "Attributing", disable=not progress):
         names = [site.hook_name for site in sites]
-        other = None if corrupt is None else activations_at(model, corrupt[rows], names)
-        value, gradients = _gradients(model, sites, tokens, mine, other, steps)
+        other = None if batch.corrupt is None else activations_at(model, batch.corrupt, names)
+        value, gradients = _gradients(model, sites, batch, other, steps)
         values.append(value)
         parts.append(
             [
-                _contributions(site, tokens, *gradients[n], other, resolved)
+                _contributions(site, batch.clean, *gradients[n], other, resolved)
                 for n, site in enumerate(sites)
             ]
         )
@@ -165,51 +162,43 @@ def attribute_budgets(
     return Attribution(joined, resolved, torch.cat(values))
 
 
-def _check(clean: torch.Tensor, corrupt: torch.Tensor | None, steps: int) -> None:
-    if clean.ndim != 2 or not len(clean):
-        raise ValueError(f"clean must be tokens [n, context], got {tuple(clean.shape)}.")
-    if corrupt is not None and corrupt.shape != clean.shape:
-        raise ValueError(
-            f"clean {tuple(clean.shape)} and corrupt {tuple(corrupt.shape)} must be of one shape: "
-            "a position of one is replaced by the same position of the other."
-        )
-    if steps < 1:
-        raise ValueError(f"steps must be at least 1, got {steps}.")
-    if torch.is_inference_mode_enabled():
-        raise RuntimeError("Attribution needs gradients: call it outside torch.inference_mode.")
+def _budgets(budgets: Sequence[int] | None, sites: list[Site]) -> list[int]:
+    largest = min(site.largest for site in sites)
+    if budgets is not None:
+        return resolve_budgets(budgets, largest)
+    if not all(hasattr(site.sae.cfg, "k") for site in sites):
+        raise ValueError("An SAE without a k of its own needs budgets: budgets=[8, 32, 128].")
+    return powers_of_two(largest)
 
 
 def _gradients(
     model: Any,
     sites: list[Site],
-    tokens: torch.Tensor,
-    metric: Metric,
+    batch: Batch,
     other: dict[str, torch.Tensor] | None,
     steps: int,
 ) -> tuple[torch.Tensor, list[tuple[torch.Tensor, torch.Tensor]]]:
     """The metric ``[n]``, and each site's activations with the metric's gradient there."""
-    value, found = gradient_at(model, sites, tokens, metric)
+    value, found = _gradient_at(model, sites, batch)
     if steps == 1:
         return value, found
     averaged = []
-    for site, (x, gradient) in zip(sites, found, strict=True):
-        start = _zero(site, x) if other is None else other[site.hook_name].flatten(2).float()
-        gradient = torch.zeros_like(gradient)
+    for site, (x, _) in zip(sites, found, strict=True):
+        counts = site.counts(batch.clean, x)[..., None].to(x.device)
+        end = x.flatten(2).to(torch.promote_types(x.dtype, torch.float32))
+        start = _zero(site, x) if other is None else other[site.hook_name].flatten(2)
+        way = torch.where(counts, end - start.to(end), torch.zeros_like(end))
+        total = torch.zeros_like(end)
         for step in range(steps):
-            between = start + (step + 0.5) / steps * (x.flatten(2).float() - start)
-            between = torch.where(site.counts(tokens, x)[..., None], between, x.flatten(2).float())
+            between = end - (1 - (step + 0.5) / steps) * way
             at = {site.hook_name: between.to(x.dtype).reshape(x.shape)}
-            gradient += gradient_at(model, [site], tokens, metric, at)[1][0][1] / steps
-        averaged.append((x, gradient))
+            total += _gradient_at(model, [site], batch, at)[1][0][1].flatten(2)
+        averaged.append((x, total / steps))
     return value, averaged
 
 
-def gradient_at(
-    model: Any,
-    sites: list[Site],
-    tokens: torch.Tensor,
-    metric: Metric,
-    at: dict[str, torch.Tensor] | None = None,
+def _gradient_at(
+    model: Any, sites: list[Site], batch: Batch, at: dict[str, torch.Tensor] | None = None
 ) -> tuple[torch.Tensor, list[tuple[torch.Tensor, torch.Tensor]]]:
     """The metric ``[n]`` and, per site, activations with the metric's gradient there.
 
@@ -230,13 +219,8 @@ def gradient_at(
 
     names = [site.hook_name for site in sites]
     with torch.enable_grad(), frozen(model):
-        logits = run_changed(model, tokens, {name: change(name) for name in names})
-        value = metric(logits)
-        if value.shape != (len(tokens),):
-            raise ValueError(
-                f"The metric must give one number per sequence, [{len(tokens)}], got "
-                f"{tuple(value.shape)}. Leave the mean over sequences out."
-            )
+        logits = run_changed(model, batch.clean, {name: change(name) for name in names})
+        value = measured(batch.metric, logits)
         if not value.requires_grad:
             raise ValueError(
                 "The metric's result has no gradient: compute it from the logits with torch, "
@@ -275,10 +259,10 @@ def _contributions(
     budgets: list[int],
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Terms and latents ``[n, context, R]`` and errors ``[len(budgets), n, context]``."""
-    clean, counts = site.split(x, budgets[-1]), site.counts(tokens, x).to(site.sae.device)
+    clean, counts = site.split(x, budgets[-1]), site.counts(tokens, x)
     site.check_fit(clean, counts)
     gradient = gradient.flatten(2).to(clean.x) * counts[..., None]
-    toward = gradient @ site.sae.W_dec.T  # ⟨W_dec[i], g⟩ of every latent
+    toward = gradient @ site.W_dec.T  # ⟨W_dec[i], g⟩ of every latent
     terms, latents = [_terms(clean, toward)], [clean.code.indices]
     if other is None:
         left = ((clean.x - clean.bias) * gradient).sum(-1)

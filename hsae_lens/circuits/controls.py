@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import torch
 
 from hsae_lens.sae import HierarchicalTopKSAE
@@ -18,7 +20,7 @@ def neuron_basis(sae: HierarchicalTopKSAE, centre: torch.Tensor) -> Hierarchical
     cfg = sae.cfg.to_dict()
     cfg |= {"d_sae": 2 * d_in, "k": d_in, "default_budget": None, "normalize_activations": "none"}
     basis = HierarchicalTopKSAE.from_dict(cfg)
-    basis.cfg.metadata = sae.cfg.metadata
+    basis.cfg.metadata = copy.deepcopy(sae.cfg.metadata)
     both = torch.stack([torch.eye(d_in), -torch.eye(d_in)], 1).reshape(2 * d_in, d_in)
     basis.W_dec.copy_(both)
     basis.W_enc.copy_(both.T)

@@ -12,7 +12,8 @@ from sae_lens import SAE
 from tqdm.auto import tqdm
 
 from hsae_lens.circuits.ablation import Ablator, Nodes, Replacement
-from hsae_lens.circuits.attribution import Attribution, Metric
+from hsae_lens.circuits.attribution import Attribution
+from hsae_lens.circuits.metric import Metric
 from hsae_lens.circuits.sites import ERROR
 
 Errors = Literal["default", "keep", "remove"]
@@ -62,14 +63,9 @@ def circuit_curve(
     """
     if errors not in get_args(Errors):
         raise ValueError(f"errors must be one of {get_args(Errors)}, got {errors!r}.")
-    if list(sizes) != sorted(set(sizes)) or not sizes or sizes[0] < 0:
-        raise ValueError(f"sizes must be ascending, not negative and without repeats: {sizes}.")
+    check_sizes(sizes)
     ablator = Ablator(model, saes, clean, metric, corrupt, replace, batch_size)
-    if {site.hook_name for site in ablator.sites} != set(attribution.sites):
-        raise ValueError(
-            f"The attribution is of {', '.join(attribution.sites)}, the SAEs of "
-            f"{', '.join(site.hook_name for site in ablator.sites)}."
-        )
+    _check_fits(attribution, ablator, by_position)
     of_model = ablator(attribution.budgets[-1])
     of_nothing = ablator(attribution.budgets[-1], ablator.nothing())
     if abs(of_model - of_nothing) < 1e-3 * max(abs(of_model), abs(of_nothing)):
@@ -106,27 +102,55 @@ def circuit_curve(
     return pd.DataFrame(rows)
 
 
+def check_sizes(sizes: Sequence[int]) -> None:
+    """Raises ValueError unless sizes ascend from 0 or more."""
+    if not sizes or list(sizes) != sorted(set(sizes)) or sizes[0] < 0:
+        raise ValueError(
+            f"sizes must be ascending, not negative and without repeats, got {list(sizes)}."
+        )
+
+
+def _check_fits(attribution: Attribution, ablator: Ablator, by_position: bool) -> None:
+    ours = {(site.hook_name, site.d_sae) for site in ablator.sites}
+    theirs = {(name, site.d_sae) for name, site in attribution.sites.items()}
+    if ours != theirs:
+        raise ValueError(f"The attribution is of {sorted(theirs)} (hook, latents), the SAEs of "
+                         f"{sorted(ours)}.")  # fmt: skip
+    contexts = {site.terms.shape[1] for site in attribution.sites.values()}
+    if by_position and contexts != {ablator.context}:
+        raise ValueError(
+            f"Nodes at positions need prompts of one length: attributed on {contexts.pop()} "
+            f"tokens, judged on {ablator.context}. Or take by_position=False."
+        )
+
+
 def areas(curve: pd.DataFrame) -> pd.DataFrame:
     """Each budget's mean height over log₂(number of nodes), by trapezoids.
 
-    Every budget is taken to the same largest size (its last value is kept from where it has no more
-    nodes), so that budgets compare: 1 in faithfulness would be the whole behaviour in one node.
+    All are taken over the sizes that the table holds, from the smallest to the largest, so that
+    budgets and SAEs compare; one with no more nodes keeps its last value. 1 in faithfulness would
+    be the whole behaviour in one node.
 
     Returns:
-        Columns ``k``, ``faithfulness``, ``completeness``.
+        Columns ``k``, ``faithfulness``, ``completeness``, and ``sae`` first if the table has it.
+        NaN for a budget without any node.
+
+    Raises:
+        ValueError: if the table holds fewer than two sizes.
     """
-    sizes = np.array(sorted(curve.loc[curve["nodes"] > 0, "nodes"].unique()))
-    if len(sizes) < 2:
+    sized = curve[curve["nodes"] > 0]
+    x = np.log2(np.sort(sized["nodes"].unique()))
+    if len(x) < 2:
         raise ValueError("An area needs circuits of at least two sizes.")
-    x = np.log2(sizes)
+    by = ["sae", "k"] if "sae" in curve else ["k"]
     rows = []
-    for k, mine in curve[curve["nodes"] > 0].groupby("k"):
-        heights = {
-            of: float(np.trapezoid(np.interp(x, np.log2(mine["nodes"]), mine[of]), x))
-            / (x[-1] - x[0])
-            for of in ("faithfulness", "completeness")
-        }
-        rows.append({"k": k, **heights})
+    for name, everything in curve.groupby(by, sort=False):
+        mine = everything[everything["nodes"] > 0]
+        row = dict(zip(by, name, strict=True))
+        for of in ("faithfulness", "completeness"):
+            height = np.interp(x, np.log2(mine["nodes"]), mine[of]) if len(mine) else x * np.nan
+            row[of] = float(np.trapezoid(height, x)) / (x[-1] - x[0])
+        rows.append(row)
     return pd.DataFrame(rows)
 
 
@@ -136,13 +160,13 @@ def nesting(
     """How much of each budget's circuit is in each larger budget's.
 
     A budget's circuit is here the latents whose contribution is at least ``share`` of everything
-    that latents and errors contribute together, which is the same at every budget. On one prompt
-    without a corrupt one the circuits are nested exactly; over many prompts a latent may come at
-    different ranks.
+    that latents and errors contribute together, which is the same at every budget. By position, on
+    one prompt without a corrupt one, the circuits are nested exactly; over many prompts a latent
+    may come at different ranks.
 
     Returns:
         A row per pair of budgets: ``k``, ``larger``, ``latents`` (in the smaller's circuit) and
-        ``shared``, the share of them that the larger one's contains.
+        ``shared``, the share of them that the larger one's contains (NaN if there are none).
     """
     found = {}
     for k in attribution.budgets:
@@ -156,7 +180,7 @@ def nesting(
                 "k": k,
                 "larger": larger,
                 "latents": len(found[k]),
-                "shared": len(found[k] & found[larger]) / max(len(found[k]), 1),
+                "shared": len(found[k] & found[larger]) / len(found[k]) if found[k] else np.nan,
             }
             for k in found
             for larger in found

@@ -10,9 +10,10 @@ import torch
 from sae_lens import SAE
 from tqdm.auto import tqdm
 
-from hsae_lens.circuits.attribution import Metric, frozen
+from hsae_lens.circuits.attribution import frozen
+from hsae_lens.circuits.metric import Batch, Metric, batches, measured
 from hsae_lens.circuits.sites import ERROR, Site, Split, sites_of
-from hsae_lens.models import activations_at, input_device, run_changed
+from hsae_lens.models import activations_at, run_changed
 
 
 def latent_edges(
@@ -31,11 +32,12 @@ def latent_edges(
 
     The edge from u to d is (f_u − f_u') · ∂f_d/∂f_u · ∂metric/∂f_d, averaged over pairs, where
     ∂f_d/∂f_u is the Jacobian through the model between the sites (one backward pass per downstream
-    node). Over *all* nodes d of the next site, error nodes included, the edges of u add up to what
-    :func:`attribute_budgets` gives u: the activation there is the sum of its nodes.
+    node). Between two sites of the residual stream, whatever u contributes passes the second: over
+    *all* of its nodes, error nodes included, the edges of u then add up to what
+    :func:`attribute_budgets` (with one step) gives u. At other sites paths go past it.
 
     Args:
-        saes: two or more, in the order of their hooks in the model.
+        saes: two or more.
         nodes: a small table with ``site``, ``position`` and ``latent`` (-1: the error node), as
             :meth:`Attribution.nodes` gives.
         clean, metric, corrupt: see :func:`attribute_budgets`.
@@ -45,21 +47,20 @@ def latent_edges(
         ``to_site``, ``to_position``, ``to_latent``, ``effect``.
 
     Raises:
-        ValueError: for fewer than two SAEs, nodes without positions, or a later site that does not
-            depend on the one before it.
+        ValueError: for fewer than two SAEs, nodes without positions or of other sites, or a later
+            site that does not depend on the one before it.
     """
     sites = sites_of(saes, model)
     if len(sites) < 2:
-        raise ValueError("Edges run between sites: give two SAEs or more, in the model's order.")
+        raise ValueError("Edges run between sites: give two SAEs or more.")
     if "position" not in nodes:
         raise ValueError("Edges need nodes with positions: attribution.nodes(k).")
-    size = batch_size if hasattr(metric, "__getitem__") else len(clean)
+    if other := set(nodes["site"]) - {site.hook_name for site in sites}:
+        raise ValueError(f"Nodes of {', '.join(sorted(other))}, which no SAE here is of.")
+    work = list(batches(clean, metric, corrupt, batch_size))
     sums: dict[tuple[Any, ...], float] = {}
-    for start in tqdm(range(0, len(clean), size), "Edges", disable=not progress):
-        rows = slice(start, start + size)
-        mine = metric[rows] if hasattr(metric, "__getitem__") else metric
-        other = None if corrupt is None else corrupt[rows]
-        for key, effect in _edges(model, sites, nodes, k, clean[rows], mine, other):
+    for batch in tqdm(work, "Edges", disable=not progress):
+        for key, effect in _edges(model, sites, nodes, k, batch):
             sums[key] = sums.get(key, 0.0) + effect / len(clean)
     columns = ["site", "position", "latent", "to_site", "to_position", "to_latent"]
     table = pd.DataFrame([(*key, effect) for key, effect in sums.items() if effect],
@@ -69,18 +70,11 @@ def latent_edges(
 
 
 def _edges(
-    model: Any,
-    sites: list[Site],
-    nodes: pd.DataFrame,
-    k: int,
-    clean: torch.Tensor,
-    metric: Metric,
-    corrupt: torch.Tensor | None,
+    model: Any, sites: list[Site], nodes: pd.DataFrame, k: int, batch: Batch
 ) -> list[tuple[tuple[Any, ...], float]]:
     """Edges summed over the pairs of one batch, each with its two ends."""
-    tokens = clean.to(input_device(model))
     names = [site.hook_name for site in sites]
-    replacing = None if corrupt is None else activations_at(model, corrupt, names)
+    replacing = None if batch.corrupt is None else activations_at(model, batch.corrupt, names)
     leaves: dict[str, torch.Tensor] = {}
     seen: dict[str, torch.Tensor] = {}
 
@@ -94,13 +88,14 @@ def _edges(
 
     found = []
     with torch.enable_grad(), frozen(model):
-        value = metric(run_changed(model, tokens, {name: change(name) for name in names}))
+        logits = run_changed(model, batch.clean, {name: change(name) for name in names})
+        value = measured(batch.metric, logits)
         gradients = torch.autograd.grad(
             value.sum(), [leaves[name] for name in names], retain_graph=True
         )
         for n in range(1, len(sites)):
             before, after = sites[n - 1], sites[n]
-            counts = before.counts(tokens, seen[before.hook_name])
+            counts = before.counts(batch.clean, seen[before.hook_name])
             removed = _removed(before, seen[before.hook_name].detach(), replacing, k)
             split = after.split(seen[after.hook_name], k)
             toward = gradients[n].flatten(2).to(split.x)
@@ -111,10 +106,10 @@ def _edges(
                 )
                 if back is None:
                     raise ValueError(
-                        f"{after.hook_name} does not depend on {before.hook_name}: give the SAEs "
-                        "in the order of their hooks in the model."
+                        f"{after.hook_name} does not depend on {before.hook_name}: edges run from "
+                        "earlier to later hooks."
                     )
-                back = back.flatten(2).to(split.x) * counts[..., None].to(split.x)
+                back = back.flatten(2).to(removed[1]) * counts[..., None]
                 for _, up in nodes[nodes["site"] == before.hook_name].iterrows():
                     position, latent = int(up["position"]), int(up["latent"])
                     effect = _passed(before, removed, back, position, latent)
@@ -145,7 +140,7 @@ def _worth(
         return (split.rest[:, position] * gradient).sum()
     mine = split.code.indices[:, position] == latent
     value = (split.code.values[:, position] * mine).sum(-1)
-    return (value * (gradient @ site.sae.W_dec[latent]).detach()).sum()
+    return (value * (gradient @ site.W_dec[latent]).detach()).sum()
 
 
 def _passed(
@@ -158,5 +153,5 @@ def _passed(
     latents, errors = removed
     if latent == ERROR:
         return (errors[:, position] * back[:, position]).sum().item()
-    along = back[:, position] @ site.sae.W_dec[latent]
+    along = back[:, position] @ site.W_dec[latent]
     return (latents[:, position, latent] * along).sum().item()

@@ -6,7 +6,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pandas as pd
 import torch
@@ -17,21 +17,25 @@ from hsae_lens.budgets import resolve_budgets
 from hsae_lens.circuits.ablation import Replacement
 from hsae_lens.circuits.attribution import Attribution, attribute_budgets
 from hsae_lens.circuits.controls import neuron_basis
-from hsae_lens.circuits.curve import Errors, areas, circuit_curve, nesting
+from hsae_lens.circuits.curve import Errors, areas, check_sizes, circuit_curve, nesting
 from hsae_lens.circuits.edges import latent_edges
 from hsae_lens.circuits.plots import plot_circuit, plot_curves
 from hsae_lens.circuits.sites import ERROR, sites_of
+from hsae_lens.evaluation.downstream import check_able
+from hsae_lens.evaluation.judged import Judged
 from hsae_lens.evaluation.latents import describe_latents
 from hsae_lens.evaluation.run import CONTROL, by_sae, random_control
 from hsae_lens.files import write_csv, write_json
 from hsae_lens.models import activations_at, model_name_of, open_model_of
-from hsae_lens.pairs import TokenizedTask, check_able, read_pairs, tokenize_pairs
+from hsae_lens.near import near
+from hsae_lens.pairs import TokenizedTask, read_pairs, tokenize_pairs
 from hsae_lens.sae import HierarchicalTopKSAE
 from hsae_lens.saved import open_sae
 from hsae_lens.tasks import make_task
 from hsae_lens.text import sample_tokens
 
 OURS, NEURONS = "the SAE", "neurons"
+FEWEST = 8  # pairs: with fewer a perfect score could be luck, and half of them find nothing
 SHARE = 0.01  # a node is shown if it contributes at least this much of everything
 OUTPUTS = ("nodes.csv", "curve.csv", "areas.csv", "nesting.csv", "edges.csv", "latents.csv",
            "run.json", "curve.png", "graph.png", "circuits.html")  # fmt: skip
@@ -42,12 +46,13 @@ class CircuitsConfig:
     """What ``hsae circuits`` does; every field is a flag.
 
     Args:
-        sae (list[str]): Folders or RELEASE/SAE_ID, each of another hook: the sites of the circuit,
-            in the model's order. At least one.
+        sae (list[str]): Folders or RELEASE/SAE_ID, each of another hook: the sites of the circuit.
+            At least one.
         beside (list[str]): SAEs of the first one's hook to compare with, a specialist for instance.
         task (str): A task's name, or a CSV, JSONL or parquet file of pairs.
         budgets (str): Comma-separated, ascending.
-        pairs (int): Pairs of a named task; half find the circuits, the other half judge them.
+        pairs (int): Pairs of the task, or at most of the file; half find the circuits, the others
+            judge them, and no prompt is in both halves.
         sizes (str): Numbers of nodes to judge circuits of, comma-separated, two at least.
         replace (str): What takes the place of a node: resample, mean or zero.
         errors (str): Error nodes in a circuit: remove, keep, or default (ranked like latents).
@@ -99,22 +104,19 @@ def find_circuits(cfg: CircuitsConfig) -> Found:
             budgets, tasks and pairs that do not fit.
     """
     started = time.perf_counter()
-    saes = [open_sae(name, cfg.device, "float32") for name in cfg.sae]
-    budgets = resolve_budgets([int(k) for k in cfg.budgets.split(",")], _largest(saes))
-    model = open_model_of(saes[0], cfg.model, cfg.device)
-    sites_of(saes, model)
-    task = open_task(cfg.task, model.tokenizer, cfg.pairs)
-    accuracy = check_able(task, model)
-    finding, judging = task[: len(task) // 2], task[len(task) // 2 :]
-    print(f"{task.name}: the model is right on {accuracy:.0%} of {len(task)} pairs.")
-
-    dictionaries = _dictionaries(cfg, saes, model, finding)
+    plan = _Plan.of(cfg)
+    model, finding, judging = plan.model, plan.finding, plan.judging
     found, curves = {}, []
-    for label, mine in dictionaries.items():
+    for label, mine in plan.dictionaries.items():
         print(f"Circuits of {label}.")
-        at = [k for k in budgets if k <= _largest(mine)]
         found[label] = attribute_budgets(
-            model, mine, finding.clean, finding.metric, at, finding.corrupt, steps=cfg.steps
+            model,
+            mine,
+            finding.clean,
+            finding.metric,
+            plan.budgets[label],
+            finding.corrupt,
+            steps=cfg.steps,
         )
         curve = circuit_curve(
             model,
@@ -122,21 +124,24 @@ def find_circuits(cfg: CircuitsConfig) -> Found:
             found[label],
             judging.clean,
             judging.metric,
-            judging.corrupt if cfg.replace != "zero" else None,
-            sizes=[int(size) for size in cfg.sizes.split(",")],
+            judging.corrupt,
+            sizes=plan.sizes,
             replace=cfg.replace,
             errors=cfg.errors,
         )
         curves.append(curve.assign(sae=label))
-    curve = by_sae(curves)
-    nodes = shown_nodes(found[OURS], task, model.tokenizer)
+    curve, saes = by_sae(curves), plan.dictionaries[OURS]
+    nodes = shown_nodes(found[OURS], finding, model.tokenizer)
     facts = {
-        "task": task.name,
+        "task": finding.name,
         "model": cfg.model or model_name_of(saes[0]),
-        "accuracy": accuracy,
-        "pairs": len(task),
-        "tokens": token_texts(task, model.tokenizer),
-        "answer": [model.tokenizer.decode([int(word[0])]) for word in (task.right, task.wrong)],
+        "accuracy": plan.accuracy,
+        "finding": len(finding),
+        "judging": len(judging),
+        "tokens": token_texts(finding, model.tokenizer),
+        "answer": [
+            model.tokenizer.decode([int(word[0])]) for word in (finding.right, finding.wrong)
+        ],
         "settings": asdict(cfg),
         "hsae_lens": __version__,
         "torch": torch.__version__,
@@ -145,9 +150,9 @@ def find_circuits(cfg: CircuitsConfig) -> Found:
         facts,
         nodes,
         curve,
-        by_sae([areas(rows).assign(sae=s) for s, rows in curve.groupby("sae", sort=False)]),
+        areas(curve),
         nesting(found[OURS], SHARE),
-        _edges(model, saes, nodes, budgets[0], finding),
+        _edges(model, saes, nodes, found[OURS].budgets[0], finding),
         _described(saes, model, nodes),
     )
     facts["seconds"] = round(time.perf_counter() - started)
@@ -155,20 +160,83 @@ def find_circuits(cfg: CircuitsConfig) -> Found:
     return result
 
 
+@dataclass(frozen=True)
+class _Plan:
+    """Everything a run needs, opened and checked before time is spent.
+
+    dictionaries: SAEs by label, one per site; the circuit's own first, then what they are compared
+    with.  budgets: by the same labels.
+    """
+
+    model: Any
+    accuracy: float
+    finding: TokenizedTask
+    judging: TokenizedTask
+    dictionaries: dict[str, list[SAE[Any]]]
+    budgets: dict[str, list[int]]
+    sizes: list[int]
+
+    @classmethod
+    def of(cls, cfg: CircuitsConfig) -> _Plan:
+        sizes = _whole_numbers(cfg.sizes, "sizes")
+        check_sizes(sizes)
+        if len([size for size in sizes if size > 0]) < 2:
+            raise ValueError(f"Two sizes above 0 are needed for a curve, got {sizes}.")
+        for value, known in ((cfg.replace, Replacement), (cfg.errors, Errors)):
+            if value not in get_args(known):
+                raise ValueError(f"Unknown {value!r}.{near(value, get_args(known))}")
+        dictionaries = {OURS: [open_sae(name, cfg.device, "float32") for name in cfg.sae]}
+        saes, wanted = dictionaries[OURS], _whole_numbers(cfg.budgets, "budgets")
+        budgets = {OURS: resolve_budgets(wanted, _largest(saes))}
+        for name in cfg.beside:
+            dictionaries[name] = [_of_hook(name, saes[0], cfg.device), *saes[1:]]
+            budgets[name] = [k for k in wanted if k <= _largest(dictionaries[name])]
+            if not budgets[name]:
+                raise ValueError(f"{name} has no budget among {wanted}: its k is smaller.")
+        model = open_model_of(saes[0], cfg.model, cfg.device)
+        saes = dictionaries[OURS] = [site.sae for site in sites_of(saes, model)]
+        task = open_task(cfg.task, model.tokenizer, cfg.pairs)
+        accuracy = check_able(task, model)
+        finding, judging = task.halves()
+        print(
+            f"{task.name}: the model is right on {accuracy:.0%} of {len(task)} pairs. "
+            f"{len(finding)} find the circuits, {len(judging)} others judge them."
+        )
+        if cfg.controls:
+            for label, control in _controls(saes, model, finding).items():
+                dictionaries[label], budgets[label] = control, budgets[OURS]
+        return cls(model, accuracy, finding, judging, dictionaries, budgets, sizes)
+
+
+def _whole_numbers(text: str, name: str) -> list[int]:
+    try:
+        return [int(number) for number in text.split(",")]
+    except ValueError:
+        raise ValueError(f"{name} are whole numbers with commas, got {text!r}.") from None
+
+
+def _of_hook(name: str, like: SAE[Any], device: str) -> SAE[Any]:
+    sae = open_sae(name, device, "float32")
+    if sae.cfg.metadata.hook_name != like.cfg.metadata.hook_name:
+        raise ValueError(
+            f"{name} is of {sae.cfg.metadata.hook_name}, not of {like.cfg.metadata.hook_name}."
+        )
+    return sae
+
+
 def open_task(name: str, tokenizer: Any, n: int) -> TokenizedTask:
-    """A named task with ``n`` pairs, or all the pairs of a file.
+    """``n`` pairs of a named task, or up to ``n`` pairs of a file that are of one length.
 
     Raises:
-        ValueError: if there are fewer than two pairs, or for what :func:`make_task` and
+        ValueError: for fewer than :data:`FEWEST` pairs, and for what :func:`make_task` and
             :func:`tokenize_pairs` refuse.
     """
-    if Path(name).suffix:
-        task = tokenize_pairs(Path(name).stem, read_pairs(name), tokenizer)
-    else:
-        task = make_task(name, tokenizer, n)
-    if len(task) < 2:
-        raise ValueError("Two pairs at least: one to find a circuit on, another to judge it on.")
-    return task
+    if n < FEWEST:
+        raise ValueError(f"{n} pairs show nothing that guessing could not: {FEWEST} at least.")
+    if not Path(name).suffix:
+        return make_task(name, tokenizer, n)
+    pairs = read_pairs(name)
+    return tokenize_pairs(Path(name).stem, pairs, tokenizer, min(n, len(pairs)), FEWEST)
 
 
 def shown_nodes(
@@ -201,27 +269,19 @@ def token_texts(task: TokenizedTask, tokenizer: Any) -> list[str]:
     return [a if a == b else f"{a}/{b.strip()}" for a, b in zip(clean, corrupt, strict=True)]
 
 
-def _dictionaries(
-    cfg: CircuitsConfig, saes: list[SAE[Any]], model: Any, task: TokenizedTask
-) -> dict[str, list[SAE[Any]]]:
-    """The circuit's SAEs, what they are compared with, and the controls, by label."""
-    found: dict[str, list[SAE[Any]]] = {OURS: saes}
-    for name in cfg.beside:
-        other = open_sae(name, cfg.device, "float32")
-        hook = saes[0].cfg.metadata.hook_name
-        if other.cfg.metadata.hook_name != hook:
-            raise ValueError(f"{name} is of {other.cfg.metadata.hook_name}, not of {hook}.")
-        found[name] = [other, *saes[1:]]
+def _controls(saes: list[SAE[Any]], model: Any, task: TokenizedTask) -> dict[str, list[SAE[Any]]]:
+    """A random decoder and the model's neurons for each site, if all SAEs are hierarchical."""
     ours = [sae for sae in saes if isinstance(sae, HierarchicalTopKSAE)]
-    if cfg.controls and len(ours) == len(saes):
-        names = [sae.cfg.metadata.hook_name for sae in saes]
-        x = activations_at(model, torch.cat([task.clean, task.corrupt]), names)
-        seen = [x[name].flatten(2)[:, -1] for name in names]
-        found[CONTROL] = [random_control(*pair) for pair in zip(ours, seen, strict=True)]
-        found[NEURONS] = [
-            neuron_basis(sae, mine.float().mean(0)) for sae, mine in zip(ours, seen, strict=True)
-        ]
-    return found
+    if len(ours) < len(saes):
+        return {}
+    random, neurons = [], []
+    tokens = torch.cat([task.clean, task.corrupt])
+    for sae in ours:
+        x = activations_at(model, tokens, [sae.cfg.metadata.hook_name]).popitem()[1].flatten(2)
+        seen = x[Judged.by(sae, model)(tokens.to(x.device), x)].float()
+        random.append(random_control(sae, seen))
+        neurons.append(neuron_basis(sae, seen.mean(0)))
+    return {CONTROL: list(random), NEURONS: list(neurons)}
 
 
 def _largest(saes: Sequence[SAE[Any]]) -> int:

@@ -1,13 +1,15 @@
-"""A site: one hook of the model with an SAE, whose activation is a sum of latents and an error."""
+"""A site: one hook of the model with an SAE, whose activation is a sum of latents and a rest."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
 from sae_lens import SAE
+from sae_lens.util import extract_stop_at_layer_from_tlens_hook_name
 
 from hsae_lens.evaluation.judged import Judged
 from hsae_lens.ordered_code import OrderedCode
@@ -20,6 +22,8 @@ ERROR = -1
 @dataclass(frozen=True)
 class Split:
     """An activation as x = Σ_t values_t · W_dec[latents_t] + rest, in x's own units.
+
+    Everything is float32, or float64 if the SAE is.
 
     x: ``[batch, context, d_in]``, heads joined.  code: ``[batch, context, k]``, values scaled so
     that they multiply the rows of ``W_dec`` as they are.  rest: what the latents leave, bias and
@@ -56,37 +60,55 @@ class Site:
         """The largest budget that its SAE can be asked for."""
         return int(getattr(self.sae.cfg, "k", self.d_sae))
 
+    @cached_property
+    def W_dec(self) -> torch.Tensor:
+        """The decoder ``[d_sae, d_in]``, detached and in no less than float32."""
+        return _wide(self.sae.W_dec.detach())
+
     def split(self, x: torch.Tensor, k: int) -> Split:
         """Activations ``[batch, context, ...]`` taken apart into k latents and the rest.
 
         Gradients flow through the latents' values.
 
         Raises:
-            ValueError: if the SAE is of another width.
+            ValueError: if the SAE is of another width, or has no such budget.
             FloatingPointError: if ``x`` is not finite.
         """
-        x = x.flatten(2).to(self.sae.device, self.sae.dtype)
+        x = x.flatten(2).to(self.sae.device)
         if x.shape[-1] != self.sae.cfg.d_in:
             raise ValueError(
                 f"The SAE of {self.hook_name} reads width d_in={self.sae.cfg.d_in}, but the model "
                 f"has {x.shape[-1]} there. Is the SAE of another model or hook?"
             )
+        if not 1 <= k <= self.largest:
+            raise ValueError(f"Budget {k} is outside 1..{self.largest} of {self.hook_name}'s SAE.")
         if not torch.isfinite(x).all():
             raise FloatingPointError(f"The model's activations at {self.hook_name} are not finite.")
         with joined_heads(self.sae):
-            code = self._code(x, k)
+            code = self._code(x.to(self.sae.dtype), k)
             scale = decoder_scale(self.sae)
-            bias = self._bias(code)
-        code = OrderedCode(code.values * scale / self._norms()[code.indices], code.indices)
+            bias = _wide(self._bias(code))
+        values = _wide(code.values * scale) / self._norms[code.indices]
+        code, x = OrderedCode(values, code.indices), x.to(values.dtype)
         return Split(x, code, x - self.decode(code), bias)
 
     def decode(self, code: OrderedCode) -> torch.Tensor:
         """Σ_t values_t · W_dec[latents_t] of a split's code."""
-        return code.to_dense(self.d_sae) @ self.sae.W_dec
+        return code.to_dense(self.d_sae) @ self.W_dec
 
     def counts(self, tokens: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
-        """Which positions ``[batch, context]`` belong to the circuit."""
-        return self.judged(tokens.to(x.device), x.flatten(2))
+        """Which positions ``[batch, context]`` belong to the circuit, by the clean prompts.
+
+        Raises:
+            ValueError: if none does.
+        """
+        counts = self.judged(tokens.to(x.device), x.flatten(2))
+        if not counts.any():
+            raise ValueError(
+                f"No position of these prompts is one that the SAE of {self.hook_name} was trained "
+                f"on: {self.judged.positions} of a sequence, norms up to {self.judged.max_norm:g}."
+            )
+        return counts.to(self.sae.device)
 
     def check_fit(self, split: Split, counts: torch.Tensor) -> None:
         """Raises ValueError if the latents explain less of the activations than none would."""
@@ -107,14 +129,19 @@ class Site:
             return next(self.sae.each_budget(code, [0]))
         return self.sae.decode(code.values.new_zeros(*code.values.shape[:-1], self.d_sae))
 
+    @cached_property
     def _norms(self) -> torch.Tensor:
         if getattr(self.sae.cfg, "rescale_acts_by_decoder_norm", False):
-            return self.sae.W_dec.norm(dim=-1)
-        return self.sae.W_dec.new_ones(self.d_sae)
+            return self.W_dec.norm(dim=-1)
+        return self.W_dec.new_ones(self.d_sae)
+
+
+def _wide(x: torch.Tensor) -> torch.Tensor:
+    return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 def sites_of(saes: SAE[Any] | Sequence[SAE[Any]], model: Any) -> list[Site]:
-    """A site for each SAE.
+    """A site for each SAE, in the order of the model's layers.
 
     Raises:
         ValueError: if there is none, two share a hook, one has no hook name, reads one hook and
@@ -133,4 +160,7 @@ def sites_of(saes: SAE[Any] | Sequence[SAE[Any]], model: Any) -> list[Site]:
             raise ValueError("Turn use_error_term off: the error node is handled here.")
     if attached := list(getattr(model, "acts_to_saes", {})):
         raise ValueError(f"SAEs are attached to the model at {attached}: model.reset_saes() first.")
+    saes.sort(
+        key=lambda s: extract_stop_at_layer_from_tlens_hook_name(s.cfg.metadata.hook_name) or 0
+    )
     return [Site(sae, Judged.by(sae, model)) for sae in saes]

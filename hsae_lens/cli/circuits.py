@@ -34,7 +34,7 @@ def add_circuits(commands: Any) -> None:
     help_texts = {
         "task": "a task's name, or a CSV, JSONL or parquet file of pairs",
         "budgets": "comma-separated, ascending",
-        "pairs": "pairs of a named task: half find the circuits, half judge them",
+        "pairs": "pairs, of a file at most: half find the circuits, others judge them",
         "sizes": "numbers of nodes to judge circuits of, comma-separated",
         "replace": "what takes the place of a node: resample, mean or zero",
         "errors": "error nodes in a circuit: remove, keep, or default (ranked like latents)",
@@ -89,11 +89,23 @@ def _latents(parsed: argparse.Namespace) -> None:
 
 
 def _numbers(latents: str, hook_name: str) -> list[int]:
-    """Latents written with commas, or those of one hook in a nodes.csv."""
+    """Latents written with commas, or those of one hook in a nodes.csv.
+
+    Raises:
+        ValueError: if these are no numbers, or the file has no latent of that hook.
+    """
     import pandas as pd
 
     if not latents.endswith(".csv"):
+        if not latents.replace(",", "").isdigit():
+            raise ValueError(
+                f"Latents are numbers with commas, or a CSV of nodes; got {latents!r}."
+            )
         return [int(latent) for latent in latents.split(",")]
     nodes = pd.read_csv(latents)
+    if not {"site", "latent"} <= set(nodes.columns):
+        raise ValueError(f"{latents} has no columns site and latent: `hsae circuits` writes such.")
     mine = nodes[(nodes["site"] == hook_name) & (nodes["latent"] >= 0)]
+    if mine.empty:
+        raise ValueError(f"{latents} has no latent of {hook_name}.")
     return [int(latent) for latent in mine["latent"].unique()]

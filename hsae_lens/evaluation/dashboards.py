@@ -11,8 +11,8 @@ from tqdm.auto import tqdm
 
 from hsae_lens.evaluation.interpretation import RANKS
 from hsae_lens.evaluation.judged import Judged
+from hsae_lens.evaluation.latents import logit_effects
 from hsae_lens.models import hook_activations
-from hsae_lens.ordered_code import OrderedCode
 from hsae_lens.sae import HierarchicalTopKSAE
 
 BEFORE, AFTER = 14, 6  # tokens shown around a latent's largest activation
@@ -38,8 +38,8 @@ class Dashboard:
 
     density: share of judged tokens it fires on.  mean_rank: where it fires.  edges: ``BINS + 1``
     activation values; histogram: tokens in each bin, a list per range of :data:`RANKS`.
-    contexts: the strongest, one from a sequence.  promoted, suppressed: (token, logit) through the
-    unembedding alone, the most extreme first; empty where the hook is not of that width.
+    contexts: the strongest, one from a sequence.  promoted, suppressed: (token, logit), the most
+    extreme first, by :func:`logit_effects`; empty where that has none.
     """
 
     latent: int
@@ -73,20 +73,25 @@ def latent_dashboards(
     """
     if not latents or not all(0 <= i < sae.cfg.d_sae for i in latents):
         raise ValueError(f"latents must be numbers in 0..{sae.cfg.d_sae - 1}, got {latents}.")
-    wanted, judged = torch.tensor(latents, device=sae.device), Judged.by(sae, model)
-    values, ranks, kept = [], [], []
+    judged = Judged.by(sae, model)
+    column = torch.full((sae.cfg.d_sae,), len(latents), device=sae.device)
+    column[list(latents)] = torch.arange(len(latents), device=sae.device)
+    values: list[torch.Tensor] = []
+    ranks: list[torch.Tensor] = []
+    kept: list[torch.Tensor] = []
     for batch in tqdm(tokens.split(batch_size), "Latents"):
         acts = hook_activations(model, batch, sae.cfg.metadata.hook_name).flatten(2)
         code, keep = sae.encode_joined(acts), judged(batch, acts.cpu())
-        places = torch.arange(1, code.k + 1, device=code.values.device) * (code.values > 0)
-        order = OrderedCode(places, code.indices)
-        # Only the wanted latents are kept: [batch, context, len(latents)].
-        value, rank = (part.to_dense(sae.cfg.d_sae)[..., wanted].cpu() for part in (code, order))
-        values.append(value.float() * keep[..., None])
-        ranks.append(rank * keep[..., None])
+        ranks_here = torch.arange(1, code.k + 1, device=code.values.device) * (code.values > 0)
+        # Only the wanted latents are kept, [batch, context, len(latents)]; the others share one
+        # more column, which is dropped.
+        place = column[code.indices]
+        for parts, of in ((values, code.values.float()), (ranks, ranks_here)):
+            kept_part = of.new_zeros(*place.shape[:-1], len(latents) + 1).scatter(-1, place, of)
+            parts.append(kept_part[..., :-1].cpu() * keep[..., None])
         kept.append(keep)
     value, rank, keep = torch.cat(values), torch.cat(ranks), torch.cat(kept)
-    logits = _logits(sae, model, latents)
+    logits = logit_effects(sae, model, latents)
     return [
         _dashboard(n, model.tokenizer, tokens, value[..., i], rank[..., i], keep,
                    None if logits is None else logits[i], n_contexts, n_words)
@@ -143,11 +148,3 @@ def _context(
     shown = slice(max(0, at - BEFORE), at + AFTER + 1)
     texts = [tokenizer.decode([i]) for i in tokens[shown].tolist()]
     return Context(texts, value[shown].tolist(), int(rank[at]))
-
-
-def _logits(sae: HierarchicalTopKSAE, model: Any, latents: Sequence[int]) -> torch.Tensor | None:
-    """What each latent's decoder row does to the logits ``[len(latents), d_vocab]``, directly."""
-    W_U = model.W_U.detach().to(sae.device, torch.float32)
-    if W_U.shape[0] != sae.cfg.d_in:
-        return None
-    return (sae.W_dec[list(latents)].float() @ W_U).cpu()

@@ -14,7 +14,7 @@ from hsae_lens.budgets import powers_of_two, resolve_budgets
 from hsae_lens.evaluation.frontier import each_reconstruction
 from hsae_lens.evaluation.judged import Judged
 from hsae_lens.models import hook_activations, input_device, logits_with
-from hsae_lens.pairs import TokenizedTask, better_than_guessing
+from hsae_lens.pairs import TokenizedTask
 from hsae_lens.tasks import TASKS, make_task
 
 CHANCE = 0.5
@@ -97,3 +97,30 @@ def _logit_diff(
 ) -> torch.Tensor:
     """Right minus wrong logit at the last position ``[n]``, with the hook set to ``new``."""
     return task.metric(logits_with(model, tokens, hook_name, new)[:, -1:].double())
+
+
+@torch.no_grad()
+def check_able(task: TokenizedTask, model: Any, batch_size: int = 16) -> float:
+    """The model's accuracy on the clean prompts; takes one pass over them.
+
+    Raises:
+        ValueError: if it is not better than guessing by two standard errors: there is then nothing
+            to explain.
+    """
+    values = []
+    for start in range(0, len(task), batch_size):
+        batch = task[start : start + batch_size]
+        values.append(batch.metric(model(batch.clean.to(input_device(model)), prepend_bos=False)))
+    accuracy = (torch.cat(values) > 0).double().mean().item()
+    if not better_than_guessing(accuracy, len(task)):
+        raise ValueError(
+            f"The model solves {accuracy:.0%} of the {len(task)} pairs of {task.name!r}, which "
+            "guessing might do too: there is no behaviour to find a circuit for. Take another task "
+            "or model, or more pairs."
+        )
+    return accuracy
+
+
+def better_than_guessing(accuracy: float, n: int) -> bool:
+    """Whether an accuracy on ``n`` two-way choices is above 0.5 by two standard errors."""
+    return accuracy > CHANCE + 2 * (0.25 / n) ** 0.5

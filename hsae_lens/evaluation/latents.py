@@ -13,6 +13,9 @@ from hsae_lens.evaluation.judged import Judged
 from hsae_lens.models import hook_activations
 from hsae_lens.sae import HierarchicalTopKSAE
 
+WRITES_TO_STREAM = ("hook_resid_pre", "hook_resid_mid", "hook_resid_post", "hook_attn_out",
+                    "hook_mlp_out")  # fmt: skip
+
 
 @torch.no_grad()
 def describe_latents(
@@ -35,8 +38,8 @@ def describe_latents(
         place in the code, 1 is first) and ``activation`` (mean), where it fires; ``fires_on`` (the
         tokens it fires on most often), ``enrichment`` (how many times more often than chance the
         first of them is there) and ``token_share`` (the share of its activations on that token: 1
-        is a token detector); ``promotes`` (the tokens whose logits its decoder row raises most,
-        through the unembedding alone; empty at hooks of another width than the residual stream).
+        is a token detector); ``promotes`` (the tokens whose logits its decoder row raises most, see
+        :func:`logit_effects`; empty at hooks that do not write to the residual stream).
     """
     judged, parts = Judged.by(sae, model), []
     for batch in tqdm(tokens.split(batch_size), "Latents"):
@@ -84,12 +87,29 @@ def describe_latents(
 def _promoted(
     sae: HierarchicalTopKSAE, model: Any, latents: list[int], n_words: int
 ) -> list[list[str]]:
-    W_U = model.W_U.detach().to(sae.device, torch.float32)
-    if W_U.shape[0] != sae.cfg.d_in:
-        return [[] for _ in latents]
-    rows = []
-    for part in torch.tensor(latents, dtype=torch.int64).split(256):
-        logits = sae.W_dec[part].float() @ W_U
+    rows: list[list[str]] = []
+    for start in range(0, len(latents), 256):
+        logits = logit_effects(sae, model, latents[start : start + 256])
+        if logits is None:
+            return [[] for _ in latents]
         for top in logits.topk(n_words).indices.tolist():
             rows.append([model.tokenizer.decode([t]) for t in top])
     return rows
+
+
+@torch.no_grad()
+def logit_effects(
+    sae: HierarchicalTopKSAE, model: Any, latents: Sequence[int]
+) -> torch.Tensor | None:
+    """What latents' decoder rows do to the logits on their own: ``[len(latents), d_vocab]``, CPU.
+
+    A row goes through the model's final norm, whose gain decides which tokens it raises, and the
+    unembedding; so its scale is that of a residual stream which holds nothing else. None where the
+    hook does not write to the residual stream.
+    """
+    if not (sae.cfg.metadata.hook_name or "").endswith(WRITES_TO_STREAM):
+        return None
+    rows = sae.W_dec[list(latents)].to(model.W_U)[None]
+    # Half the difference of both signs, to leave a bias of the norm out.
+    normed = (model.ln_final(rows) - model.ln_final(-rows))[0] / 2
+    return (normed @ model.W_U).float().cpu()

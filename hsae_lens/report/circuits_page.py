@@ -9,8 +9,9 @@ from pathlib import Path
 import pandas as pd
 
 from hsae_lens.circuits.plots import MEASURES, circuit_svg, curve_svg
-from hsae_lens.circuits.run import OURS, Found
+from hsae_lens.circuits.run import NEURONS, OURS, Found
 from hsae_lens.circuits.sites import ERROR
+from hsae_lens.evaluation.run import CONTROL
 from hsae_lens.report.shell import table_html, write_page
 
 
@@ -25,9 +26,9 @@ def _summary(found: Found) -> str:
     facts = found.facts
     right, wrong = (repr(word) for word in facts["answer"])
     lines = [
-        f"The behaviour: after “{escape(''.join(facts['tokens'][1:]))}” the model prefers one word "
-        f"to another (in the first pair {escape(right)} to {escape(wrong)}). It is right on "
-        f"{facts['accuracy']:.0%} of {facts['pairs']} pairs.",
+        f"The behaviour: after “{escape(''.join(facts['tokens']))}” the model prefers one word to "
+        f"another (in the first pair {escape(right)} to {escape(wrong)}). It is right on "
+        f"{facts['accuracy']:.0%} of the pairs.",
     ]
     mine = found.curve[found.curve["sae"] == OURS]
     for k, rows in mine.groupby("k"):
@@ -61,7 +62,8 @@ def _curves(found: Found) -> str:
         "<h2>How small a circuit is enough</h2>"
         "<p>First, how much of the preference is left when only the circuit’s nodes keep their "
         "values (1 is the whole model, 0 is every node replaced). Then, when the circuit alone is "
-        "replaced. Circuits were found on one half of the pairs and judged on the other.</p>"
+        f"replaced. Circuits were found on {found.facts['finding']} pairs and judged on "
+        f"{found.facts['judging']} others that share no prompt with them.</p>"
         f'<div class="figures">{figures}</div>'
         "<p>Mean height over log₂ of the number of nodes: more is better for faithfulness, less "
         f"for completeness.</p>{table_html(found.areas)}"
@@ -95,7 +97,7 @@ def _nodes(found: Found) -> str:
     return (
         "<h2>Its nodes</h2>"
         "<p>The share of everything that latents and errors contribute together. What a latent "
-        "fires on is counted in CPython’s reference, what it promotes is read off the unembedding; "
+        "fires on is counted in CPython’s reference, what it promotes is read off its decoder row; "
         "both describe, neither explains.</p>"
         f"{table_html(table)}"
     )
@@ -114,24 +116,49 @@ def _edges(found: Found) -> str:
         return ""
     return (
         "<h2>Edges between sites</h2>"
-        "<p>How much of a node’s contribution passes through a later node, at the smallest budget."
-        f"</p>{table_html(found.edges.head(40))}"
+        "<p>How much of a node’s contribution passes through a later node, at the smallest budget, "
+        f"to first order at the clean prompts.</p>{table_html(found.edges.head(40))}"
     )
 
 
 def _how(found: Found) -> str:
-    facts = found.facts
+    facts, settings = found.facts, found.facts["settings"]
+    empty = {
+        "resample": "its value in the corrupt prompt; with everything replaced that is the corrupt "
+        "activation itself, at every budget and for every SAE",
+        "mean": "its mean over all prompts at that position; with everything replaced that is the "
+        "mean activation, at every budget and for every SAE",
+        "zero": "zero; with everything replaced that is the SAE’s bias",
+    }[settings["replace"]]
+    errors = {
+        "remove": "are in no circuit, so only latents can explain",
+        "keep": "are in every circuit",
+        "default": "compete with latents for a place in a circuit",
+    }[settings["errors"]]
+    gradient = (
+        "one gradient at the clean prompts"
+        if settings["steps"] == 1
+        else f"integrated gradients of {settings['steps']} steps"
+    )
+    items = [
+        "The metric is the right minus the wrong word’s logit at the last position.",
+        f"Contributions are attributions by {gradient}, the same for all budgets; positive ones "
+        "speak for the right word.",
+        "Faithfulness: (m(C) − m(∅)) / (m(M) − m(∅)), completeness the same of everything but C; "
+        "m is the metric’s mean, M the model, ∅ every node replaced.",
+        f"A node is replaced by {empty}.",
+        f"Error nodes, what a budget’s latents leave of an activation, {errors}.",
+        "Special tokens and positions the SAE was not trained on are left as they are.",
+    ]
+    if {CONTROL, NEURONS} & set(found.curve["sae"]):
+        items.append(
+            "The random decoder (as many latents, random directions) and the model’s own neurons "
+            "show what a dictionary scores that has learnt nothing."
+        )
     return (
         "<h2>How these figures were made</h2>"
         f"<p><code>hsae circuits</code> of hsae_lens {escape(facts['hsae_lens'])} with torch "
         f"{escape(facts['torch'])}, in {facts['seconds']} s. Settings: "
-        f"<code>{escape(json.dumps(facts['settings']))}</code></p>"
-        "<ul><li>The metric is the right minus the wrong word’s logit at the last position.</li>"
-        "<li>Contributions are attributions to first order, from one backward pass for all budgets "
-        "(integrated gradients with several steps); positive ones speak for the right word.</li>"
-        "<li>Faithfulness: (m(C) − m(∅)) / (m(M) − m(∅)), completeness the same of everything but "
-        "C. ∅ replaces every node and is the same activation for every SAE and budget.</li>"
-        "<li>Special tokens and positions the SAE was not trained on are left as they are.</li>"
-        "<li>The random decoder and the model’s own neurons show what a dictionary scores that has "
-        "learnt nothing.</li></ul>"
+        f"<code>{escape(json.dumps(settings))}</code></p>"
+        f"<ul>{''.join(f'<li>{item}</li>' for item in items)}</ul>"
     )

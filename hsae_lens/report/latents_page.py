@@ -22,7 +22,7 @@ def write_latents(dashboards: Sequence[Dashboard], out: str | Path, sae: str, te
         f"<h1>Latents of {escape(sae)}</h1><p>Contexts are the strongest ones in {escape(text)}, "
         "one from a sequence; the darker a token, the more the latent fires. Its rank is its place "
         "among the token’s latents, so it is part of the code at budgets from there on. Logits are "
-        "what its decoder row adds through the unembedding alone.</p>"
+        "what its decoder row does on its own, through the final norm and the unembedding.</p>"
     )
     links = " ".join(f'<a href="#l{d.latent}">{d.latent}</a>' for d in dashboards)
     body = "\n".join([head, f"<p>{links}</p>", *(_section(d) for d in dashboards)])

@@ -67,7 +67,22 @@ def _rows(figures: dict[str, Any]) -> list[str]:
             f"| end to end, SmolLM2-135M in the loop | {_size(row)} | {ours:.0f} tokens/s "
             f"| SAELens TopK: {peer:.0f} tokens/s | {ours / peer:.2f} |"
         )
-    return out
+    return out + [_evaluation(row) for row in _part(figures, "evaluation")]
+
+
+def _evaluation(row: dict[str, Any]) -> str:
+    if row["what"] == "memory":
+        (few, small), (every, large) = (item for item in row.items() if "budgets" in item[0])
+        return (
+            f"| extra memory of the frontier, {every} | {_size(row)} | {large / 2**20:.0f} MiB "
+            f"| {few}: {small / 2**20:.0f} MiB | |"
+        )
+    measure, name = {
+        "frontier": ("frontier at 8 budgets, activations cached", "SAELens TopK at each k"),
+        "curve": ("explained variance at every budget", "SAELens TopK at k=K alone"),
+    }[row["what"]]
+    ours, peer = row["ours"]["median"], row["peer"]["median"]
+    return f"| {measure} | {_size(row)} | {ours:.1f} s | {name}: {peer:.1f} s | {peer / ours:.2f} |"
 
 
 def _part(figures: dict[str, Any], name: str) -> list[dict[str, Any]]:

@@ -19,7 +19,7 @@ from hsae_lens.sae import HierarchicalTopKSAE, joined_heads
 def token_errors(
     sae: HierarchicalTopKSAE,
     activations: torch.Tensor,
-    batch_size: int = 512,
+    batch_size: int = 1024,
     progress: bool = True,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """The squared error of each token at every budget, and the activations of its latents.
@@ -43,8 +43,8 @@ def token_errors(
         with joined_heads(sae):
             stack = sae.each_budget(code, range(sae.cfg.k + 1))
             wide = x.to(sae.device).float()  # a low-precision difference would drown late latents
-            each = [(x_hat.float() - wide).square_().sum(-1) for x_hat in stack]
-        errors.append(torch.stack(each, -1).cpu())
+            each = [torch.linalg.vector_norm(x_hat.float() - wide, dim=-1) for x_hat in stack]
+        errors.append(torch.stack(each, -1).square_().cpu())
         values.append(code.values.float().cpu())
     return torch.cat(errors), torch.cat(values)
 

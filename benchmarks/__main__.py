@@ -1,4 +1,4 @@
-"""``python -m benchmarks [step loss scaling memory limits …]``: measures, writes JSON, prints.
+"""``python -m benchmarks [step loss … circuits]``: measures, writes JSON, prints.
 
 Figures go to ``benchmarks/results/<device>.json``; ``--readme`` writes the README's table from it.
 """
@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from benchmarks import readme
+from benchmarks.circuits import circuits
 from benchmarks.evaluation import evaluation
 from benchmarks.subjects import LossProblem, Shape, cumulative_sum_loss, step_of, trainer
 from benchmarks.timing import extra_memory, interleaved, machine
@@ -34,6 +35,7 @@ def main() -> None:
         "limits": limits,
         "end_to_end": end_to_end,
         "evaluation": evaluation,
+        "circuits": circuits,
     }
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("parts", nargs="*", choices=[*parts, []], help="what to measure (all)")

@@ -67,7 +67,24 @@ def _rows(figures: dict[str, Any]) -> list[str]:
             f"| end to end, SmolLM2-135M in the loop | {_size(row)} | {ours:.0f} tokens/s "
             f"| SAELens TopK: {peer:.0f} tokens/s | {ours / peer:.2f} |"
         )
-    return out + [_evaluation(row) for row in _part(figures, "evaluation")]
+    out += [_evaluation(row) for row in _part(figures, "evaluation")]
+    for row in _part(figures, "circuits"):
+        out += _circuits(row)
+    return out
+
+
+def _circuits(row: dict[str, Any]) -> list[str]:
+    few, many = row["pairs"]
+    ours = row["16 budgets"]["median"]
+    peers = {"one budget": "one budget alone", "each alone": "a run for each of the 16"}
+    return [
+        f"| attribution of {few} prompts at 16 budgets | {_size(row)} | {ours:.1f} s | {name}: "
+        f"{row[key]['median']:.1f} s | {row[key]['median'] / ours:.2f} |"
+        for key, name in peers.items()
+    ] + [
+        f"| attribution of {many} clean/corrupt pairs at 16 budgets | SmolLM2-135M, one site "
+        f"| {row['200 pairs']['median']:.0f} s | | |"
+    ]
 
 
 def _evaluation(row: dict[str, Any]) -> str:

@@ -3,79 +3,32 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import pandas as pd
 import torch
 from sae_lens import SAE
 
 from hsae_lens._version import __version__
-from hsae_lens.budgets import resolve_budgets
-from hsae_lens.circuits.ablation import Replacement
 from hsae_lens.circuits.attribution import Attribution, attribute_budgets
-from hsae_lens.circuits.controls import neuron_basis
-from hsae_lens.circuits.curve import Errors, areas, check_sizes, circuit_curve, nesting
+from hsae_lens.circuits.curve import areas, circuit_curve, nesting
 from hsae_lens.circuits.edges import latent_edges
+from hsae_lens.circuits.plan import OURS, CircuitsConfig, Plan
 from hsae_lens.circuits.plots import plot_circuit, plot_curves
-from hsae_lens.circuits.sites import ERROR, sites_of
-from hsae_lens.evaluation.downstream import check_able
-from hsae_lens.evaluation.judged import Judged
+from hsae_lens.circuits.sites import ERROR
 from hsae_lens.evaluation.latents import describe_latents
-from hsae_lens.evaluation.run import CONTROL, by_sae, random_control
+from hsae_lens.evaluation.run import by_sae
 from hsae_lens.files import write_csv, write_json
-from hsae_lens.models import activations_at, model_name_of, open_model_of
-from hsae_lens.near import near
-from hsae_lens.pairs import TokenizedTask, read_pairs, tokenize_pairs
+from hsae_lens.models import model_name_of
+from hsae_lens.pairs import TokenizedTask
 from hsae_lens.sae import HierarchicalTopKSAE
-from hsae_lens.saved import open_sae
-from hsae_lens.tasks import make_task
 from hsae_lens.text import sample_tokens
 
-OURS, NEURONS = "the SAE", "neurons"
-FEWEST = 8  # pairs: with fewer a perfect score could be luck, and half of them find nothing
 SHARE = 0.01  # a node is shown if it contributes at least this much of everything
 OUTPUTS = ("nodes.csv", "curve.csv", "areas.csv", "nesting.csv", "edges.csv", "latents.csv",
            "run.json", "curve.png", "graph.png", "circuits.html")  # fmt: skip
-
-
-@dataclass
-class CircuitsConfig:
-    """What ``hsae circuits`` does; every field is a flag.
-
-    Args:
-        sae (list[str]): Folders or RELEASE/SAE_ID, each of another hook: the sites of the circuit.
-            At least one.
-        beside (list[str]): SAEs of the first one's hook to compare with, a specialist for instance.
-        task (str): A task's name, or a CSV, JSONL or parquet file of pairs.
-        budgets (str): Comma-separated, ascending.
-        pairs (int): Pairs of the task, or at most of the file; half find the circuits, the others
-            judge them, and no prompt is in both halves.
-        sizes (str): Numbers of nodes to judge circuits of, comma-separated, two at least.
-        replace (str): What takes the place of a node: resample, mean or zero.
-        errors (str): Error nodes in a circuit: remove, keep, or default (ranked like latents).
-        steps (int): Of integrated gradients; 1 is one gradient at the clean prompts.
-        controls (bool): Whether to judge a random decoder and the model's own neurons too.
-        out (str): Folder for the tables, the pictures and the page.
-        model (str | None): What to open. None is what the first SAE says it was trained on.
-        device (str): Where to run, "cpu" or "cuda".
-    """
-
-    sae: list[str]
-    beside: list[str]
-    task: str = "agreement"
-    budgets: str = "8,32,128"
-    pairs: int = 64
-    sizes: str = "1,2,4,8,16,32,64,128,256"
-    replace: Replacement = "resample"
-    errors: Errors = "remove"
-    steps: int = 8
-    controls: bool = True
-    out: str = "runs/circuits"
-    model: str | None = None
-    device: str = "cpu"
 
 
 @dataclass(frozen=True)
@@ -104,7 +57,7 @@ def find_circuits(cfg: CircuitsConfig) -> Found:
             budgets, tasks and pairs that do not fit.
     """
     started = time.perf_counter()
-    plan = _Plan.of(cfg)
+    plan = Plan.of(cfg)
     model, finding, judging = plan.model, plan.finding, plan.judging
     found, curves = {}, []
     for label, mine in plan.dictionaries.items():
@@ -160,85 +113,6 @@ def find_circuits(cfg: CircuitsConfig) -> Found:
     return result
 
 
-@dataclass(frozen=True)
-class _Plan:
-    """Everything a run needs, opened and checked before time is spent.
-
-    dictionaries: SAEs by label, one per site; the circuit's own first, then what they are compared
-    with.  budgets: by the same labels.
-    """
-
-    model: Any
-    accuracy: float
-    finding: TokenizedTask
-    judging: TokenizedTask
-    dictionaries: dict[str, list[SAE[Any]]]
-    budgets: dict[str, list[int]]
-    sizes: list[int]
-
-    @classmethod
-    def of(cls, cfg: CircuitsConfig) -> _Plan:
-        sizes = _whole_numbers(cfg.sizes, "sizes")
-        check_sizes(sizes)
-        if len([size for size in sizes if size > 0]) < 2:
-            raise ValueError(f"Two sizes above 0 are needed for a curve, got {sizes}.")
-        for value, known in ((cfg.replace, Replacement), (cfg.errors, Errors)):
-            if value not in get_args(known):
-                raise ValueError(f"Unknown {value!r}.{near(value, get_args(known))}")
-        dictionaries = {OURS: [open_sae(name, cfg.device, "float32") for name in cfg.sae]}
-        saes, wanted = dictionaries[OURS], _whole_numbers(cfg.budgets, "budgets")
-        budgets = {OURS: resolve_budgets(wanted, _largest(saes))}
-        for name in cfg.beside:
-            dictionaries[name] = [_of_hook(name, saes[0], cfg.device), *saes[1:]]
-            budgets[name] = [k for k in wanted if k <= _largest(dictionaries[name])]
-            if not budgets[name]:
-                raise ValueError(f"{name} has no budget among {wanted}: its k is smaller.")
-        model = open_model_of(saes[0], cfg.model, cfg.device)
-        saes = dictionaries[OURS] = [site.sae for site in sites_of(saes, model)]
-        task = open_task(cfg.task, model.tokenizer, cfg.pairs)
-        accuracy = check_able(task, model)
-        finding, judging = task.halves()
-        print(
-            f"{task.name}: the model is right on {accuracy:.0%} of {len(task)} pairs. "
-            f"{len(finding)} find the circuits, {len(judging)} others judge them."
-        )
-        if cfg.controls:
-            for label, control in _controls(saes, model, finding).items():
-                dictionaries[label], budgets[label] = control, budgets[OURS]
-        return cls(model, accuracy, finding, judging, dictionaries, budgets, sizes)
-
-
-def _whole_numbers(text: str, name: str) -> list[int]:
-    try:
-        return [int(number) for number in text.split(",")]
-    except ValueError:
-        raise ValueError(f"{name} are whole numbers with commas, got {text!r}.") from None
-
-
-def _of_hook(name: str, like: SAE[Any], device: str) -> SAE[Any]:
-    sae = open_sae(name, device, "float32")
-    if sae.cfg.metadata.hook_name != like.cfg.metadata.hook_name:
-        raise ValueError(
-            f"{name} is of {sae.cfg.metadata.hook_name}, not of {like.cfg.metadata.hook_name}."
-        )
-    return sae
-
-
-def open_task(name: str, tokenizer: Any, n: int) -> TokenizedTask:
-    """``n`` pairs of a named task, or up to ``n`` pairs of a file that are of one length.
-
-    Raises:
-        ValueError: for fewer than :data:`FEWEST` pairs, and for what :func:`make_task` and
-            :func:`tokenize_pairs` refuse.
-    """
-    if n < FEWEST:
-        raise ValueError(f"{n} pairs show nothing that guessing could not: {FEWEST} at least.")
-    if not Path(name).suffix:
-        return make_task(name, tokenizer, n)
-    pairs = read_pairs(name)
-    return tokenize_pairs(Path(name).stem, pairs, tokenizer, min(n, len(pairs)), FEWEST)
-
-
 def shown_nodes(
     attribution: Attribution, task: TokenizedTask, tokenizer: Any, share: float = SHARE
 ) -> pd.DataFrame:
@@ -267,25 +141,6 @@ def token_texts(task: TokenizedTask, tokenizer: Any) -> list[str]:
         [tokenizer.decode([i]) for i in row[0].tolist()] for row in (task.clean, task.corrupt)
     )
     return [a if a == b else f"{a}/{b.strip()}" for a, b in zip(clean, corrupt, strict=True)]
-
-
-def _controls(saes: list[SAE[Any]], model: Any, task: TokenizedTask) -> dict[str, list[SAE[Any]]]:
-    """A random decoder and the model's neurons for each site, if all SAEs are hierarchical."""
-    ours = [sae for sae in saes if isinstance(sae, HierarchicalTopKSAE)]
-    if len(ours) < len(saes):
-        return {}
-    random, neurons = [], []
-    tokens = torch.cat([task.clean, task.corrupt])
-    for sae in ours:
-        x = activations_at(model, tokens, [sae.cfg.metadata.hook_name]).popitem()[1].flatten(2)
-        seen = x[Judged.by(sae, model)(tokens.to(x.device), x)].float()
-        random.append(random_control(sae, seen))
-        neurons.append(neuron_basis(sae, seen.mean(0)))
-    return {CONTROL: list(random), NEURONS: list(neurons)}
-
-
-def _largest(saes: Sequence[SAE[Any]]) -> int:
-    return min(int(getattr(sae.cfg, "k", sae.cfg.d_sae)) for sae in saes)
 
 
 def _edges(

@@ -43,7 +43,7 @@ def add_circuits(commands: Any) -> None:
         "model": "hub name, local folder, or smollm2-135m; None is what the SAE says",
         "device": "where to run: cpu or cuda",
     }
-    from hsae_lens.circuits.run import CircuitsConfig
+    from hsae_lens.circuits.plan import CircuitsConfig
 
     add_flags(circuits, CircuitsConfig, help_texts)
 
@@ -62,7 +62,8 @@ def add_circuits(commands: Any) -> None:
 
 
 def _circuits(parsed: argparse.Namespace) -> None:
-    from hsae_lens.circuits.run import CircuitsConfig, find_circuits
+    from hsae_lens.circuits.plan import CircuitsConfig
+    from hsae_lens.circuits.run import find_circuits
     from hsae_lens.report import write_circuits
 
     found = find_circuits(config_of(parsed, CircuitsConfig))

@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pandas as pd
 
+from hsae_lens.circuits.plan import NEURONS, OURS
 from hsae_lens.circuits.plots import MEASURES, circuit_svg, curve_svg
-from hsae_lens.circuits.run import NEURONS, OURS, Found
+from hsae_lens.circuits.run import Found
 from hsae_lens.circuits.sites import ERROR
 from hsae_lens.evaluation.run import CONTROL
 from hsae_lens.report.shell import table_html, write_page

@@ -271,6 +271,9 @@ def test_probing_at_every_budget(sae: Any, smollm: Any, tmp_path: Path) -> None:
     table = sparse_probing(sae, smollm, tmp_path, [dataset], **settings)
     assert table[["k", "probe_size"]].to_numpy().tolist() == [[1, 1], [1, 8], [64, 1], [64, 8]]
     assert table["test_auc"].between(0, 1).all()
+    assert 0.6 < table["model_auc"].iloc[0] <= 1
+    expected = (table["test_auc"] - 0.5) / (table["model_auc"] - 0.5)
+    assert table["retention"].tolist() == pytest.approx(expected.tolist())
     files = sorted(tmp_path.rglob("*.json"))
     stamps = [file.stat().st_mtime_ns for file in files]
     again = sparse_probing(sae, smollm, tmp_path, [dataset], **settings)

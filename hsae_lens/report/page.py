@@ -221,7 +221,8 @@ def _probing(run: Run) -> str:
     return (
         "<h2>Labels that few latents hold</h2>"
         f"<p>sae-probes on {names}: how well a label is read off one or a few latents of a text’s "
-        "last token, when the token has k latents. 0.5 is guessing.</p>"
+        "last token, when the token has k latents. 0.5 is guessing; model_auc is a probe on the "
+        "whole activation, and retention how much of what it is above guessing is kept.</p>"
         f'<div class="figures">{figures}</div>'
         f"<details><summary>All figures</summary>{table_html(table)}</details>"
     )

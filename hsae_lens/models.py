@@ -76,7 +76,7 @@ def open_model_of(
     """
     name = name or model_name_of(sae)
     if not name:
-        raise ValueError("The SAE does not say which model it is for; name one (--model).")
+        raise ValueError("The SAE does not say which model it is for; give one with --model.")
     return open_model(name, device, dtype)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pandas as pd
@@ -13,6 +14,7 @@ import torch
 import yaml
 from sae_lens import SAE
 
+from hsae_lens.cli import main
 from hsae_lens.train_command import load_recipe, parse, recipe_names
 
 HSAE = Path(sys.executable).with_name("hsae")
@@ -41,17 +43,38 @@ def hsae(*arguments: object, expect: int = 0) -> subprocess.CompletedProcess[str
     return run
 
 
+Said = tuple[int, str, str]
+
+
+@pytest.fixture
+def says(capsys: pytest.CaptureFixture[str]) -> Callable[..., Said]:
+    """The command without its process: exit status, output, errors."""
+
+    def run(*arguments: object) -> Said:
+        try:
+            status = main([str(argument) for argument in arguments])
+        except SystemExit as leaving:  # help, and what argparse refuses
+            status = int(leaving.code or 0)
+        return status, *capsys.readouterr()
+
+    return run
+
+
 def flags(settings: dict[str, object]) -> list[object]:
     return [part for key, value in settings.items() for part in (f"--{key}", value)]
 
 
-def test_help_reads_well() -> None:
-    assert "one SAE, every sparsity" in hsae("--help").stdout
-    assert "hsae_lens 0." in hsae("--version").stdout
-    demo = hsae("demo", "--help").stdout
+def test_help_reads_well(says: Callable[..., Said]) -> None:
+    overview = hsae("--help").stdout
+    assert "one SAE, every sparsity" in overview
+    assert "hsae_lens 0." in says("--version")[1]
+    for name in ("eval", "probe", "absorb", "interpret", "report", "advise", "circuits", "latents"):
+        assert name in overview
+        assert "usage: hsae" in says(name, "--help")[1]
+    demo = says("demo", "--help")[1]
     for flag in ("--steps", "--layer", "--d-sae", "--k", "--text", "--out"):
         assert flag in demo
-    train = hsae("train", "--help").stdout
+    train = says("train", "--help")[1]
     assert "--recipe NAME_or_file.yaml" in train
     assert "gemma-2-2b-layer12" in train
     for flag in ("--budgets", "--budget_weights", "--training_tokens", "--wandb_project"):
@@ -138,13 +161,15 @@ def test_the_demo_leaves_what_it_says(gemma2_folder: Path, text_file: Path, tmp_
         assert line in run.stdout
 
 
-def test_expected_errors_are_one_line() -> None:
+def test_expected_errors_are_one_line(says: Callable[..., Said]) -> None:
     run = hsae("train", "--recipe", "gemma-2b-layer12", expect=1)
     assert "Did you mean 'gemma-2-2b-layer12'?" in run.stderr
     assert "Traceback" not in run.stderr
-    run = hsae("train", "--budgets", "2,1", expect=1)
-    assert "Did you mean [1, 2]?" in run.stderr
-    run = hsae("demo", "--text", "/no/such/file.txt", expect=1)
-    assert run.stderr.strip().endswith("No text at /no/such/file.txt.")
-    hsae("train", "--nonsense", 1, expect=2)
-    hsae("nonsense", expect=2)
+    status, _, error = says("train", "--budgets", "2,1")
+    assert status == 1
+    assert "Did you mean [1, 2]?" in error
+    status, _, error = says("demo", "--text", "/no/such/file.txt")
+    assert status == 1
+    assert error.strip().endswith("No text at /no/such/file.txt.")
+    assert says("train", "--nonsense", 1)[0] == 2
+    assert says("nonsense")[0] == 2

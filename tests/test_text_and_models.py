@@ -40,7 +40,7 @@ def test_a_folder_that_is_no_model(tmp_path: Path) -> None:
 
 
 def test_what_cannot_be_had_is_said(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(ModelUnavailableError, match=r"Cannot open the model 'no/such-model'"):
         open_model("no/such-model")
     monkeypatch.setattr(models, "_smollm2_gguf", lambda: None)

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import os
 
-# Before anything imports Triton: its kernels then run on the CPU, like every other implementation.
-os.environ["TRITON_INTERPRET"] = "1"
+import torch
+
+# Before anything imports Triton: without a GPU its kernels then run on the CPU, like every other
+# implementation.
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"
 
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from datasets import Dataset
 
 from hsae_lens import HierarchicalTopKTrainingSAE, HierarchicalTopKTrainingSAEConfig

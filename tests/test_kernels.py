@@ -28,11 +28,15 @@ SHAPES = {
 KINDS = ["plain", "all negative", "ties", "zipf"]
 # Relative error allowed, in norm, for each dtype.
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 2e-6, torch.bfloat16: 2e-2}
+# Triton's kernels run on a GPU where there is one, else in its interpreter (conftest.py).
+DEVICE = {name: torch.device("cpu") for name in IMPLEMENTATIONS}
+if torch.cuda.is_available():
+    DEVICE["triton"] = torch.device("cuda")
 RUNS = [
     (name, dtype)
     for name, implementation in IMPLEMENTATIONS.items()
     for dtype in TOLERANCE
-    if implementation.refuses(torch.device("cpu"), dtype) is None
+    if implementation.refuses(DEVICE[name], dtype) is None
 ]
 # Triton's interpreter is slow: every kind of code on small shapes, plain ones on all.
 CASES = [
@@ -73,16 +77,18 @@ def problem(shape: str, kind: str = "plain", weighted_tokens: bool = False) -> N
     )
 
 
-def cast(p: NestedProblem, dtype: torch.dtype) -> NestedProblem:
+def cast(p: NestedProblem, dtype: torch.dtype, on: str = "reference") -> NestedProblem:
+    """The problem in a dtype, where the implementation ``on`` runs."""
     fields = {
-        name: value.to(dtype)
+        name: value.to(DEVICE[on], dtype if value.is_floating_point() else value.dtype)
         for name, value in p._asdict().items()
-        if isinstance(value, torch.Tensor) and value.is_floating_point()
+        if isinstance(value, torch.Tensor)
     }
     return p._replace(**fields)
 
 
 def assert_close(name: str, got: torch.Tensor, want: torch.Tensor, tolerance: float) -> None:
+    got = got.cpu()
     error = (got.double() - want.double()).norm() / want.double().norm().clamp(min=1e-30)
     assert torch.isfinite(got).all(), f"{name} is not finite"
     assert error <= tolerance, f"{name}: relative error {error:.2e} > {tolerance:.0e}"
@@ -91,7 +97,7 @@ def assert_close(name: str, got: torch.Tensor, want: torch.Tensor, tolerance: fl
 @pytest.mark.parametrize(("name", "dtype", "shape", "kind"), CASES, ids=str)
 def test_nested_equals_reference(name: str, dtype: torch.dtype, shape: str, kind: str) -> None:
     # The reference sees the rounded inputs: what is compared is the arithmetic.
-    rounded = cast(problem(shape, kind, weighted_tokens=shape == "odd"), dtype)
+    rounded = cast(problem(shape, kind, weighted_tokens=shape == "odd"), dtype, name)
     want = reference.nested(cast(rounded, torch.float64), True)
     got = IMPLEMENTATIONS[name].nested(rounded, True)
     for field in got._fields:
@@ -104,9 +110,9 @@ def test_nested_equals_reference(name: str, dtype: torch.dtype, shape: str, kind
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize(("name", "dtype"), RUNS, ids=lambda x: str(x).removeprefix("torch."))
 def test_encoder_grad_equals_reference(name: str, dtype: torch.dtype, shape: str) -> None:
-    p = cast(problem(shape), dtype)
-    d_sae = p.W_dec.shape[0]
-    want = reference.encoder_grad(p.values.double(), p.indices, p.target.double(), d_sae)
+    p = cast(problem(shape), dtype, name)
+    d_sae, exact = p.W_dec.shape[0], cast(p, torch.float64)
+    want = reference.encoder_grad(exact.values, exact.indices, exact.target, d_sae)
     got = IMPLEMENTATIONS[name].encoder_grad(p.values, p.indices, p.target, d_sae)
     assert got.is_contiguous()
     assert_close("d_W_enc", got, want, TOLERANCE[dtype])
@@ -114,7 +120,7 @@ def test_encoder_grad_equals_reference(name: str, dtype: torch.dtype, shape: str
 
 @pytest.mark.parametrize(("name", "dtype"), RUNS, ids=lambda x: str(x).removeprefix("torch."))
 def test_without_gradients_the_outputs_are_the_same(name: str, dtype: torch.dtype) -> None:
-    p = cast(problem("odd"), dtype)
+    p = cast(problem("odd"), dtype, name)
     with_grad = IMPLEMENTATIONS[name].nested(p, True)
     without = IMPLEMENTATIONS[name].nested(p, False)
     assert torch.equal(without.squared_errors, with_grad.squared_errors)
@@ -127,8 +133,11 @@ def test_without_gradients_the_outputs_are_the_same(name: str, dtype: torch.dtyp
     [run for run in RUNS if run[0] != "reference"],
     ids=lambda x: str(x).removeprefix("torch."),
 )
-def test_same_input_same_bits(name: str, dtype: torch.dtype) -> None:
-    p = cast(problem("crowded latents"), dtype)
+def test_same_input_same_bits(
+    name: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HSAE_DETERMINISTIC", "1")
+    p = cast(problem("crowded latents"), dtype, name)
     runs = [IMPLEMENTATIONS[name].nested(p, True) for _ in range(3)]
     for field in runs[0]._fields:
         assert all(torch.equal(getattr(runs[0], field), getattr(r, field)) for r in runs[1:]), field
@@ -138,11 +147,11 @@ def test_same_input_same_bits(name: str, dtype: torch.dtype) -> None:
 def test_triton_sorts_instead_of_adding_atomically_when_asked(
     shape: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    if reason := IMPLEMENTATIONS["triton"].refuses(torch.device("cpu"), torch.float32):
+    if reason := IMPLEMENTATIONS["triton"].refuses(DEVICE["triton"], torch.float32):
         pytest.skip(reason)
     from hsae_lens.kernels import triton_kernels
 
-    p = cast(problem(shape), torch.float32)
+    p = cast(problem(shape), torch.float32, "triton")
     p = p._replace(budgets=list(range(1, p.values.shape[1] + 1)))
     p = p._replace(weights=[1 / len(p.budgets)] * len(p.budgets))
     want = reference.nested(cast(p, torch.float64), True)
@@ -168,7 +177,7 @@ def test_every_output_is_written(
 
         return made
 
-    p = cast(problem("sparse budgets"), dtype)
+    p = cast(problem("sparse budgets"), dtype, name)
     d_sae = p.W_dec.shape[0]
     monkeypatch.setattr(torch, "empty", poisoned(torch.empty))
     monkeypatch.setattr(torch, "empty_like", poisoned(torch.empty_like))
@@ -210,7 +219,7 @@ def test_the_choice_is_explained_and_can_be_forced(monkeypatch: pytest.MonkeyPat
 def test_without_a_compiler_the_scan_is_used_and_says_why() -> None:
     code = (
         "import os, torch; os.environ['PATH'] = ''; os.environ.pop('CC', None)\n"
-        "del os.environ['TRITON_INTERPRET']\n"
+        "os.environ.pop('TRITON_INTERPRET', None)\n"
         "from hsae_lens.kernels import explain, native\n"
         "print(explain())"
     )
@@ -221,7 +230,7 @@ def test_without_a_compiler_the_scan_is_used_and_says_why() -> None:
 
 def test_every_triton_kernel_compiles_for_gpus_and_spills_nothing() -> None:
     """The interpreter takes programs that the compiler refuses; the compiler needs no GPU."""
-    if reason := IMPLEMENTATIONS["triton"].refuses(torch.device("cpu"), torch.float32):
+    if reason := IMPLEMENTATIONS["triton"].refuses(DEVICE["triton"], torch.float32):
         pytest.skip(f"triton {reason}")
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
     script = Path(__file__).with_name("compile_for_gpus.py")

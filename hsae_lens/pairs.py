@@ -19,11 +19,16 @@ COLUMNS = (
 )
 """Columns that a file of pairs may have, in the order of :class:`Pair`."""
 
+
+def _json_lines(path: Path) -> pd.DataFrame:
+    return pd.read_json(path, lines=True, dtype=False)
+
+
 READERS: dict[str, Callable[[Path], pd.DataFrame]] = {
     # As text: an answer may be a digit, and a prompt the word "null".
     ".csv": lambda path: pd.read_csv(path, dtype=str, keep_default_na=False),
-    ".jsonl": lambda path: pd.read_json(path, lines=True, dtype=False),
-    ".json": lambda path: pd.read_json(path, lines=True, dtype=False),  # feature-circuits' suffix
+    ".jsonl": _json_lines,
+    ".json": _json_lines,  # feature-circuits' suffix
     ".parquet": pd.read_parquet,
 }
 """How a file of pairs is read, by its suffix."""

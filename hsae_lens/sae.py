@@ -270,6 +270,11 @@ def joined_heads(sae: Any) -> Iterator[None]:
             sae.turn_on_forward_pass_hook_z_reshaping()
 
 
+def largest_budget(sae: Any) -> int:
+    """The largest budget that an SAE of any architecture can be cut to: its k, else d_sae."""
+    return int(getattr(sae.cfg, "k", sae.cfg.d_sae))
+
+
 def norms_are_one(W_dec: torch.Tensor) -> bool:
     """Whether all decoder rows have norm 1, up to what storing them in bfloat16 does to it."""
     return bool(((W_dec.float().norm(dim=-1) - 1).abs() < 2e-3).all())

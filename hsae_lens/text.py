@@ -125,7 +125,7 @@ def tokenize(
 
 
 def sample_tokens(
-    path: str | Path | None, tokenizer: Any, context_size: int, n_tokens: int
+    path: str | Path | None, tokenizer: Any, context_size: int | None, n_tokens: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """About ``n_tokens`` of a local file or folder (None: CPython's reference), taken evenly.
 
@@ -133,6 +133,7 @@ def sample_tokens(
         int64 ``[n_sequences, context_size]``, every sequence from another stretch of the text, and
         the document of each ``[n_sequences]``.
     """
+    context_size = context_size or DEFAULT_CONTEXT
     texts = documents_of(path) if path else cpython_reference()
     everything = tokenize(texts, tokenizer, context_size)
     documents = document_of_each(everything, tokenizer.bos_token_id)

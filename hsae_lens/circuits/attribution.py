@@ -10,7 +10,7 @@ arXiv 2403.19647; the sign here is that of a contribution, metric(clean) − met
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -95,9 +95,13 @@ class Attribution:
             columns = {"site": name, "position": position, "latent": column + ERROR}
             tables.append(pd.DataFrame({**columns, "effect": effects[position, column]}))
         table = pd.concat(tables, ignore_index=True)
-        order = table["effect"].abs().sort_values(ascending=False, kind="stable").index
-        table = table.loc[order].reset_index(drop=True)
+        table = largest_first(table)
         return table if by_position else table.drop(columns="position")
+
+
+def largest_first(table: pd.DataFrame) -> pd.DataFrame:
+    """Rows by their ``effect``, of either sign."""
+    return table.sort_values("effect", key=abs, ascending=False, kind="stable", ignore_index=True)
 
 
 def attribute_budgets(
@@ -143,9 +147,9 @@ def attribute_budgets(
     sites = sites_of(saes, model)
     resolved = _budgets(budgets, sites)
     parts, values = [], []
+    names = [site.hook_name for site in sites]
     work = list(batches(clean, metric, corrupt, batch_size))
     for batch in tqdm(work, "Attributing", disable=not progress):
-        names = [site.hook_name for site in sites]
         other = None if batch.corrupt is None else activations_at(model, batch.corrupt, names)
         value, gradients = _gradients(model, sites, batch, other, steps)
         values.append(value)
@@ -205,29 +209,46 @@ def _gradient_at(
     Args:
         at: activations to set at some hooks instead of the model's own.
     """
+    names = [site.hook_name for site in sites]
+    with torch.enable_grad(), frozen(model):
+        value, seen, leaves = with_leaves(model, names, batch, at or {})
+        gradients = torch.autograd.grad(value.sum(), leaves)
+    found = zip(seen, gradients, strict=True)
+    return value.detach(), [(acts.detach(), gradient) for acts, gradient in found]
+
+
+def with_leaves(
+    model: Any, names: Sequence[str], batch: Batch, at: Mapping[str, torch.Tensor]
+) -> tuple[torch.Tensor, list[torch.Tensor], list[torch.Tensor]]:
+    """The metric ``[n]`` with a zero added at each hook, to take gradients there.
+
+    Returns:
+        The metric; per hook, the activations that went on, and the zero that was added to them. All
+        are parts of the graph, if the caller has gradients enabled.
+
+    Raises:
+        ValueError: if the metric has no gradient.
+    """
     seen: dict[str, torch.Tensor] = {}
     leaves: dict[str, torch.Tensor] = {}
 
     def change(name: str) -> Callable[[torch.Tensor], torch.Tensor]:
         def add_leaf(acts: torch.Tensor) -> torch.Tensor:
-            acts = at[name] if at and name in at else acts
-            seen[name] = acts.detach()
+            acts = at.get(name, acts)
             leaves[name] = torch.zeros_like(acts, requires_grad=True)
-            return acts + leaves[name]
+            seen[name] = acts + leaves[name]
+            return seen[name]
 
         return add_leaf
 
-    names = [site.hook_name for site in sites]
-    with torch.enable_grad(), frozen(model):
-        logits = run_changed(model, batch.clean, {name: change(name) for name in names})
-        value = measured(batch.metric, logits)
-        if not value.requires_grad:
-            raise ValueError(
-                "The metric's result has no gradient: compute it from the logits with torch, "
-                "without .item(), .detach() or no_grad."
-            )
-        gradients = torch.autograd.grad(value.sum(), [leaves[name] for name in names])
-    return value.detach(), [(seen[n], g) for n, g in zip(names, gradients, strict=True)]
+    logits = run_changed(model, batch.clean, {name: change(name) for name in names})
+    value = measured(batch.metric, logits)
+    if not value.requires_grad:
+        raise ValueError(
+            "The metric's result has no gradient: compute it from the logits with torch, "
+            "without .item(), .detach() or no_grad."
+        )
+    return value, [seen[name] for name in names], [leaves[name] for name in names]
 
 
 @contextmanager

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import pandas as pd
@@ -10,10 +10,10 @@ import torch
 from sae_lens import SAE
 from tqdm.auto import tqdm
 
-from hsae_lens.circuits.attribution import frozen
-from hsae_lens.circuits.metric import Batch, Metric, batches, measured
+from hsae_lens.circuits.attribution import frozen, largest_first, with_leaves
+from hsae_lens.circuits.metric import Batch, Metric, batches
 from hsae_lens.circuits.sites import ERROR, Site, Split, sites_of
-from hsae_lens.models import activations_at, run_changed
+from hsae_lens.models import activations_at
 
 
 def latent_edges(
@@ -65,8 +65,7 @@ def latent_edges(
     columns = ["site", "position", "latent", "to_site", "to_position", "to_latent"]
     table = pd.DataFrame([(*key, effect) for key, effect in sums.items() if effect],
                          columns=[*columns, "effect"])  # fmt: skip
-    order = table["effect"].abs().sort_values(ascending=False, kind="stable").index
-    return table.loc[order].reset_index(drop=True)
+    return largest_first(table)
 
 
 def _edges(
@@ -75,34 +74,20 @@ def _edges(
     """Edges summed over the pairs of one batch, each with its two ends."""
     names = [site.hook_name for site in sites]
     replacing = None if batch.corrupt is None else activations_at(model, batch.corrupt, names)
-    leaves: dict[str, torch.Tensor] = {}
-    seen: dict[str, torch.Tensor] = {}
-
-    def change(name: str) -> Callable[[torch.Tensor], torch.Tensor]:
-        def add_leaf(acts: torch.Tensor) -> torch.Tensor:
-            leaves[name] = torch.zeros_like(acts, requires_grad=True)
-            seen[name] = acts + leaves[name]
-            return seen[name]
-
-        return add_leaf
-
     found = []
     with torch.enable_grad(), frozen(model):
-        logits = run_changed(model, batch.clean, {name: change(name) for name in names})
-        value = measured(batch.metric, logits)
-        gradients = torch.autograd.grad(
-            value.sum(), [leaves[name] for name in names], retain_graph=True
-        )
+        value, seen, leaves = with_leaves(model, names, batch, {})
+        gradients = torch.autograd.grad(value.sum(), leaves, retain_graph=True)
         for n in range(1, len(sites)):
             before, after = sites[n - 1], sites[n]
-            counts = before.counts(batch.clean, seen[before.hook_name])
-            removed = _removed(before, seen[before.hook_name].detach(), replacing, k)
-            split = after.split(seen[after.hook_name], k)
+            counts = before.counts(batch.clean, seen[n - 1])
+            removed = _removed(before, seen[n - 1].detach(), replacing, k)
+            split = after.split(seen[n], k)
             toward = gradients[n].flatten(2).to(split.x)
             for _, down in nodes[nodes["site"] == after.hook_name].iterrows():
                 through = _worth(after, split, toward, int(down["position"]), int(down["latent"]))
                 (back,) = torch.autograd.grad(
-                    through, leaves[before.hook_name], retain_graph=True, allow_unused=True
+                    through, leaves[n - 1], retain_graph=True, allow_unused=True
                 )
                 if back is None:
                     raise ValueError(

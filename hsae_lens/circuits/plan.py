@@ -21,7 +21,7 @@ from hsae_lens.evaluation.run import CONTROL, random_control
 from hsae_lens.models import activations_at, open_model_of
 from hsae_lens.near import near
 from hsae_lens.pairs import TokenizedTask, read_pairs, tokenize_pairs
-from hsae_lens.sae import HierarchicalTopKSAE
+from hsae_lens.sae import HierarchicalTopKSAE, largest_budget
 from hsae_lens.saved import open_sae
 from hsae_lens.tasks import make_task
 
@@ -167,4 +167,4 @@ def _controls(saes: list[SAE[Any]], model: Any, task: TokenizedTask) -> dict[str
 
 
 def _largest(saes: Sequence[SAE[Any]]) -> int:
-    return min(int(getattr(sae.cfg, "k", sae.cfg.d_sae)) for sae in saes)
+    return min(largest_budget(sae) for sae in saes)

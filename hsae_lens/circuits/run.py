@@ -161,7 +161,7 @@ def _described(saes: list[SAE[Any]], model: Any, nodes: pd.DataFrame) -> pd.Data
         name = sae.cfg.metadata.hook_name
         latents = nodes.loc[(nodes["site"] == name) & (nodes["latent"] != ERROR), "latent"]
         if isinstance(sae, HierarchicalTopKSAE):
-            context = sae.cfg.metadata.context_size or 128
+            context = sae.cfg.metadata.context_size
             tokens, _ = sample_tokens(None, model.tokenizer, context, 4096)
             table = describe_latents(sae, model, tokens, latents.unique().tolist())
             tables.append(table.assign(site=name))

@@ -13,7 +13,7 @@ from sae_lens.util import extract_stop_at_layer_from_tlens_hook_name
 
 from hsae_lens.evaluation.judged import Judged
 from hsae_lens.ordered_code import OrderedCode
-from hsae_lens.sae import HierarchicalTopKSAE, decoder_scale, joined_heads
+from hsae_lens.sae import HierarchicalTopKSAE, decoder_scale, joined_heads, largest_budget
 
 ERROR = -1
 """Stands for the error node where a latent's number is asked."""
@@ -58,7 +58,7 @@ class Site:
     @property
     def largest(self) -> int:
         """The largest budget that its SAE can be asked for."""
-        return int(getattr(self.sae.cfg, "k", self.d_sae))
+        return largest_budget(self.sae)
 
     @cached_property
     def W_dec(self) -> torch.Tensor:

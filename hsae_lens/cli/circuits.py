@@ -82,7 +82,7 @@ def _latents(parsed: argparse.Namespace) -> None:
     sae = open_hierarchical(parsed.sae)
     latents = _numbers(parsed.latents, sae.cfg.metadata.hook_name)
     model = open_model_of(sae, parsed.model)
-    context = sae.cfg.metadata.context_size or 128
+    context = sae.cfg.metadata.context_size
     tokens, _ = sample_tokens(parsed.text, model.tokenizer, context, parsed.tokens)
     dashboards = latent_dashboards(sae, model, tokens, latents)
     text = f"{tokens.numel():,} tokens of {parsed.text or 'the reference of CPython'}"

@@ -9,6 +9,12 @@ from hsae_lens.cli.flags import add_command, add_flags, config_of
 
 
 def add_evaluation(commands: Any) -> None:
+    _add_eval(commands)
+    _add_additions(commands)
+    _add_reading(commands)
+
+
+def _add_eval(commands: Any) -> None:
     evaluate = add_command(
         commands,
         "eval",
@@ -36,6 +42,9 @@ def add_evaluation(commands: Any) -> None:
 
     add_flags(evaluate, EvalConfig, help_texts)
 
+
+def _add_additions(commands: Any) -> None:
+    """What adds a table to a run of ``hsae eval``."""
     probe = add_command(
         commands,
         "probe",
@@ -78,6 +87,9 @@ def add_evaluation(commands: Any) -> None:
     interpret.add_argument("--latents", type=int, default=10, help="for each range of ranks")
     interpret.add_argument("--yes", action="store_true", help="ask the judge")
 
+
+def _add_reading(commands: Any) -> None:
+    """What reads runs of ``hsae eval``."""
     report = add_command(
         commands,
         "report",

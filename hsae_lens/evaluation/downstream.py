@@ -15,6 +15,7 @@ from hsae_lens.evaluation.frontier import each_reconstruction
 from hsae_lens.evaluation.judged import Judged
 from hsae_lens.models import hook_activations, input_device, logits_with
 from hsae_lens.pairs import TokenizedTask
+from hsae_lens.sae import largest_budget
 from hsae_lens.tasks import TASKS, make_task
 
 CHANCE = 0.5
@@ -52,7 +53,7 @@ def evaluate_tasks(
         ValueError: for an unknown task, bad budgets, or a task whose last position is left as it is
             (the answer would be the model's own at every k).
     """
-    largest = sae.cfg.k if hasattr(sae.cfg, "k") else sae.cfg.d_sae
+    largest = largest_budget(sae)
     resolved = resolve_budgets(budgets or powers_of_two(largest), largest)
     made = [
         make_task(task, model.tokenizer, n) if isinstance(task, str) else task

@@ -16,7 +16,7 @@ from hsae_lens.evaluation.judged import Judged, longest
 from hsae_lens.evaluation.metrics import FrontierSums, Metric, check_groups
 from hsae_lens.models import hook_activations, input_device, run_changed
 from hsae_lens.ordered_code import OrderedCode
-from hsae_lens.sae import HierarchicalTopKSAE, joined_heads
+from hsae_lens.sae import HierarchicalTopKSAE, joined_heads, largest_budget
 from hsae_lens.text import sequences_of
 
 
@@ -150,7 +150,7 @@ def evaluate_activations(
 def _resolve(sae: SAE[Any], budgets: Sequence[int] | None) -> list[int]:
     if sae.use_error_term:
         raise ValueError("Turn use_error_term off: with it the output equals the input at every k.")
-    largest = sae.cfg.k if hasattr(sae.cfg, "k") else sae.cfg.d_sae
+    largest = largest_budget(sae)
     return resolve_budgets(budgets or powers_of_two(largest), largest)
 
 

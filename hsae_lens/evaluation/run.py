@@ -27,7 +27,7 @@ from hsae_lens.plots import plot_frontier
 from hsae_lens.sae import HierarchicalTopKSAE, joined_heads
 from hsae_lens.saved import open_sae
 from hsae_lens.tasks import TASKS, make_task
-from hsae_lens.text import DEFAULT_CONTEXT, sample_tokens
+from hsae_lens.text import sample_tokens
 
 CONTROL = "random decoder"
 OUTPUTS = ("run.json", "frontier.csv", "frontier.png", "tasks.csv", "curve.csv", "adaptive.csv",
@@ -162,7 +162,7 @@ class Opened:
         first = next(iter(saes.values()))
         _check_same_hook(saes)
         model = open_model_of(first, cfg.model, cfg.device, getattr(torch, cfg.dtype))
-        context = first.cfg.metadata.context_size or DEFAULT_CONTEXT
+        context = first.cfg.metadata.context_size
         tokens, documents = sample_tokens(cfg.text, model.tokenizer, context, cfg.tokens)
         activations = judged_activations(first, model, tokens)
         if isinstance(first, HierarchicalTopKSAE):

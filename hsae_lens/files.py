@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import logging
 import os
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -14,12 +16,17 @@ import pandas as pd
 from sae_lens.constants import SAE_CFG_FILENAME, SAE_WEIGHTS_FILENAME
 from safetensors import SafetensorError
 
+logger = logging.getLogger(__name__)
+
 
 def saved_whole(save: Callable[[Path], tuple[Path, Path]], path: str | Path) -> tuple[Path, Path]:
-    """Runs a SAELens ``save`` in a folder beside ``path``, then renames its files into place."""
+    """Runs a SAELens ``save`` in a folder inside ``path``, then renames its files into place.
+
+    Inside, because ``path`` may be a link or a mount: renaming does not cross file systems.
+    """
     path = Path(path)
     path.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}-") as beside:
+    with tempfile.TemporaryDirectory(dir=path, prefix=".saving-") as beside:
         weights, config = save(Path(beside))
         for file in (weights, config):
             os.replace(file, path / file.name)
@@ -36,6 +43,49 @@ def replacing(path: Path) -> Iterator[Path]:
         os.replace(fresh, path)
     finally:
         fresh.unlink(missing_ok=True)
+
+
+@contextmanager
+def replacing_files(folder: str | Path, owned: Sequence[str] = ()) -> Iterator[Path]:
+    """Gives an empty folder to write files in, and moves them into ``folder`` if all went well.
+
+    What is refused or interrupted leaves ``folder`` as it was. Files of the same names are
+    replaced; those of ``owned`` that this run did not write belong to an earlier one and would be
+    mixed with it: they are moved to ``earlier-1``, ``earlier-2``, …, never deleted.
+
+    Args:
+        owned: names (of files in ``folder``) that this kind of run or its sequels write.
+    """
+    folder = Path(folder)
+    made = [parent for parent in (folder, *folder.parents) if not parent.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        # Inside, because the folder may be a link or a mount: renaming does not cross file systems.
+        with tempfile.TemporaryDirectory(dir=folder, prefix=".writing-") as beside:
+            fresh = Path(beside)
+            yield fresh
+            written = [file.relative_to(fresh) for file in fresh.rglob("*") if file.is_file()]
+            _set_aside(folder, [name for name in owned if Path(name) not in written])
+            for name in written:
+                (folder / name).parent.mkdir(parents=True, exist_ok=True)
+                os.replace(fresh / name, folder / name)
+    except BaseException:
+        for empty in made:
+            if empty.exists() and not any(empty.iterdir()):
+                empty.rmdir()
+        raise
+
+
+def _set_aside(folder: Path, names: Sequence[str]) -> None:
+    stale = [name for name in names if (folder / name).exists()]
+    if not stale:
+        return
+    n = next(n for n in itertools.count(1) if not (folder / f"earlier-{n}").exists())
+    aside = folder / f"earlier-{n}"
+    aside.mkdir()
+    for name in stale:
+        os.replace(folder / name, aside / name)
+    logger.warning("Moved %s of an earlier run to %s.", ", ".join(stale), aside)
 
 
 def write_csv(table: pd.DataFrame, path: Path) -> None:

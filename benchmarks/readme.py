@@ -64,7 +64,7 @@ def _rows(figures: dict[str, Any]) -> list[str]:
     for row in _part(figures, "end_to_end"):
         ours, peer = (row[key]["tokens_per_s"] for key in ("ours", "saelens"))
         out.append(
-            f"| end to end, SmolLM2-135M in the loop | {_size(row)} | {ours:.0f} tokens/s "
+            f"| a whole run, SmolLM2-135M in the loop | {_size(row)} | {ours:.0f} tokens/s "
             f"| SAELens TopK: {peer:.0f} tokens/s | {ours / peer:.2f} |"
         )
     out += [_evaluation(row) for row in _part(figures, "evaluation")]

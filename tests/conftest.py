@@ -11,15 +11,46 @@ import torch
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from datasets import Dataset
 
-from hsae_lens import HierarchicalTopKTrainingSAE, HierarchicalTopKTrainingSAEConfig
+from hsae_lens import HierarchicalTopKTrainingSAE, HierarchicalTopKTrainingSAEConfig, models
 from hsae_lens.models import open_model
 from hsae_lens.text import cpython_reference, token_dataset, tokenize
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_real_model() -> Iterator[None]:
+    """SmolLM2 is opened once for a number format and then shared, by commands in tests too.
+
+    Opening it takes ten seconds and half a gigabyte, each time.
+    """
+    opened: dict[tuple[Any, ...], Any] = {}
+    really_open = models._bridge
+
+    def bridge(source: str, device: Any, dtype: torch.dtype) -> Any:
+        if not Path(source).name.startswith(models.SMOLLM2):
+            return really_open(source, device, dtype)
+        key = (source, str(device), dtype)
+        if key not in opened:
+            opened[key] = really_open(source, device, dtype)
+        model = opened[key]
+        assert not model.acts_to_saes, "a test left an SAE attached to the model"
+        return model
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(models, "_bridge", bridge)
+        yield
+
+
+@pytest.fixture(scope="session")
+def smollm2() -> Any:
+    """The real model, in the number format that is fastest here."""
+    return open_model("smollm2-135m")
 
 
 @pytest.fixture(scope="session")

@@ -21,6 +21,8 @@ logger = logging.getLogger(__name__)
 
 SMOLLM2 = "smollm2-135m"
 SMOLLM2_HUB_NAME = "HuggingFaceTB/SmolLM2-135M-Instruct"
+MOST_SEQUENCES = 16
+LOGITS_BYTES = 512 << 20  # in float32: two such tensors, clean and changed, are held at once
 
 
 class ModelUnavailableError(RuntimeError):
@@ -117,6 +119,21 @@ def input_device(model: Any) -> torch.device:
     return next(model.parameters()).device
 
 
+def check_bare(model: Any) -> None:
+    """Raises ValueError if SAEs are attached to the model: what it computes is then theirs."""
+    if attached := list(getattr(model, "acts_to_saes", {})):
+        raise ValueError(
+            f"SAEs are attached to the model at {', '.join(attached)}, so that its activations are "
+            "not its own: model.reset_saes() first."
+        )
+
+
+def sequences_at_once(model: Any, context_size: int) -> int:
+    """How many sequences to run together so that their logits take no more than LOGITS_BYTES."""
+    one = 4 * context_size * len(model.tokenizer)
+    return max(1, min(MOST_SEQUENCES, LOGITS_BYTES // one))
+
+
 def hook_activations(model: Any, tokens: torch.Tensor, hook_name: str) -> torch.Tensor:
     """:func:`activations_at` of one hook."""
     return activations_at(model, tokens, [hook_name])[hook_name]
@@ -129,8 +146,10 @@ def activations_at(
     """Hooks' activations ``[batch, context, ...]``, running only the layers before the last one.
 
     Raises:
-        ValueError: if the model lacks a hook (a bridge alias must resolve, never give nothing).
+        ValueError: if the model lacks a hook (a bridge alias must resolve, never give nothing), or
+            SAEs are attached to it.
     """
+    check_bare(model)
     layers = [extract_stop_at_layer_from_tlens_hook_name(name) for name in hook_names]
     own = {name: _own_name(model, name) for name in hook_names}
     _, cache = model.run_with_cache(
@@ -154,8 +173,10 @@ def run_changed(
     functions of them; a function that gives None only looks. Differentiable.
 
     Raises:
-        ValueError: if a hook never fires: the model would look as if nothing mattered.
+        ValueError: if a hook never fires (the model would look as if nothing mattered), or SAEs are
+            attached to the model.
     """
+    check_bare(model)
     fired: set[str] = set()
 
     def hook(name: str, change: Callable[[torch.Tensor], torch.Tensor | None]) -> Any:

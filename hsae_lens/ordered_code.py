@@ -12,7 +12,8 @@ class OrderedCode:
     """The K largest activations of each token with their latents, in descending order.
 
     Attributes:
-        values: activations, shape ``[..., K]``, descending along the last axis.
+        values: activations, shape ``[..., K]``, descending along the last axis (in absolute value,
+            where an SAE has negative ones).
         indices: int64 latent indices, same shape. Latents of one token are distinct.
 
     A code made by :meth:`HierarchicalTopKSAE.encode_ordered` is never negative: where a token
@@ -76,3 +77,14 @@ class OrderedCode:
             raise ValueError(f"k must be in 1..d_sae={pre.shape[-1]}, got {k}.")
         values, indices = pre.topk(k, dim=-1, sorted=True)
         return cls(values.relu(), indices)
+
+    @classmethod
+    def from_activations(cls, acts: torch.Tensor, k: int) -> OrderedCode:
+        """The k largest of any SAE's feature activations ``[..., d_sae]``, signs kept.
+
+        Largest in absolute value, as SAEs with negative activations (AbsTopK) choose them.
+        """
+        if not 1 <= k <= acts.shape[-1]:
+            raise ValueError(f"k must be in 1..d_sae={acts.shape[-1]}, got {k}.")
+        indices = acts.abs().topk(k, dim=-1, sorted=True).indices
+        return cls(acts.gather(-1, indices), indices)

@@ -10,18 +10,23 @@ import pytest
 import torch
 from conftest import training_sae
 from datasets import Dataset
-from sae_lens import SAE
+from sae_lens import SAE, AbsTopKSAE, AbsTopKSAEConfig, Transcoder, TranscoderConfig
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from hsae_lens import HierarchicalTopKSAE
+from hsae_lens.circuits.sites import Site
 from hsae_lens.evaluation import (
     adaptive_frontier,
     advise,
     evaluate_activations,
     evaluate_budgets,
+    evaluate_saes,
     explained_variance_curve,
 )
 from hsae_lens.evaluation.adaptive import reach_error, spend_mean, token_errors
-from hsae_lens.models import hook_activations
+from hsae_lens.evaluation.judged import Judged
+from hsae_lens.evaluation.metrics import cross_entropies, kl_divergences
+from hsae_lens.models import hook_activations, open_model, sequences_at_once
 from hsae_lens.text import cpython_reference, sequences_of, token_dataset
 
 HOOK = "blocks.1.hook_resid_post"
@@ -241,3 +246,167 @@ def test_advice_is_the_smallest_budget_that_keeps_enough() -> None:
             advise(table, keep, of)
     with pytest.raises(ValueError, match="cross_entropy=True"):
         advise(table.drop(columns="ce_score"), 0.9, "ce_score")
+
+
+# --- several SAEs of one hook ---
+
+
+def test_saes_share_the_passes_and_keep_their_figures(
+    sae: Any, tiny_gemma2: Any, tiny_tokens: torch.Tensor
+) -> None:
+    saes = {"ours": sae, "stock": sae.at_k(8), "3": sae.at_k(3)}
+    passes = 0
+
+    def count(*_: Any) -> None:
+        nonlocal passes
+        passes += 1
+
+    settings: dict[str, Any] = {"seqpos_slice": (1, None), "bootstrap": 20, "progress": False}
+    handle = tiny_gemma2.unembed.register_forward_hook(count)
+    try:
+        table = evaluate_saes(saes, tiny_gemma2, tiny_tokens[:12], batch_size=5, **settings)
+    finally:
+        handle.remove()
+    # Three batches; in each one clean pass, one ablated, and one for each SAE and budget.
+    assert passes == 3 * (2 + 4 + 4 + 3)
+    assert table.columns[0] == "sae"
+    assert list(table["sae"]) == ["ours"] * 4 + ["stock"] * 4 + ["3"] * 3
+    for name, one in saes.items():
+        alone = evaluate_budgets(one, tiny_gemma2, tiny_tokens[:12], batch_size=5, **settings)
+        mine = table[table["sae"] == name].drop(columns="sae").reset_index(drop=True)
+        assert mine.equals(alone), "to the last digit"
+
+
+def test_only_saes_of_one_hook_are_judged_together(
+    sae: Any, tiny_gemma2: Any, tiny_tokens: torch.Tensor
+) -> None:
+    def judge(**saes: Any) -> None:
+        evaluate_saes(saes, tiny_gemma2, tiny_tokens[:2], [1, 8], progress=False)
+
+    other = sae.at_k(8)
+    other.cfg.metadata.hook_name = "blocks.0.hook_resid_post"
+    with pytest.raises(ValueError, match="not of one hook.*ours: blocks.1.*other: blocks.0"):
+        judge(ours=sae, other=other)
+    with pytest.raises(ValueError, match="not of one hook.*there are none"):
+        judge()
+    with pytest.raises(ValueError, match=r"^small cannot be judged so: budgets \[8\] are outside"):
+        judge(ours=sae, small=sae.at_k(3))
+
+
+# --- what would be judged wrongly ---
+
+
+def test_signed_activations_are_ordered_by_size_and_keep_their_sign(acts: torch.Tensor) -> None:
+    torch.manual_seed(0)
+    sae = AbsTopKSAE(AbsTopKSAEConfig(d_in=32, d_sae=96, k=8))
+    with torch.no_grad():
+        sae.W_enc.copy_(sae.W_dec.normal_().div_(sae.W_dec.norm(dim=-1, keepdim=True)).T)
+    x_hat, codes = sae(acts), sae.encode(acts)
+    assert (codes < 0).any()
+    table = evaluate_activations(sae, acts, [3, 8], progress=False).set_index("k")
+    assert table.loc[8, "mse"] == pytest.approx((acts - x_hat).square().sum(-1).mean().item())
+    smallest = codes.abs().topk(3).values[:, -1:]
+    three = sae.decode(torch.where(codes.abs() >= smallest, codes, 0))
+    assert table.loc[3, "mse"] == pytest.approx((acts - three).square().sum(-1).mean().item())
+    assert table["l0"].tolist() == [3, 8]
+    site = Site(sae, Judged(slice(None), float("inf"), torch.tensor([0])))
+    split = site.split(acts[None], 3)
+    torch.testing.assert_close(split.bias + site.decode(split.code), three[None])
+
+
+def test_transcoders_are_not_judged_against_their_input(
+    acts: torch.Tensor, tiny_gemma2: Any, tiny_tokens: torch.Tensor
+) -> None:
+    sae = Transcoder(TranscoderConfig(32, 96, d_out=32, apply_b_dec_to_input=False))
+    sae.cfg.metadata.hook_name = "blocks.1.ln2.hook_normalized"
+    sae.cfg.metadata.hook_name_out = "blocks.1.hook_mlp_out"
+    message = "is a transcoder: it writes blocks.1.hook_mlp_out, not the blocks.1.ln2.hook_norm"
+    with pytest.raises(ValueError, match=message):
+        evaluate_activations(sae, acts, [8])
+    with pytest.raises(ValueError, match=message):
+        evaluate_budgets(sae, tiny_gemma2, tiny_tokens[:2], [8])
+
+
+def test_an_sae_left_on_the_model_is_said(
+    sae: Any, tiny_gemma2: Any, tiny_tokens: torch.Tensor
+) -> None:
+    tiny_gemma2.add_sae(sae)
+    message = r"attached to the model at blocks.1.hook_resid_post.*model.reset_saes\(\) first"
+    try:
+        for cross_entropy in (True, False):
+            with pytest.raises(ValueError, match=message):
+                evaluate_budgets(
+                    sae, tiny_gemma2, tiny_tokens[:2], cross_entropy=cross_entropy, progress=False
+                )
+        with pytest.raises(ValueError, match=message):
+            hook_activations(tiny_gemma2, tiny_tokens[:2], "blocks.0.hook_resid_post")
+    finally:
+        tiny_gemma2.reset_saes()
+    hook_activations(tiny_gemma2, tiny_tokens[:2], "blocks.0.hook_resid_post")
+
+
+# --- memory ---
+
+
+class Largest(TorchDispatchMode):
+    """Notes the largest float32 and float64 tensor that an operation makes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.numel = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        made = func(*args, **(kwargs or {}))
+        for x in made if isinstance(made, (tuple, list)) else [made]:
+            if isinstance(x, torch.Tensor) and x.dtype in (torch.float32, torch.float64):
+                self.numel = max(self.numel, x.numel())
+        return made
+
+
+def test_no_float32_copy_of_the_logits_is_made(sae: Any, gemma2_folder: Path) -> None:
+    model = open_model(gemma2_folder, dtype="bfloat16")
+    tokens = torch.randint(3, 500, (32, 64), generator=torch.Generator().manual_seed(0))
+    logits = 32 * 64 * len(model.tokenizer)
+    with Largest() as largest:
+        evaluate_saes({"a": sae, "b": sae}, model, tokens, [2], batch_size=32, progress=False)
+    assert largest.numel < logits / 1.5, "slices of two megabytes, of four in all"
+
+
+def test_losses_in_slices_are_those_of_the_whole() -> None:
+    generator = torch.Generator().manual_seed(0)
+    clean, other = torch.randn(2, 3, 50, 9000, generator=generator)
+    tokens = torch.randint(9000, (3, 50), generator=generator)
+    p, q = clean.log_softmax(-1), other.log_softmax(-1)
+    want = torch.nn.functional.cross_entropy(
+        other[:, :-1].flatten(0, 1), tokens[:, 1:].flatten(), reduction="none"
+    )
+    torch.testing.assert_close(cross_entropies(other, tokens).flatten(), want)
+    torch.testing.assert_close(kl_divergences(clean, other), (p.exp() * (p - q)).sum(-1))
+
+
+def test_logits_decide_how_many_sequences_run_together(tiny_gemma2: Any) -> None:
+    class Vast:
+        tokenizer = range(256_000)  # Gemma 2's
+
+    assert sequences_at_once(tiny_gemma2, 128) == 16
+    assert [sequences_at_once(Vast, context) for context in (128, 512, 8192)] == [4, 1, 1]
+
+
+def test_document_numbers_may_have_gaps(sae: Any, acts: torch.Tensor) -> None:
+    documents = torch.arange(len(acts)) // 3
+    want = evaluate_activations(sae, acts, [8], bootstrap=20, documents=documents)
+    sparse = 10**9 - 10**6 * documents.flip(0)
+    with Largest() as largest:
+        got = evaluate_activations(sae, acts, [8], bootstrap=20, documents=sparse)
+    assert largest.numel < 10**6
+    assert got.drop(columns="explained_variance_se").equals(
+        want.drop(columns="explained_variance_se")
+    )
+    column = "explained_variance_se"
+    assert got[column][0] == pytest.approx(want[column][0], rel=0.5)
+
+
+@pytest.mark.parametrize("bootstrap", [-3, 1])
+def test_too_few_resamples_are_refused(bootstrap: int, sae: Any, acts: torch.Tensor) -> None:
+    with pytest.raises(ValueError, match=f"bootstrap must be 0 .* 2 or more.*got {bootstrap}"):
+        evaluate_activations(sae, acts, [8], bootstrap=bootstrap)

@@ -122,7 +122,7 @@ class Site:
     def _code(self, x: torch.Tensor, k: int) -> OrderedCode:
         if isinstance(self.sae, HierarchicalTopKSAE):
             return self.sae.encode_ordered(x).prefix(k)
-        return OrderedCode.from_pre_activations(self.sae.encode(x), k)
+        return OrderedCode.from_activations(self.sae.encode(x), k)
 
     def _bias(self, code: OrderedCode) -> torch.Tensor:
         if isinstance(self.sae, HierarchicalTopKSAE):

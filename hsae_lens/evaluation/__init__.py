@@ -2,7 +2,7 @@
 
 from hsae_lens.evaluation.adaptive import adaptive_frontier, explained_variance_curve
 from hsae_lens.evaluation.advice import Advice, advise
-from hsae_lens.evaluation.frontier import evaluate_activations, evaluate_budgets
+from hsae_lens.evaluation.frontier import evaluate_activations, evaluate_budgets, evaluate_saes
 
 __all__ = [
     "Advice",
@@ -10,5 +10,6 @@ __all__ = [
     "advise",
     "evaluate_activations",
     "evaluate_budgets",
+    "evaluate_saes",
     "explained_variance_curve",
 ]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import pandas as pd
@@ -11,12 +11,24 @@ from datasets import Dataset
 from sae_lens import SAE
 from tqdm.auto import tqdm
 
-from hsae_lens.budgets import powers_of_two, resolve_budgets
-from hsae_lens.evaluation.judged import Judged, longest
-from hsae_lens.evaluation.metrics import FrontierSums, Metric, check_groups
-from hsae_lens.models import hook_activations, input_device, run_changed
+from hsae_lens.evaluation.judged import Judged, budgets_of, longest
+from hsae_lens.evaluation.metrics import (
+    FrontierSums,
+    Metric,
+    TokenSums,
+    check_groups,
+    cross_entropies,
+    kl_divergences,
+)
+from hsae_lens.models import (
+    hook_activations,
+    input_device,
+    logits_with,
+    run_changed,
+    sequences_at_once,
+)
 from hsae_lens.ordered_code import OrderedCode
-from hsae_lens.sae import HierarchicalTopKSAE, joined_heads, largest_budget
+from hsae_lens.sae import HierarchicalTopKSAE, joined_heads
 from hsae_lens.text import sequences_of
 
 
@@ -33,7 +45,7 @@ def evaluate_budgets(
     bootstrap: int = 0,
     documents: torch.Tensor | None = None,
     metrics: Mapping[str, Metric] | None = None,
-    batch_size: int = 16,
+    batch_size: int | None = None,
     progress: bool = True,
 ) -> pd.DataFrame:
     """Evaluates an SAE at every budget on the same tokens; one clean and one ablated pass in all.
@@ -61,7 +73,8 @@ def evaluate_budgets(
         metrics: columns of your own, for example ``{"largest_miss": lambda x, x_hat: (x -
             x_hat).abs().amax(-1)}``: activations and reconstructions ``[n, d_in]`` in, a number per
             token out, averaged over tokens.
-        batch_size: sequences per forward pass.
+        batch_size: sequences per forward pass; None for 16, or fewer where their logits would take
+            more than half a gigabyte (two such tensors are held at once).
 
     Returns:
         One row per budget:
@@ -81,26 +94,84 @@ def evaluate_budgets(
     Raises:
         ValueError: for bad budgets, no model, a data set without such a column or with too little
             text, a hook the model lacks, a width that does not match, no token left to judge, too
-            few sequences for a standard error, or an error term left on (it would make every
-            budget perfect).
+            few sequences for a standard error, SAEs attached to the model, a transcoder, or an
+            error term left on (it would make every budget perfect).
         FloatingPointError: if the model's activations hold NaN or infinity.
     """
-    resolved = _resolve(sae, budgets)
+    table = evaluate_saes(
+        {"The SAE": sae},
+        model,
+        tokens,
+        budgets,
+        seqpos_slice=seqpos_slice,
+        max_norm=max_norm,
+        cross_entropy=cross_entropy,
+        bootstrap=bootstrap,
+        documents=documents,
+        metrics=metrics,
+        batch_size=batch_size,
+        progress=progress,
+    )
+    return table.drop(columns="sae")
+
+
+@torch.no_grad()
+def evaluate_saes(
+    saes: Mapping[str, SAE[Any]],
+    model: Any,
+    tokens: torch.Tensor | Dataset,
+    budgets: Sequence[int] | None = None,
+    *,
+    seqpos_slice: tuple[int | None, ...] | None = None,
+    max_norm: float | None = None,
+    cross_entropy: bool = True,
+    bootstrap: int = 0,
+    documents: torch.Tensor | None = None,
+    metrics: Mapping[str, Metric] | None = None,
+    batch_size: int | None = None,
+    progress: bool = True,
+) -> pd.DataFrame:
+    """:func:`evaluate_budgets` of several SAEs of one hook, which share clean and ablated passes.
+
+    Each gets the figures that it would get alone; memory does not grow with their number.
+
+    Args:
+        saes: by the name that stands in the table. All are judged on the same tokens: where
+            ``seqpos_slice``, ``max_norm`` or the context size are not given, the first SAE's.
+        budgets: None for 1, 2, 4, … k of each.
+
+    Returns:
+        The rows of all, a column ``sae`` first.
+
+    Raises:
+        ValueError: as there, and for SAEs of several hooks or widths.
+    """
+    resolved = budgets_of(saes, budgets)
+    first = next(iter(saes.values()))
     if model is None:
         raise ValueError("Tokens and text need a model; without one use evaluate_activations.")
     if not isinstance(tokens, torch.Tensor):
-        context = sae.cfg.metadata.context_size
+        context = first.cfg.metadata.context_size
         tokens, own = sequences_of(tokens, model.tokenizer, context, progress)
         documents = own if documents is None else documents
-    documents = _groups(documents, len(tokens), bootstrap)
-    sums = FrontierSums(resolved, sae.cfg.d_in, sae.cfg.d_sae, int(documents.max()) + 1, metrics)
-    judged = Judged.by(sae, model, seqpos_slice, max_norm)
-    frontier = _ModelFrontier(sae, model, sums, judged, cross_entropy)
+    documents, n_groups = _groups(documents, len(tokens), bootstrap)
+    shared = TokenSums(n_groups, first.cfg.d_in)
+    sums = {
+        name: FrontierSums(shared, resolved[name], sae.cfg.d_sae, metrics)
+        for name, sae in saes.items()
+    }
+    judged = Judged.by(first, model, seqpos_slice, max_norm)
+    frontier = _ModelFrontier(
+        [(sae, sums[name]) for name, sae in saes.items()], model, judged, cross_entropy
+    )
+    batch_size = batch_size or sequences_at_once(model, tokens.shape[1])
     batches = zip(tokens.split(batch_size), documents.split(batch_size), strict=True)
     n_batches = -(-len(tokens) // batch_size)
     for batch, groups in tqdm(batches, "Evaluating", n_batches, disable=not progress):
         frontier.add(batch.to(input_device(model)), groups)
-    return sums.table(bootstrap)
+    tables = [own.table(bootstrap).assign(sae=name) for name, own in sums.items()]
+    table = pd.concat(tables, ignore_index=True)
+    return table[["sae", *table.columns.drop("sae")]]
 
 
 @torch.no_grad()
@@ -126,36 +197,30 @@ def evaluate_activations(
     Returns:
         The table without the columns that need a model.
     """
-    resolved = _resolve(sae, budgets)
+    resolved = budgets_of({"The SAE": sae}, budgets)["The SAE"]
     if not isinstance(activations, torch.Tensor):
         raise ValueError(
             f"evaluate_activations judges activations [n_tokens, d_in], got a "
             f"{type(activations).__name__}. Text needs a model: evaluate_budgets."
         )
     _check(activations, sae, "activations")
-    documents = _groups(documents, len(activations), bootstrap)
-    sums = FrontierSums(resolved, sae.cfg.d_in, sae.cfg.d_sae, int(documents.max()) + 1, metrics)
+    documents, n_groups = _groups(documents, len(activations), bootstrap)
+    shared = TokenSums(n_groups, sae.cfg.d_in)
+    sums = FrontierSums(shared, resolved, sae.cfg.d_sae, metrics)
     limit = longest(sae, max_norm)
     batches = zip(activations.split(batch_size), documents.split(batch_size), strict=True)
     n_batches = -(-len(activations) // batch_size)
     for x, groups in tqdm(batches, "Evaluating", n_batches, disable=not progress):
         keep = x.norm(dim=-1) <= limit
-        sums.add_tokens(x[keep], groups[keep.cpu()])
+        shared.add_activations(x[keep], groups[keep.cpu()])
         with joined_heads(sae):
             for _ in _judged_reconstructions(sae, sums, x, keep, groups):
                 pass
     return sums.table(bootstrap)
 
 
-def _resolve(sae: SAE[Any], budgets: Sequence[int] | None) -> list[int]:
-    if sae.use_error_term:
-        raise ValueError("Turn use_error_term off: with it the output equals the input at every k.")
-    largest = largest_budget(sae)
-    return resolve_budgets(budgets or powers_of_two(largest), largest)
-
-
-def _groups(documents: torch.Tensor | None, n: int, bootstrap: int) -> torch.Tensor:
-    """The group of each of n rows, checked before the work rather than after it."""
+def _groups(documents: torch.Tensor | None, n: int, bootstrap: int) -> tuple[torch.Tensor, int]:
+    """The group of each of n rows and how many there are, checked before the work."""
     if n == 0:
         raise ValueError("No token is left to judge: there are none.")
     if documents is None:
@@ -164,10 +229,9 @@ def _groups(documents: torch.Tensor | None, n: int, bootstrap: int) -> torch.Ten
         raise ValueError(
             f"documents must be [{n}], one for each row, got {tuple(documents.shape)}."
         )
-    if not bootstrap:
-        return torch.zeros(n, dtype=torch.int64)
-    check_groups(len(documents.unique()))
-    return documents
+    present, groups = documents.cpu().unique(return_inverse=True)  # numbers may have gaps
+    check_groups(len(present), bootstrap)
+    return (groups, len(present)) if bootstrap else (torch.zeros_like(groups), 1)
 
 
 def _check(x: torch.Tensor, sae: SAE[Any], name: str) -> None:
@@ -184,69 +248,61 @@ class _ModelFrontier:
     """Runs the model and hands what it sees to the sums."""
 
     def __init__(
-        self, sae: SAE[Any], model: Any, sums: FrontierSums, judged: Judged, splice: bool
+        self,
+        saes: Sequence[tuple[SAE[Any], FrontierSums]],
+        model: Any,
+        judged: Judged,
+        splice: bool,
     ) -> None:
-        self.sae, self.model, self.sums = sae, model, sums
-        self.judged, self.splice = judged, splice
-        self.hook_name: str = sae.cfg.metadata.hook_name
+        self.saes, self.model, self.judged, self.splice = saes, model, judged, splice
+        first, sums = saes[0]
+        self.first, self.shared = first, sums.shared
+        self.hook_name: str = first.cfg.metadata.hook_name
         if not self.hook_name:
             raise ValueError("sae.cfg.metadata.hook_name is not set: which hook is this SAE for?")
 
     def add(self, tokens: torch.Tensor, documents: torch.Tensor) -> None:
         original, clean = self._clean_pass(tokens)
         x = original.flatten(2)  # attention heads joined
-        _check(x, self.sae, self.hook_name)
+        _check(x, self.first, self.hook_name)
         keep = self.judged(tokens, x)
         groups = documents[:, None].expand(tokens.shape)
-        self.sums.add_tokens(x[keep], groups[keep.cpu()])
-        reconstructions = _judged_reconstructions(self.sae, self.sums, original, keep, groups)
-        if clean is None:
-            for _ in reconstructions:
-                pass
-            return
-        losses = {
-            "clean": _loss(clean, tokens),
-            "ablated": _loss(self._log_probs(tokens, torch.zeros_like), tokens),
-        }
+        self.shared.add_activations(x[keep], groups[keep.cpu()])
         predicting = keep[:, :-1]
         here = groups[:, :-1][predicting.cpu()]
-        for n, x_hat in reconstructions:
-            spliced = torch.where(keep[..., None], x_hat.to(x.dtype), x).reshape(original.shape)
-            with_sae = self._log_probs(tokens, _always(spliced))
-            losses["with_sae"] = _loss(with_sae, tokens)
-            for name, loss in losses.items():
-                self.sums.add(f"ce_{name}", n, loss[predicting], here)
-            self.sums.add("predictions", n, torch.ones(len(here)), here)
-            self.sums.add("kl", n, _kl(clean, with_sae)[keep], groups[keep.cpu()])
+        if clean is not None:  # the same for every SAE
+            ablated = cross_entropies(self._logits(tokens, torch.zeros_like(original)), tokens)
+            self.shared.add("ce_clean", cross_entropies(clean, tokens)[predicting], here)
+            self.shared.add("ce_ablated", ablated[predicting], here)
+            self.shared.add("predictions", torch.ones(len(here)), here)
+        for sae, sums in self.saes:
+            for n, x_hat in _judged_reconstructions(sae, sums, original, keep, groups):
+                if clean is not None:
+                    spliced = torch.where(keep[..., None], x_hat.to(x.dtype), x)
+                    losses, kl = self._changed(tokens, spliced.reshape(original.shape), clean)
+                    sums.add("ce_with_sae", n, losses[predicting], here)
+                    sums.add("kl", n, kl[keep], groups[keep.cpu()])
 
     def _clean_pass(self, tokens: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """The hook's activations and, if they will be spliced, the model's own predictions."""
+        """The hook's activations and, if they will be spliced, the model's own logits."""
         if not self.splice:
             return hook_activations(self.model, tokens, self.hook_name), None
         seen: list[torch.Tensor] = []
-        clean = self._log_probs(tokens, seen.append)
-        return seen[0], clean
+        logits = run_changed(self.model, tokens, {self.hook_name: seen.append})
+        return seen[0], logits
 
-    def _log_probs(
-        self, tokens: torch.Tensor, change: Callable[[torch.Tensor], Any]
-    ) -> torch.Tensor:
-        """Next-token log-probabilities with the hook's activations changed (None: left as is)."""
-        return run_changed(self.model, tokens, {self.hook_name: change}).float().log_softmax(-1)
+    def _changed(
+        self, tokens: torch.Tensor, new: torch.Tensor, clean: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Cross-entropies with the hook set to ``new``, and KL from the clean predictions.
 
+        The logits end here: no third tensor of their size is held beside these and the clean ones.
+        """
+        logits = self._logits(tokens, new)
+        return cross_entropies(logits, tokens), kl_divergences(clean, logits)
 
-def _loss(log_probs: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
-    """Cross-entropy of each next token ``[batch, context - 1]``."""
-    return -log_probs[:, :-1].gather(-1, tokens[:, 1:, None]).squeeze(-1)
-
-
-def _kl(clean: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
-    """KL(clean ‖ other) at each position, a sequence at a time to spare memory."""
-    rows = zip(clean, other, strict=True)
-    return torch.stack([(p.exp() * (p - q)).sum(-1) for p, q in rows])
-
-
-def _always(value: torch.Tensor) -> Callable[[torch.Tensor], torch.Tensor]:
-    return lambda _: value
+    def _logits(self, tokens: torch.Tensor, new: torch.Tensor) -> torch.Tensor:
+        return logits_with(self.model, tokens, self.hook_name, new)
 
 
 def _judged_reconstructions(
@@ -290,5 +346,5 @@ def each_reconstruction(
     for j in budgets:
         # Encoded for every budget: some normalisations are undone by one decode only.
         acts = sae.encode(sae_in)
-        code = OrderedCode.from_pre_activations(acts, max(1, j))
+        code = OrderedCode.from_activations(acts, max(1, j))
         yield j, code, sae.decode(code.to_dense(sae.cfg.d_sae) if j else torch.zeros_like(acts))

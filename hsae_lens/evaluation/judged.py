@@ -1,7 +1,8 @@
-"""Which tokens count: the same rule for every figure."""
+"""What is judged: which SAEs at which budgets, and which tokens count, by one rule everywhere."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,7 +11,55 @@ from sae_lens import SAE
 from sae_lens.util import get_special_token_ids
 from tqdm.auto import tqdm
 
+from hsae_lens.budgets import powers_of_two, resolve_budgets
 from hsae_lens.models import hook_activations
+from hsae_lens.sae import largest_budget
+
+
+def check_autoencoder(sae: SAE[Any], name: str = "The SAE") -> None:
+    """Raises ValueError for an SAE whose output is not its own account of its input."""
+    metadata = sae.cfg.metadata
+    if hasattr(sae.cfg, "d_out") or metadata.hook_name_out not in (None, metadata.hook_name):
+        raise ValueError(
+            f"{name} is a transcoder: it writes {metadata.hook_name_out or 'another activation'}, "
+            f"not the {metadata.hook_name} that it reads, and cannot be judged against it. Give an "
+            "SAE that reads and writes one hook."
+        )
+    if sae.use_error_term:
+        raise ValueError(
+            f"{name} has its error term on: its output equals its input at every k. Turn "
+            "use_error_term off."
+        )
+
+
+def budgets_of(
+    saes: Mapping[str, SAE[Any]], budgets: Sequence[int] | None = None
+) -> dict[str, list[int]]:
+    """The budgets to judge each SAE at: those asked for, else 1, 2, 4, … k of each.
+
+    Raises:
+        ValueError: for none, SAEs of several hooks or widths, a transcoder, an error term left on,
+            or budgets that one of them does not have.
+    """
+    hooks = {(sae.cfg.metadata.hook_name, sae.cfg.d_in) for sae in saes.values()}
+    if len(hooks) != 1:
+        listed = "; ".join(
+            f"{name}: {sae.cfg.metadata.hook_name}, width {sae.cfg.d_in}"
+            for name, sae in saes.items()
+        )
+        raise ValueError(
+            "The SAEs are not of one hook, so they cannot be compared: "
+            f"{listed or 'there are none'}."
+        )
+    found = {}
+    for name, sae in saes.items():
+        check_autoencoder(sae, name)
+        largest = largest_budget(sae)
+        try:
+            found[name] = resolve_budgets(budgets or powers_of_two(largest), largest)
+        except ValueError as error:
+            raise ValueError(f"{name} cannot be judged so: {error}") from None
+    return found
 
 
 @dataclass(frozen=True)

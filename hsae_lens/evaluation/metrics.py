@@ -1,11 +1,11 @@
-"""The frontier's arithmetic: sums over tokens by group, tables and their standard errors.
+"""The frontier's arithmetic: losses, sums over tokens by group, tables and standard errors.
 
 Pure tensors in, a table out; where activations and losses come from is ``frontier``'s business.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import pandas as pd
@@ -20,55 +20,102 @@ TAKEN = {"k", "tokens", "l0", "explained_variance", "fvu", "adds", "mse", "cosin
          "dead", "dense", "active", "square_error", "square_error_before", "predictions", "kl",
          "ce_score", "ce_clean", "ce_ablated", "ce_with_sae"}  # fmt: skip
 FEWEST_GROUPS = 10  # a bootstrap over fewer says little
+SLICE_BYTES = 2 << 20  # of logits in float32
 
 
-def check_groups(n: int) -> None:
-    """Raises ValueError if ``n`` groups are too few for a standard error."""
-    if n < FEWEST_GROUPS:
+def check_groups(n: int, bootstrap: int) -> None:
+    """Raises ValueError if ``bootstrap`` resamples of ``n`` groups give no standard error."""
+    if bootstrap < 0 or bootstrap == 1:
+        raise ValueError(f"bootstrap must be 0 (none) or 2 or more resamples, got {bootstrap}.")
+    if bootstrap and n < FEWEST_GROUPS:
         raise ValueError(
             f"{n} groups of tokens are too few for a standard error: give {FEWEST_GROUPS} or more "
             "documents or sequences, or bootstrap=0."
         )
 
 
-class FrontierSums:
-    """Running sums for each budget, kept apart by group so that groups can be resampled.
+def cross_entropies(logits: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+    """Of each next token ``[batch, context - 1]``, from logits ``[batch, context, d_vocab]``."""
+    targets = tokens.roll(-1, 1).flatten()[:, None]  # a sequence's last one is left out below
+    parts, start = [], 0
+    for (log_probs,) in _log_probs(logits):
+        target = targets[start : start + len(log_probs)]
+        parts.append(-log_probs.gather(-1, target).squeeze(-1))
+        start += len(target)
+    return torch.cat(parts).view_as(tokens)[:, :-1]
 
-    Tokens of one group (a document, a sequence) are not independent of each other; groups are.
+
+def kl_divergences(clean: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
+    """KL(clean ‖ other) of next-token distributions ``[batch, context]``, from their logits."""
+    parts = [(p.exp() * (p - q)).sum(-1) for p, q in _log_probs(clean, other)]
+    return torch.cat(parts).view(clean.shape[:-1])
+
+
+def _log_probs(*logits: torch.Tensor) -> Iterator[list[torch.Tensor]]:
+    """Log-probabilities in float32, some tokens at a time.
+
+    A float32 copy of all logits would be the largest tensor of an evaluation; slices that fit a
+    processor's cache are also two to four times faster.
+    """
+    rows = max(1, SLICE_BYTES // (4 * logits[0].shape[-1]))
+    for parts in zip(*(x.flatten(0, 1).split(rows) for x in logits), strict=True):
+        yield [part.float().log_softmax(-1) for part in parts]
+
+
+class TokenSums:
+    """Running sums over the judged tokens that no SAE has a part in, kept apart by group.
+
+    Tokens of one group (a document, a sequence) are not independent of each other; groups are, so
+    that they can be resampled.
 
     Args:
-        budgets: ascending.
-        d_in, d_sae: widths.
         n_groups: groups are numbered 0..n_groups-1.
-        extra: metrics of the user's own, by column name; their mean over tokens is reported.
+        d_in: width of the activations.
     """
 
-    def __init__(
-        self,
-        budgets: Sequence[int],
-        d_in: int,
-        d_sae: int,
-        n_groups: int,
-        extra: Mapping[str, Metric] | None = None,
-    ) -> None:
-        self.budgets = list(budgets)
-        self.shape = (len(self.budgets), n_groups)
+    def __init__(self, n_groups: int, d_in: int) -> None:
         self.tokens = torch.zeros(n_groups, dtype=torch.float64)
         self.sum_x = torch.zeros(n_groups, d_in, dtype=torch.float64)
         self.sum_square = torch.zeros(n_groups, dtype=torch.float64)
-        self.fired = torch.zeros(len(self.budgets), d_sae, dtype=torch.int64)
         self.sums: dict[str, torch.Tensor] = {}
-        self.extra = dict(extra or {})
-        if taken := sorted(set(self.extra) & TAKEN):
-            raise ValueError(f"The metric name {taken[0]!r} is taken; choose another.")
 
-    def add_tokens(self, x: torch.Tensor, groups: torch.Tensor) -> None:
+    def add_activations(self, x: torch.Tensor, groups: torch.Tensor) -> None:
         """The activations ``[n, d_in]`` of n judged tokens and their groups ``[n]``."""
         wide, groups = x.float(), groups.cpu()
         self.tokens.index_add_(0, groups, torch.ones(len(groups), dtype=torch.float64))
         # Summed in float64: the variance is a small difference of large numbers.
         self.sum_x.index_add_(0, groups, wide.double().cpu())
         self.sum_square.index_add_(0, groups, wide.square().sum(-1).double().cpu())
+
+    def add(self, name: str, values: torch.Tensor, groups: torch.Tensor) -> None:
+        """One number per token."""
+        sums = self.sums.setdefault(name, torch.zeros(len(self.tokens), dtype=torch.float64))
+        sums.index_add_(0, groups.cpu(), values.double().cpu())
+
+
+class FrontierSums:
+    """Running sums of one SAE for each budget, kept apart by group.
+
+    Args:
+        shared: the sums over the same tokens without an SAE.
+        budgets: ascending.
+        d_sae: number of latents.
+        extra: metrics of the user's own, by column name; their mean over tokens is reported.
+    """
+
+    def __init__(
+        self,
+        shared: TokenSums,
+        budgets: Sequence[int],
+        d_sae: int,
+        extra: Mapping[str, Metric] | None = None,
+    ) -> None:
+        self.shared, self.budgets = shared, list(budgets)
+        self.fired = torch.zeros(len(self.budgets), d_sae, dtype=torch.int64)
+        self.sums: dict[str, torch.Tensor] = {}
+        self.extra = dict(extra or {})
+        if taken := sorted(set(self.extra) & TAKEN):
+            raise ValueError(f"The metric name {taken[0]!r} is taken; choose another.")
 
     def add_reconstruction(
         self, n: int, code: OrderedCode, x: torch.Tensor, x_hat: torch.Tensor, groups: torch.Tensor
@@ -94,7 +141,8 @@ class FrontierSums:
 
     def add(self, name: str, n: int, values: torch.Tensor, groups: torch.Tensor) -> None:
         """One number per token, at the n-th budget."""
-        sums = self.sums.setdefault(name, torch.zeros(*self.shape, dtype=torch.float64))
+        shape = len(self.budgets), len(self.shared.tokens)
+        sums = self.sums.setdefault(name, torch.zeros(shape, dtype=torch.float64))
         sums[n].index_add_(0, groups.cpu(), values.double().cpu())
 
     def table(self, bootstrap: int = 0, seed: int = 0) -> pd.DataFrame:
@@ -103,24 +151,24 @@ class FrontierSums:
         Raises:
             ValueError: if there are no tokens, or too few groups for a standard error.
         """
-        once = torch.ones(1, self.shape[1], dtype=torch.float64)
+        once = torch.ones(1, len(self.shared.tokens), dtype=torch.float64)
         columns = {name: value[0] for name, value in self._metrics(once).items()}
         if bootstrap:
             errors = self._standard_errors(bootstrap, seed)
             columns |= {f"{name}_se": errors[name] for name in errors}
         alive = self.fired.double()
         columns["dead"] = (alive == 0).double().mean(-1)
-        columns["dense"] = (alive > DENSE * self.tokens.sum()).double().mean(-1)
-        table: dict[str, Any] = {"k": self.budgets, "tokens": int(self.tokens.sum())}
+        columns["dense"] = (alive > DENSE * self.shared.tokens.sum()).double().mean(-1)
+        table: dict[str, Any] = {"k": self.budgets, "tokens": int(self.shared.tokens.sum())}
         return pd.DataFrame(table | {name: column.tolist() for name, column in columns.items()})
 
     def _standard_errors(self, bootstrap: int, seed: int) -> dict[str, torch.Tensor]:
-        present = self.tokens > 0
+        present = self.shared.tokens > 0
         n = int(present.sum())
-        check_groups(n)
+        check_groups(n, bootstrap)
         generator = torch.Generator().manual_seed(seed)
         drawn = present.double().expand(bootstrap, -1).multinomial(n, True, generator=generator)
-        weights = torch.zeros(bootstrap, self.shape[1], dtype=torch.float64)
+        weights = torch.zeros(bootstrap, len(present), dtype=torch.float64)
         weights.scatter_add_(1, drawn, torch.ones(drawn.shape, dtype=torch.float64))
         metrics = self._metrics(weights)
         shown = ("explained_variance", "ce_score")
@@ -128,15 +176,16 @@ class FrontierSums:
 
     def _metrics(self, weights: torch.Tensor) -> dict[str, torch.Tensor]:
         """Every metric ``[n_weightings, n_budgets]`` with each group counted ``weights`` times."""
-        tokens = weights @ self.tokens
+        shared = self.shared
+        tokens = weights @ shared.tokens
         if not tokens.all():
             raise ValueError("No token is left to judge.")
 
         def mean(name: str, count: torch.Tensor = tokens) -> torch.Tensor:
             return weights @ self.sums[name].T / count[:, None]
 
-        centre = weights @ self.sum_x / tokens[:, None]
-        variance = weights @ self.sum_square / tokens - centre.square().sum(-1)
+        centre = weights @ shared.sum_x / tokens[:, None]
+        variance = weights @ shared.sum_square / tokens - centre.square().sum(-1)
         fvu = mean("square_error") / variance[:, None]
         metrics = {
             "l0": mean("active"),
@@ -150,7 +199,10 @@ class FrontierSums:
         }
         if "ce_with_sae" not in self.sums:
             return metrics
-        predictions = (weights @ self.sums["predictions"].T)[:, 0]
-        ce = {name: mean(f"ce_{name}", predictions) for name in ("with_sae", "clean", "ablated")}
+        predictions = weights @ shared.sums["predictions"]
+        ce = {"with_sae": mean("ce_with_sae", predictions)}
+        for name in ("clean", "ablated"):
+            of_model = weights @ shared.sums[f"ce_{name}"] / predictions
+            ce[name] = of_model[:, None].expand_as(ce["with_sae"])
         metrics["ce_score"] = (ce["ablated"] - ce["with_sae"]) / (ce["ablated"] - ce["clean"])
         return metrics | {f"ce_{name}": value for name, value in ce.items()} | {"kl": mean("kl")}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import shutil
+import tempfile
 import time
 import warnings
 from collections.abc import Iterator
@@ -17,8 +17,11 @@ import sae_lens
 import torch
 from sae_lens import LanguageModelSAERunnerConfig, LoggingConfig
 
-from hsae_lens.evaluation import evaluate_budgets
-from hsae_lens.files import replacing
+from hsae_lens.budgets import powers_of_two
+from hsae_lens.demo_plan import measure, plan
+from hsae_lens.devices import AUTO, model_dtype, name_of
+from hsae_lens.evaluation import evaluate_saes
+from hsae_lens.files import replacing_files, write_csv
 from hsae_lens.models import SMOLLM2, open_model
 from hsae_lens.plots import plot_frontier
 from hsae_lens.runner import HierarchicalTopKTrainingRunner, cache_activations
@@ -45,6 +48,10 @@ class DemoConfig:
         out (str): Folder for the SAE, the table and the picture.
         model (str): What to open: a hub name, a local folder, or smollm2-135m.
         device (str): Where to run, "cpu" or "cuda".
+        dtype (str): Of the language model: "auto" (bfloat16 where it is faster), "float32",
+            "bfloat16" or "float16".
+        minutes (float): How long it may take in all. A machine too slow for all of the text reads
+            less of it, down to two fifths.
         eval_tokens (int): About how many held-out tokens to evaluate on.
         seed (int): Of the split, the initial weights and the order of the data.
     """
@@ -57,6 +64,8 @@ class DemoConfig:
     out: str = "runs/demo"
     model: str = SMOLLM2
     device: str = "cpu"
+    dtype: str = AUTO
+    minutes: float = 7.0
     eval_tokens: int = 4096
     seed: int = 0
 
@@ -67,6 +76,10 @@ class DemoConfig:
     # now and then on its second; squared errors would see little else.
     seqpos_slice = (2, None)
 
+    @property
+    def hook_name(self) -> str:
+        return f"blocks.{self.layer}.hook_resid_post"
+
 
 def run_demo(cfg: DemoConfig) -> pd.DataFrame:
     """Trains a hierarchical SAE and its control, evaluates both, and leaves the results in ``out``.
@@ -76,55 +89,88 @@ def run_demo(cfg: DemoConfig) -> pd.DataFrame:
     Returns:
         The table in ``frontier.csv``: one row per SAE and budget.
     """
-    started = time.perf_counter()
-    out = Path(cfg.out)
-    out.mkdir(parents=True, exist_ok=True)
+    started, out = time.perf_counter(), Path(cfg.out)
+    with replacing_files(out) as fresh:
+        table = _train_and_judge(cfg, fresh, started)
+    _report(table, out, time.perf_counter() - started)
+    return table
+
+
+def _train_and_judge(cfg: DemoConfig, out: Path, started: float) -> pd.DataFrame:
     train_documents, held_documents = hold_out(
         documents_of(cfg.text) if cfg.text else cpython_reference(), cfg.held_out, cfg.seed
     )
-    # On a CPU, bfloat16 runs the language model about three times faster than float32.
-    model = open_model(cfg.model, cfg.device, torch.bfloat16)
+    model = open_model(cfg.model, cfg.device, cfg.dtype)
     train_tokens = tokenize(train_documents, model.tokenizer, cfg.context_size)
     held_tokens = tokenize(held_documents, model.tokenizer, cfg.context_size)
     held_tokens = held_tokens[: max(1, cfg.eval_tokens // cfg.context_size)]
-    hook_name = f"blocks.{cfg.layer}.hook_resid_post"
-    print(
-        f"{cfg.model}, {hook_name}: {train_tokens.numel():,} tokens to train on, "
-        f"{held_tokens.numel():,} held out."
-    )
+    train_tokens, held_tokens = _what_fits(cfg, model, train_tokens, held_tokens, started)
 
-    activations = cache_activations(
-        model,
-        train_tokens,
-        hook_name,
-        out / "activations",
-        seqpos_slice=cfg.seqpos_slice,
-        seed=cfg.seed,
-    )
-    tables = []
-    try:
-        for name, folder, budgets in (
-            (HIERARCHICAL, out / "sae", None),
-            (CONTROL, out / "control", [cfg.k]),
-        ):
+    folders = {HIERARCHICAL: out / "sae", CONTROL: out / "control"}
+    with tempfile.TemporaryDirectory(dir=out) as scratch:
+        activations = cache_activations(
+            model,
+            train_tokens,
+            cfg.hook_name,
+            Path(scratch) / "activations",
+            seqpos_slice=cfg.seqpos_slice,
+            seed=cfg.seed,
+        )
+        for name, budgets in ((HIERARCHICAL, None), (CONTROL, [cfg.k])):
             print(f"\nTraining the {name} SAE: {cfg.steps} steps of {cfg.batch_size} tokens.")
-            _train(cfg, model, train_tokens, activations, folder, budgets)
-            sae = HierarchicalTopKSAE.load_from_disk(folder, device=cfg.device)
-            table = evaluate_budgets(sae, model, held_tokens)
-            tables.append(table.assign(sae=name))
-    finally:
-        shutil.rmtree(activations, ignore_errors=True)
-
-    table = pd.concat(tables, ignore_index=True)[COLUMNS]
-    with replacing(out / "frontier.csv") as fresh:
-        table.to_csv(fresh, index=False)
-    plot_frontier(
-        table,
-        out / "frontier.png",
-        f"One SAE, every budget: {cfg.model}, layer {cfg.layer}, {cfg.d_sae} latents",
-    )
-    _report(table, out, time.perf_counter() - started)
+            _train(cfg, model, train_tokens, activations, folders[name], budgets)
+    saes = {
+        name: HierarchicalTopKSAE.load_from_disk(folder, device=cfg.device)
+        for name, folder in folders.items()
+    }
+    table = evaluate_saes(saes, model, held_tokens)[COLUMNS]
+    write_csv(table, out / "frontier.csv")
+    title = f"One SAE, every budget: {cfg.model}, layer {cfg.layer}, {cfg.d_sae} latents"
+    plot_frontier(table, out / "frontier.png", title)
     return table
+
+
+def _what_fits(
+    cfg: DemoConfig,
+    model: Any,
+    train_tokens: torch.Tensor,
+    held_tokens: torch.Tensor,
+    started: float,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """As much of the text as this machine gets through in time; says how long it will take."""
+    speed = measure(model, train_tokens, cfg.hook_name, _sae_config(cfg, model), cfg.batch_size)
+    planned = plan(
+        speed,
+        train_tokens.numel(),
+        held_tokens.numel(),
+        steps=2 * cfg.steps,
+        passes=2 + 2 * len(powers_of_two(cfg.k)),  # clean, ablated, and each SAE at each budget
+        seconds=60 * cfg.minutes - (time.perf_counter() - started),
+    )
+    n_train, n_held = (
+        max(1, n // cfg.context_size) for n in (planned.train_tokens, planned.eval_tokens)
+    )
+    # A share is taken evenly from the whole text, not from its beginning.
+    chosen = torch.linspace(0, len(train_tokens) - 1, n_train).long()
+    train_tokens, held_tokens = train_tokens[chosen], held_tokens[:n_held]
+    print(
+        f"{cfg.model} in {name_of(model_dtype(cfg.dtype, cfg.device))}, {cfg.hook_name}: "
+        f"{train_tokens.numel():,} tokens to train on, {held_tokens.numel():,} held out. {planned}"
+    )
+    return train_tokens, held_tokens
+
+
+def _sae_config(
+    cfg: DemoConfig, model: Any, budgets: list[int] | None = None
+) -> HierarchicalTopKTrainingSAEConfig:
+    return HierarchicalTopKTrainingSAEConfig(
+        d_in=model.cfg.d_model,
+        d_sae=cfg.d_sae,
+        k=cfg.k,
+        budgets=budgets,
+        b_dec_init="mean",
+        device=cfg.device,
+    )
 
 
 def _train(
@@ -136,17 +182,10 @@ def _train(
     budgets: list[int] | None,
 ) -> None:
     runner_config: LanguageModelSAERunnerConfig[Any] = LanguageModelSAERunnerConfig(
-        sae=HierarchicalTopKTrainingSAEConfig(
-            d_in=model.cfg.d_model,
-            d_sae=cfg.d_sae,
-            k=cfg.k,
-            budgets=budgets,
-            b_dec_init="mean",
-            device=cfg.device,
-        ),
+        sae=_sae_config(cfg, model, budgets),
         model_name=cfg.model,
         model_from_pretrained_kwargs={},
-        hook_name=f"blocks.{cfg.layer}.hook_resid_post",
+        hook_name=cfg.hook_name,
         dataset_path=cfg.text or "pydoc_data.topics",
         context_size=cfg.context_size,
         seqpos_slice=cfg.seqpos_slice,

@@ -33,7 +33,7 @@ def add_flags(parser: argparse.ArgumentParser, config: Any, help_texts: dict[str
     """A flag for each field of a config dataclass that has a help text."""
     for field in fields(config):
         if field.name in help_texts:
-            kind = int if isinstance(field.default, int) else str
+            kind = type(field.default) if isinstance(field.default, int | float) else str
             flag = "--" + field.name.replace("_", "-")
             parser.add_argument(flag, type=kind, default=field.default, help=help_texts[field.name])
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import itertools
 import math
+import numbers
 from collections.abc import Sequence
+from typing import Any
 
 from hsae_lens.near import near
 
@@ -20,21 +22,31 @@ variance at the sparse end of the frontier and pay for it at K.
 """
 
 
+def whole_number(value: Any, name: str) -> int:
+    """``value`` as a Python int, which JSON can hold: numpy's integers are whole numbers too.
+
+    Raises:
+        ValueError: for anything else, True and 2.0 included; ``name`` says what it should be.
+    """
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral):
+        raise ValueError(f"{name} must be a whole number, got {value!r}.")
+    return int(value)
+
+
 def resolve_budgets(budgets: Sequence[int] | None, k: int) -> list[int]:
     """The budgets the loss looks at, J: every 1..k when ``budgets`` is None.
 
     Raises:
-        ValueError: if k < 1, or the budgets are empty, not strictly ascending, or outside 1..k.
+        ValueError: if k < 1, or the budgets are empty, not whole numbers, not strictly ascending,
+            or outside 1..k.
     """
     if k < 1:
         raise ValueError(f"k must be at least 1, got {k}.")
     if budgets is None:
         return list(range(1, k + 1))
-    result = list(budgets)
+    result = [whole_number(j, "Each of the budgets") for j in budgets]
     if not result:
         raise ValueError("budgets is empty. Leave it None for every budget 1..k, or name some.")
-    if any(isinstance(j, bool) or not isinstance(j, int) for j in result):
-        raise ValueError(f"budgets must be whole numbers, got {result}.")
     if any(b <= a for a, b in itertools.pairwise(result)):
         raise ValueError(
             f"budgets must be ascending without repeats, got {result}. "

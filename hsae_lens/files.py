@@ -20,17 +20,10 @@ logger = logging.getLogger(__name__)
 
 
 def saved_whole(save: Callable[[Path], tuple[Path, Path]], path: str | Path) -> tuple[Path, Path]:
-    """Runs a SAELens ``save`` in a folder inside ``path``, then renames its files into place.
-
-    Inside, because ``path`` may be a link or a mount: renaming does not cross file systems.
-    """
-    path = Path(path)
-    path.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=path, prefix=".saving-") as beside:
-        weights, config = save(Path(beside))
-        for file in (weights, config):
-            os.replace(file, path / file.name)
-    return path / weights.name, path / config.name
+    """Runs a SAELens ``save`` as :func:`replacing_files` does."""
+    with replacing_files(path) as fresh:
+        weights, config = save(fresh)
+    return Path(path) / weights.name, Path(path) / config.name
 
 
 @contextmanager

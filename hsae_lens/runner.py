@@ -52,7 +52,9 @@ class HierarchicalTopKTrainer(SAETrainer[Any, Any]):
     def fit(self) -> Any:
         trained = super().fit()
         if any(self.bad_steps.rest()):
-            logger.warning("Activations of the last steps were NaN or infinite; they were skipped.")
+            logger.warning(
+                "Activations or the loss of the last steps were NaN or infinite; they were skipped."
+            )
         return trained
 
     @override
@@ -77,6 +79,8 @@ class HierarchicalTopKTrainer(SAETrainer[Any, Any]):
                     is_logging_step=self._is_logging_step(),
                 )
             )
+        if finite is not None:
+            finite &= torch.isfinite(output.loss)
         self._count_firings(output.feature_acts)
         output.loss.backward()
         self._clipped_optimizer_step(finite)
@@ -91,9 +95,9 @@ class HierarchicalTopKTrainer(SAETrainer[Any, Any]):
         """On a GPU, where the step itself passes over non-finite activations without asking."""
         if bad:
             raise FloatingPointError(
-                f"At most {LAG} steps before step {self.n_training_steps}, activations were NaN or "
-                "infinite. Such steps do not change the weights, and checkpoints are intact. "
-                "Look at the model's dtype (float16 overflows) and the data."
+                f"At most {LAG} steps before step {self.n_training_steps}, activations or the loss "
+                "were NaN or infinite. Such steps do not change the weights, and checkpoints are "
+                "intact. Look at the model's dtype (float16 overflows) and the data."
             )
 
     @torch.no_grad()

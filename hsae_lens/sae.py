@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from sae_lens import TopKSAE, TopKSAEConfig
+from sae_lens import SAE, TopKSAE, TopKSAEConfig
 from typing_extensions import override
 
-from hsae_lens.budgets import resolve_budgets
+from hsae_lens.budgets import resolve_budgets, whole_number
 from hsae_lens.files import explaining_bad_files, saved_whole
 from hsae_lens.nested import each_prefix
 from hsae_lens.ordered_code import OrderedCode
@@ -21,12 +21,25 @@ from hsae_lens.ordered_code import OrderedCode
 ARCHITECTURE = "hierarchical_topk"
 
 
-def check_k(k: int, d_sae: int, name: str = "k") -> None:
-    """Raises ValueError unless ``k`` is a whole number in 1..d_sae."""
-    if isinstance(k, bool) or not isinstance(k, int):
-        raise ValueError(f"{name} must be a whole number, got {k!r}.")
+LAYER_NORM_EPS = 1e-5  # SAELens'
+DTYPE_OF_X = "dtype_of_x"  # an attribute of what encode returns
+NORMS_OF_A_CALL = ("ln_mu", "ln_std", "x_norm_coeff")  # SAELens' names
+
+
+def check_k(k: int, d_sae: int) -> int:
+    """``k`` as a Python int; raises ValueError unless it is a whole number in 1..d_sae."""
+    k = whole_number(k, "k")
     if not 1 <= k <= d_sae:
-        raise ValueError(f"{name} must be in 1..d_sae={d_sae}, got {k}.")
+        raise ValueError(f"k must be in 1..d_sae={d_sae}, got {k}.")
+    return k
+
+
+def check_budget(budget: int, k: int, name: str = "budget") -> int:
+    """``budget`` as a Python int; raises ValueError unless it is a whole number in 1..k."""
+    budget = whole_number(budget, name)
+    if not 1 <= budget <= k:
+        raise ValueError(f"{name} {budget} is outside 1..{k}, this SAE's trained budgets.")
+    return budget
 
 
 @dataclass
@@ -54,9 +67,7 @@ class HierarchicalTopKSAEConfig(TopKSAEConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_k(self.k, self.d_sae)
-        if self.default_budget is not None:
-            check_budget(self.default_budget, self.k, "default_budget")
+        check_sizes(self)
 
     @override
     @classmethod
@@ -64,15 +75,105 @@ class HierarchicalTopKSAEConfig(TopKSAEConfig):
         return ARCHITECTURE
 
 
-def check_budget(budget: int, k: int, name: str = "budget") -> None:
-    """Raises ValueError unless ``budget`` is a whole number in 1..k."""
-    if isinstance(budget, bool) or not isinstance(budget, int):
-        raise ValueError(f"{name} must be a whole number, got {budget!r}.")
-    if not 1 <= budget <= k:
-        raise ValueError(f"{name} {budget} is outside 1..{k}, this SAE's trained budgets.")
+def check_sizes(cfg: Any) -> None:
+    """Makes a config's widths, k and default_budget Python ints: a config is saved as JSON.
+
+    Raises:
+        ValueError: if one is no whole number, or they do not fit together.
+    """
+    cfg.d_in, cfg.d_sae = whole_number(cfg.d_in, "d_in"), whole_number(cfg.d_sae, "d_sae")
+    cfg.k = check_k(cfg.k, cfg.d_sae)
+    if cfg.default_budget is not None:
+        cfg.default_budget = check_budget(cfg.default_budget, cfg.k, "default_budget")
 
 
-class HierarchicalTopKSAE(TopKSAE):
+class OwnInputSteps(SAE[Any]):
+    """SAELens' steps around encode and decode as methods: normalised inputs and joined heads.
+
+    SAELens makes them functions that are bound to the SAE being built. A copy would go on using
+    those: leave its norms on the original and take them from there. And nothing could be pickled.
+    What a call needs of the one before it (norms, the width of a head) is still kept on the SAE,
+    so two threads need an SAE each: a copy, or ``at_k``, which shares the weights.
+    """
+
+    d_head: int | None = None
+
+    @override
+    def _setup_activation_normalization(self) -> None:
+        pass  # the methods below are there already
+
+    def run_time_activation_norm_fn_in(self, x: torch.Tensor) -> torch.Tensor:
+        """``x`` normalised over its last axis; its norms are kept for one decode."""
+        if self.cfg.normalize_activations == "layer_norm":
+            self.ln_mu = x.mean(dim=-1, keepdim=True)
+            centred = x - self.ln_mu
+            self.ln_std = centred.std(dim=-1, keepdim=True)
+            return centred / (self.ln_std + LAYER_NORM_EPS)
+        if self.cfg.normalize_activations == "constant_norm_rescale":
+            # A token of zeros has no direction (stock SAELens: NaN). It stays zeros, and by an
+            # infinite coefficient its reconstruction is zeros too.
+            norm, root = x.norm(dim=-1, keepdim=True), self.cfg.d_in**0.5
+            zero = norm < root * torch.finfo(x.dtype).tiny
+            coefficient = root / norm.masked_fill(zero, 1)
+            self.x_norm_coeff = coefficient.masked_fill(zero, torch.inf)
+            return x * coefficient
+        return x
+
+    def run_time_activation_norm_fn_out(self, x_hat: torch.Tensor) -> torch.Tensor:
+        """Undoes the input normalisation of the latest encode, and forgets its norms."""
+        restored = self._restoring_norms()(x_hat)
+        for name in NORMS_OF_A_CALL:
+            self.__dict__.pop(name, None)
+        return restored
+
+    def _restoring_norms(self) -> Callable[[torch.Tensor], torch.Tensor]:
+        """What undoes the input normalisation of the latest encode, for any number of decodes."""
+        mode = self.cfg.normalize_activations
+        try:
+            if mode == "layer_norm":
+                mu, std = self.ln_mu, self.ln_std
+                return lambda x_hat: x_hat * std + mu
+            if mode == "constant_norm_rescale":
+                coefficient = self.x_norm_coeff
+                return lambda x_hat: x_hat / coefficient
+        except AttributeError:
+            raise RuntimeError(
+                f"normalize_activations={mode!r} needs the norms of the latest encode, and a "
+                "decode has consumed them. Call encode_ordered again first."
+            ) from None
+        return lambda x_hat: x_hat
+
+    @override
+    def turn_on_forward_pass_hook_z_reshaping(self) -> None:
+        super().turn_on_forward_pass_hook_z_reshaping()
+        del self.reshape_fn_in, self.reshape_fn_out  # the methods below
+
+    @override
+    def turn_off_forward_pass_hook_z_reshaping(self) -> None:
+        super().turn_off_forward_pass_hook_z_reshaping()
+        del self.reshape_fn_in, self.reshape_fn_out
+
+    def reshape_fn_in(self, x: torch.Tensor) -> torch.Tensor:
+        """``[..., n_heads, d_head]`` to ``[..., d_in]`` for an SAE of hook_z."""
+        if not self.hook_z_reshaping_mode:
+            return x
+        self.d_head = x.shape[-1]
+        return x.flatten(-2)
+
+    def reshape_fn_out(self, x_hat: torch.Tensor, d_head: int | None) -> torch.Tensor:
+        """``[..., d_in]`` back to ``[..., n_heads, d_head]`` for an SAE of hook_z."""
+        if not self.hook_z_reshaping_mode:
+            return x_hat
+        if d_head is None:
+            raise RuntimeError("An SAE of hook_z learns the width of a head from encode: call it.")
+        return x_hat.unflatten(-1, (-1, d_head))
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What copies and pickles take: all but the norms of a call that is not finished."""
+        return {name: v for name, v in self.__dict__.items() if name not in NORMS_OF_A_CALL}
+
+
+class HierarchicalTopKSAE(OwnInputSteps, TopKSAE):
     """One SAE that reconstructs from its first k latents for every k up to ``cfg.k``.
 
     It is a SAELens SAE in every way: ``encode``, ``decode``, ``forward``, hook points, saving and
@@ -99,8 +200,7 @@ class HierarchicalTopKSAE(TopKSAE):
 
     @k.setter
     def k(self, budget: int) -> None:
-        check_budget(budget, self.cfg.k)
-        self._budget = budget
+        self._budget = check_budget(budget, self.cfg.k)
 
     @contextmanager
     def budget(self, k: int) -> Iterator[HierarchicalTopKSAE]:
@@ -114,9 +214,18 @@ class HierarchicalTopKSAE(TopKSAE):
 
     @override
     def encode(self, x: torch.Tensor) -> torch.Tensor:
-        """Feature activations ``[..., d_sae]`` of ``x`` ``[..., d_in]``, at most ``k`` non-zero."""
+        """Feature activations ``[..., d_sae]`` of ``x`` ``[..., d_in]``, at most ``k`` non-zero.
+
+        They have the SAE's dtype; :meth:`decode` gives their reconstruction in that of ``x``.
+        """
         code = self.encode_ordered(x).prefix(self.k)
-        return self.hook_sae_acts_post(code.to_dense(self.cfg.d_sae))
+        acts = self.hook_sae_acts_post(code.to_dense(self.cfg.d_sae))
+        if x.dtype != self.dtype and x.is_floating_point():
+            # SAELens' hooked models pass encode's result to decode, and decode's into the model as
+            # it is: most layers raise where that is of another dtype. The result says which dtype
+            # is wanted; kept on the SAE, it would outlast the call.
+            setattr(acts, DTYPE_OF_X, x.dtype)
+        return acts
 
     def encode_ordered(self, x: torch.Tensor) -> OrderedCode:
         """All ``cfg.k`` latents of each token, largest activation first, whatever the budget is.
@@ -135,14 +244,19 @@ class HierarchicalTopKSAE(TopKSAE):
 
     @override
     def decode(self, feature_acts: torch.Tensor) -> torch.Tensor:
-        """Reconstruction ``[..., d_in]``; it uses every non-zero activation, whatever ``k`` is."""
+        """Reconstruction ``[..., d_in]``; it uses every non-zero activation, whatever ``k`` is.
+
+        What ``encode`` returned is decoded to the dtype of its ``x``, any other tensor to the
+        SAE's.
+        """
         if feature_acts.shape[-1] != self.cfg.d_sae:
             raise ValueError(
                 f"decode needs feature activations of width d_sae={self.cfg.d_sae}, got "
                 f"{tuple(feature_acts.shape)}. For an OrderedCode use decode_budgets, or "
                 "code.to_dense(d_sae)."
             )
-        return super().decode(feature_acts)
+        x_hat = super().decode(feature_acts)
+        return x_hat.to(getattr(feature_acts, DTYPE_OF_X, x_hat.dtype))
 
     def decode_budgets(self, code: OrderedCode, budgets: Sequence[int]) -> torch.Tensor:
         """Reconstructions from the first j latents for each budget j: ``[n, ..., d_in]``.
@@ -167,8 +281,10 @@ class HierarchicalTopKSAE(TopKSAE):
         if self.cfg.rescale_acts_by_decoder_norm:
             norms = self.W_dec.norm(dim=-1)
             code = OrderedCode(code.values / norms[code.indices], code.indices)
-        for x_hat in each_prefix(code, self.W_dec, self.b_dec, budgets):
-            yield self.reshape_fn_out(self._restore_norms(x_hat), self.d_head)
+        # Looked up now: another encode may come before the reconstructions are asked for.
+        restored, d_head = self._restoring_norms(), self.d_head
+        prefixes = each_prefix(code, self.W_dec, self.b_dec, budgets)
+        return (self.reshape_fn_out(restored(x_hat), d_head) for x_hat in prefixes)
 
     def at_k(self, k: int) -> TopKSAE:
         """A stock SAELens TopK SAE at budget ``k`` on the same weights.
@@ -176,9 +292,8 @@ class HierarchicalTopKSAE(TopKSAE):
         Parameters are shared, not copied; hook points, config and metadata are its own. It saves,
         loads and runs without this package.
         """
-        check_budget(k, self.cfg.k)
         cfg = TopKSAEConfig(
-            k=k,
+            k=check_budget(k, self.cfg.k),
             rescale_acts_by_decoder_norm=self.cfg.rescale_acts_by_decoder_norm,
             d_in=self.cfg.d_in,
             d_sae=self.cfg.d_sae,
@@ -238,24 +353,6 @@ class HierarchicalTopKSAE(TopKSAE):
                 f"{tuple(x.shape)}. Is it attached to another model or hook?"
             )
 
-    def _restore_norms(self, x_hat: torch.Tensor) -> torch.Tensor:
-        """Undoes input normalisation, leaving SAELens' stored norms for the next budget."""
-        names = {
-            "layer_norm": ("ln_mu", "ln_std"),
-            "constant_norm_rescale": ("x_norm_coeff",),
-        }.get(self.cfg.normalize_activations, ())
-        missing = [name for name in names if not hasattr(self, name)]
-        if missing:
-            raise RuntimeError(
-                f"normalize_activations={self.cfg.normalize_activations!r} needs the norms of the "
-                "latest encode, and a decode has consumed them. Call encode_ordered again first."
-            )
-        kept = {name: getattr(self, name) for name in names}
-        restored = self.run_time_activation_norm_fn_out(x_hat)
-        for name, value in kept.items():
-            setattr(self, name, value)
-        return restored
-
 
 @contextmanager
 def joined_heads(sae: Any) -> Iterator[None]:
@@ -297,7 +394,9 @@ def decoder_target(
     """
     mode = sae.cfg.normalize_activations
     if mode == "layer_norm":
-        return (x - sae.ln_mu) / sae.ln_std, decoder_scale(sae).squeeze(-1) ** 2
+        # A constant token has no spread: its error counts nothing, yet its target must be a number.
+        spread = torch.where(sae.ln_std > 0, sae.ln_std, 1)
+        return (x - sae.ln_mu) / spread, decoder_scale(sae).squeeze(-1) ** 2
     if mode == "constant_norm_rescale":
         return normed, decoder_scale(sae).squeeze(-1) ** 2
     return normed, None

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +22,13 @@ from hsae_lens.files import explaining_bad_files, saved_whole
 from hsae_lens.lagged import Lagged, lag_on
 from hsae_lens.nested import NestedOutput, nested_pass
 from hsae_lens.ordered_code import OrderedCode
-from hsae_lens.sae import ARCHITECTURE, check_budget, check_k, decoder_target, norms_are_one
+from hsae_lens.sae import (
+    ARCHITECTURE,
+    OwnInputSteps,
+    check_sizes,
+    decoder_target,
+    norms_are_one,
+)
 
 
 def _parse_weights(text: str) -> str | list[float]:
@@ -36,6 +44,10 @@ def _parse_budgets(text: str) -> list[int] | None:
     return None if text == "all" else [int(part) for part in text.split(",")]
 
 
+def _dense_topk(pre: torch.Tensor, k: int) -> torch.Tensor:
+    return OrderedCode.from_pre_activations(pre, k).to_dense(pre.shape[-1])
+
+
 @dataclass
 class HierarchicalTopKTrainingSAEConfig(TopKTrainingSAEConfig):
     """Configuration for training a HierarchicalTopK SAE (arXiv 2505.24473).
@@ -45,8 +57,8 @@ class HierarchicalTopKTrainingSAEConfig(TopKTrainingSAEConfig):
 
     Args:
         k (int): The largest budget: how many latents a token may use.
-        budgets (list[int] | None): The budgets the loss looks at, ascending within 1..k. None, the
-            default, is every 1..k (on the command line: all, or 1,2,4,8).
+        budgets (list[int] | None): The budgets the loss looks at, ascending within 1..k; the last
+            one is k. None, the default, is every 1..k (on the command line: all, or 1,2,4,8).
         budget_weights (str | list[float]): How much each budget counts: "uniform" (the paper's),
             "inverse", "inverse_sqrt", or one number per budget. Normalised to sum 1.
         default_budget (int | None): The budget a saved SAE starts with. None means k.
@@ -59,7 +71,8 @@ class HierarchicalTopKTrainingSAEConfig(TopKTrainingSAEConfig):
             is always dense.
         kernel (str): Forces an implementation of the objective, see ``hsae_lens.kernels``.
         b_dec_init ("zeros" | "mean"): What b_dec starts as: zeros, as in SAELens, or the mean of
-            the first batch. The mean saves the steps Adam would need to walk there.
+            the first batch. The mean saves the steps Adam would need to walk there. A b_dec that
+            is not zeros, of an SAE trained before, stays as it is.
         decoder_init_norm (float | None): Norm the decoder rows start with. Inherited.
         d_in (int): Width of the activations. Inherited from SAEConfig.
         d_sae (int): Number of latents. Inherited from SAEConfig.
@@ -81,14 +94,13 @@ class HierarchicalTopKTrainingSAEConfig(TopKTrainingSAEConfig):
     b_dec_init: Literal["zeros", "mean"] = "zeros"
 
     def __post_init__(self) -> None:
-        super().__post_init__()
-        check_k(self.k, self.d_sae)
-        resolve_weights(self.budget_weights, resolve_budgets(self.budgets, self.k))
-        if self.default_budget is not None:
-            check_budget(self.default_budget, self.k, "default_budget")
-        if self.aux_loss_coefficient < 0:
+        check_sizes(self)
+        self._check_budgets()
+        super().__post_init__()  # copies the settings into the metadata, which is saved as JSON too
+        if not 0 <= self.aux_loss_coefficient < math.inf:
             raise ValueError(
-                f"aux_loss_coefficient must not be negative, got {self.aux_loss_coefficient}."
+                "aux_loss_coefficient must not be negative or infinite, got "
+                f"{self.aux_loss_coefficient}."
             )
         if self.b_dec_init not in ("zeros", "mean"):
             raise ValueError(f"b_dec_init must be 'zeros' or 'mean', got {self.b_dec_init!r}.")
@@ -97,6 +109,20 @@ class HierarchicalTopKTrainingSAEConfig(TopKTrainingSAEConfig):
                 f"Unknown kernel {self.kernel!r}. Known: auto, "
                 f"{', '.join(kernels.IMPLEMENTATIONS)}."
             )
+
+    def _check_budgets(self) -> None:
+        """Makes budgets and weights Python numbers, and refuses a loss that stops short of k."""
+        budgets = resolve_budgets(self.budgets, self.k)
+        weights = resolve_weights(self.budget_weights, budgets)
+        last = max(j for j, weight in zip(budgets, weights, strict=True) if weight > 0)
+        if last < self.k:
+            raise ValueError(
+                f"The loss looks at a token's first {last} latents, so those up to k={self.k} "
+                f"would be saved untrained. Set k={last}, or give budget {self.k} a weight too."
+            )
+        self.budgets = None if self.budgets is None else budgets
+        if not isinstance(self.budget_weights, (str, type(None))):
+            self.budget_weights = [float(weight) for weight in self.budget_weights]
 
     @override
     @classmethod
@@ -109,7 +135,7 @@ class HierarchicalTopKTrainingSAEConfig(TopKTrainingSAEConfig):
         return {**super().get_inference_sae_cfg_dict(), "rescale_acts_by_decoder_norm": False}
 
 
-class HierarchicalTopKTrainingSAE(TopKTrainingSAE):
+class HierarchicalTopKTrainingSAE(OwnInputSteps, TopKTrainingSAE):
     """Trains one SAE for every budget at once; a drop-in for SAELens' TopK in its runners.
 
     ``encode`` and ``decode`` are SAELens' at k. ``training_forward_pass`` computes the nested loss
@@ -131,22 +157,28 @@ class HierarchicalTopKTrainingSAE(TopKTrainingSAE):
 
     @override
     def get_activation_fn(self) -> Callable[[torch.Tensor], torch.Tensor]:
-        k = self.cfg.k
-        return lambda pre: OrderedCode.from_pre_activations(pre, k).to_dense(pre.shape[-1])
+        return functools.partial(_dense_topk, k=self.cfg.k)
+
+    @override
+    def __getstate__(self) -> dict[str, Any]:
+        # Counts on their way from a GPU stay with the original.
+        return {**super().__getstate__(), "_n_dead": Lagged()}
 
     @override
     def training_forward_pass(self, step_input: TrainStepInput) -> TrainStepOutput:
         """One step's losses: the nested loss at every budget plus the dead latents' auxiliary loss.
 
         Raises:
-            FloatingPointError: if the activations hold NaN or infinity; names step and share.
+            FloatingPointError: if the activations hold NaN or infinity (names step and share), the
+                first batch is all zeros, or the loss is not finite.
         """
-        if self.checks_activations or step_input.n_training_steps == 0:
-            self._check_finite(step_input)
+        checks = self.checks_activations or step_input.n_training_steps == 0
+        if checks:
+            self._check_activations(step_input)
         x = self.hook_sae_input(self.reshape_fn_in(step_input.sae_in.to(self.dtype)))
         normed = self.run_time_activation_norm_fn_in(x)
         if step_input.n_training_steps == 0 and self.cfg.b_dec_init == "mean":
-            self.b_dec.data.copy_(normed.mean(0))
+            self._start_b_dec(normed)
         norms = self.W_dec.detach().norm(dim=-1) if self.cfg.rescale_acts_by_decoder_norm else None
         # Coefficients multiply decoder rows; the activations SAELens reports are coefficient times
         # norm. The norm's own gradient is zero: z·norm for choosing, /norm for decoding.
@@ -165,6 +197,9 @@ class HierarchicalTopKTrainingSAE(TopKTrainingSAE):
             losses["auxiliary_reconstruction_loss"] = self._dead_latent_loss(
                 normed, (x - sae_out).detach(), norms, step_input.dead_neuron_mask
             )
+        loss = torch.stack(list(losses.values())).sum()
+        if checks:
+            self._check_loss(loss, step_input.n_training_steps)
         values = coefficients.values.detach()
         if norms is not None:
             values = values * norms[coefficients.indices]
@@ -174,7 +209,7 @@ class HierarchicalTopKTrainingSAE(TopKTrainingSAE):
             sae_out=sae_out,
             feature_acts=self._report(code),
             hidden_pre=values,  # the selected ones: all of them were never kept
-            loss=torch.stack(list(losses.values())).sum(),
+            loss=loss,
             losses=losses,
             metrics=self._metrics(nested.mse, x) if step_input.is_logging_step else {},
         )
@@ -253,9 +288,13 @@ class HierarchicalTopKTrainingSAE(TopKTrainingSAE):
 
     @torch.no_grad()
     def _metrics(self, mse: torch.Tensor, x: torch.Tensor) -> dict[str, Any]:
-        """Squared error and explained variance at powers of two among the trained budgets."""
+        """Squared error and explained variance at powers of two among the trained budgets.
+
+        Where the batch has no variance (one token, again and again) none can be explained: NaN.
+        """
         wide = x.to(torch.promote_types(x.dtype, torch.float32))
-        variance = (wide - wide.mean(0)).pow(2).sum(-1).mean().double()
+        variance = (wide - wide.mean(0)).pow(2).sum(-1).mean().to(mse.dtype)
+        variance = torch.where(variance > 0, variance, torch.nan)
         shown = set(powers_of_two(self.cfg.k)) & set(self.budgets) or self.budgets
         metrics: dict[str, Any] = {}
         for n, j in enumerate(self.budgets):
@@ -264,14 +303,36 @@ class HierarchicalTopKTrainingSAE(TopKTrainingSAE):
                 metrics[f"explained_variance_at_{j}"] = 1 - mse[n] / variance
         return metrics
 
-    def _check_finite(self, step_input: TrainStepInput) -> None:
-        finite = torch.isfinite(step_input.sae_in)
+    @torch.no_grad()
+    def _start_b_dec(self, normed: torch.Tensor) -> None:
+        """b_dec at the mean of the first batch; that of an SAE trained before is not touched."""
+        if not self.b_dec.any():
+            self.b_dec.copy_(normed.mean(0))
+
+    def _check_activations(self, step_input: TrainStepInput) -> None:
+        x, n = step_input.sae_in, step_input.n_training_steps
+        finite = torch.isfinite(x)
         if not finite.all():
-            share = 1 - finite.double().mean().item()
+            share = 1 - finite.sum().item() / finite.numel()
             raise FloatingPointError(
-                f"Step {step_input.n_training_steps}: {share:.2%} of the activations are NaN or "
-                "infinite. Training stopped before they reached the weights; the last checkpoint "
-                "is intact. Look at the model's dtype (float16 overflows) and the data."
+                f"Step {n}: {share:.2%} of the activations are NaN or infinite. Training stopped "
+                "before they reached the weights; the last checkpoint is intact. Look at the "
+                "model's dtype (float16 overflows) and the data."
+            )
+        if n == 0 and not x.any():
+            raise FloatingPointError(
+                "Step 0: all activations are zero. Either the hook gives nothing else, or the "
+                "scale that expected_average_only_in estimated is 0 because some activations were "
+                "infinite. Look at the hook, the model's dtype (float16 overflows) and the data."
+            )
+
+    def _check_loss(self, loss: torch.Tensor, n_training_steps: int) -> None:
+        if not torch.isfinite(loss):
+            raise FloatingPointError(
+                f"Step {n_training_steps}: the loss is {loss.item()}, though the activations are "
+                "finite. Training stopped before it reached the weights; the last checkpoint is "
+                f"intact. Look at the learning rate, at the SAE's dtype ({self.cfg.dtype}) and at "
+                f"normalize_activations ({self.cfg.normalize_activations!r})."
             )
 
     @override

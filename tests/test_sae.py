@@ -2,21 +2,32 @@
 
 from __future__ import annotations
 
+import copy
 import importlib
 import json
+import pickle
 import subprocess
 import sys
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from conftest import training_sae
 from sae_lens import SAE, TopKSAE, TrainingSAE
 from sae_lens.registry import SAE_CLASS_REGISTRY, SAE_TRAINING_CLASS_REGISTRY
+from sae_lens.saes.sae import TrainStepInput
 
 import hsae_lens
-from hsae_lens import HierarchicalTopKSAE, HierarchicalTopKSAEConfig, HierarchicalTopKTrainingSAE
+from hsae_lens import (
+    HierarchicalTopKSAE,
+    HierarchicalTopKSAEConfig,
+    HierarchicalTopKTrainingSAE,
+    HierarchicalTopKTrainingSAEConfig,
+)
 
 
 def inference_sae(tmp_path: Path, **overrides: Any) -> HierarchicalTopKSAE:
@@ -70,6 +81,102 @@ def test_decode_budgets_undoes_normalisation_once(mode: str, tmp_path: Path, x: 
     torch.testing.assert_close(first[1], sae(x))
     with pytest.raises(RuntimeError, match="Call encode_ordered again"):
         sae.decode_budgets(code, [2])
+
+
+def test_a_later_encode_does_not_change_reconstructions_asked_for_before(
+    tmp_path: Path, x: torch.Tensor
+) -> None:
+    sae = inference_sae(tmp_path, normalize_activations="layer_norm")
+    code = sae.encode_ordered(x)
+    want = sae.decode_budgets(code, [2, 8])
+    each = sae.each_budget(code, [2, 8])
+    sae.encode(10 * x + 3)
+    assert torch.equal(torch.stack(list(each)), want)
+
+
+@pytest.mark.parametrize("mode", ["none", "layer_norm", "constant_norm_rescale"])
+def test_tokens_without_norm_or_spread_are_reconstructed_like_any(
+    mode: str, tmp_path: Path
+) -> None:
+    sae = inference_sae(tmp_path, normalize_activations=mode)
+    sae.b_dec.data.zero_()
+    torch.manual_seed(1)
+    x = torch.randn(4, 24)
+    want = sae(x)
+    x[1], x[2] = 0, 3.7
+    x.requires_grad_()
+    got = sae(x)
+    torch.testing.assert_close(got[[0, 3]], want[[0, 3]])
+    assert torch.isfinite(got).all()
+    if mode != "none":
+        torch.testing.assert_close(got[1], x[1])
+    got.square().sum().backward()
+    assert torch.isfinite(x.grad).all()
+    for p in sae.parameters():
+        assert torch.isfinite(p.grad).all()
+
+
+def deep_copy(sae: Any) -> Any:
+    return copy.deepcopy(sae)
+
+
+def pickled(sae: Any) -> Any:
+    return pickle.loads(pickle.dumps(sae))
+
+
+@pytest.mark.parametrize("kind", ["inference", "training"])
+@pytest.mark.parametrize("copied", [deep_copy, pickled])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"normalize_activations": "layer_norm"},
+        {"normalize_activations": "constant_norm_rescale"},
+        {"reshape_activations": "hook_z"},
+    ],
+    ids=str,
+)
+def test_a_copy_works_alone(settings: Any, copied: Any, kind: str, tmp_path: Path) -> None:
+    torch.manual_seed(1)
+    x, other = torch.randn(3, 24, requires_grad=True), 5 * torch.randn(3, 24) + 2
+    sae = training_sae(**settings) if kind == "training" else inference_sae(tmp_path, **settings)
+    if settings.get("reshape_activations") and kind == "inference":
+        x, other = x.unflatten(-1, (4, 6)), other.unflatten(-1, (4, 6))
+    unused = copied(sae)
+    want, want_other = unused(x), unused(other)
+    torch.testing.assert_close(sae(x), want)
+    acts = sae.encode(x)  # the next copy is made in the middle of a call
+    twin = copied(sae)
+    torch.testing.assert_close(twin(other), want_other)
+    twin.encode(other)
+    torch.testing.assert_close(sae.decode(acts), want)  # and that call is not disturbed
+    with torch.no_grad():
+        sae.W_dec.zero_()
+    torch.testing.assert_close(twin(other), want_other)
+    assert twin.cfg == sae.cfg
+    assert twin.cfg is not sae.cfg
+    assert twin.k == sae.k if kind == "inference" else twin.budgets == sae.budgets
+
+
+def test_a_training_copy_goes_on_from_where_the_original_was() -> None:
+    sae = training_sae(normalize_activations="layer_norm")
+    twin = copy.deepcopy(sae)
+    x = torch.randn(20, 24)
+    for each in (sae, twin):
+        loss = each.training_forward_pass(TrainStepInput(x, {}, None, 1, False)).loss
+        loss.backward()
+    for p, q in zip(sae.parameters(), twin.parameters(), strict=True):
+        assert torch.equal(p.grad, q.grad)
+        assert p.grad is not q.grad
+
+
+def test_decoding_before_encoding_says_so(tmp_path: Path) -> None:
+    sae = inference_sae(tmp_path, normalize_activations="layer_norm")
+    with pytest.raises(RuntimeError, match="needs the norms of the latest encode"):
+        sae.decode(torch.zeros(2, 96))
+    sae = inference_sae(tmp_path, reshape_activations="hook_z")
+    with pytest.raises(RuntimeError, match="learns the width of a head from encode"):
+        sae.decode(torch.zeros(2, 96))
 
 
 def test_hook_z_joins_and_splits_heads(tmp_path: Path) -> None:
@@ -136,6 +243,41 @@ def test_a_training_sae_saves_whole_and_loads(tmp_path: Path) -> None:
     assert sorted(f.name for f in tmp_path.iterdir()) == ["sae"], "nothing half-written is left"
 
 
+def test_numpys_whole_numbers_become_pythons(tmp_path: Path, x: Any) -> None:
+    sizes = {"d_in": np.int64(24), "d_sae": np.int32(96), "k": np.int64(8)}
+    sae = HierarchicalTopKSAE(HierarchicalTopKSAEConfig(**sizes, default_budget=np.int16(4)))
+    assert sae.k == 4
+    sae.k = np.int64(3)
+    with sae.budget(np.int64(2)):
+        assert type(sae.k) is int
+    assert type(sae.k) is int
+    stock = sae.at_k(np.int64(3))
+    torch.testing.assert_close(stock(x), sae(x))
+    sae.decode_budgets(sae.encode_ordered(x), np.array([1, 8]))
+    stock.save_model(tmp_path / "stock")
+    sae.save_model(tmp_path / "sae")
+    assert SAE.load_from_disk(tmp_path / "sae").cfg == sae.cfg
+
+    training = training_sae(
+        **sizes,
+        default_budget=np.int64(4),
+        budgets=np.array([2, 8]),
+        budget_weights=np.array([1, 2], dtype=np.float32),
+    )
+    training.save_model(tmp_path / "training")
+    assert TrainingSAE.load_from_disk(tmp_path / "training").cfg == training.cfg
+    training.save_inference_model(tmp_path / "inference")
+    assert SAE.load_from_disk(tmp_path / "inference").k == 4
+
+
+@pytest.mark.parametrize("value", [True, np.True_, 2.0, np.float64(2), "2", None])
+@pytest.mark.parametrize("field", ["d_in", "d_sae", "k"])
+def test_what_is_no_whole_number_is_refused(field: str, value: Any) -> None:
+    for config in (HierarchicalTopKSAEConfig, HierarchicalTopKTrainingSAEConfig):
+        with pytest.raises(ValueError, match=f"{field} must be a whole number, got"):
+            config(**{"d_in": 24, "d_sae": 96, "k": 8, field: value})
+
+
 @pytest.mark.parametrize("rescale", [True, False])
 def test_the_inference_form_computes_the_same(rescale: bool, tmp_path: Path, x: Any) -> None:
     trained = training_sae(rescale_acts_by_decoder_norm=rescale, dtype="float64")
@@ -143,7 +285,7 @@ def test_the_inference_form_computes_the_same(rescale: bool, tmp_path: Path, x: 
     sae = SAE.load_from_disk(tmp_path / "sae")
     assert sae.cfg.metadata.training_architecture == "hierarchical_topk"
     torch.testing.assert_close(sae.encode(x), trained.encode(x))
-    torch.testing.assert_close(sae(x), trained(x))
+    torch.testing.assert_close(sae(x.double()), trained(x.double()))
 
 
 def test_folding_decoder_norms(tmp_path: Path, x: torch.Tensor) -> None:
@@ -207,8 +349,6 @@ def test_registration_is_idempotent() -> None:
         training = SAE_TRAINING_CLASS_REGISTRY["hierarchical_topk"][0]
         assert training is reloaded.HierarchicalTopKTrainingSAE
     finally:  # the other tests hold the first classes
-        from conftest import HierarchicalTopKTrainingSAEConfig
-
         SAE_CLASS_REGISTRY["hierarchical_topk"] = (HierarchicalTopKSAE, HierarchicalTopKSAEConfig)
         SAE_TRAINING_CLASS_REGISTRY["hierarchical_topk"] = (
             HierarchicalTopKTrainingSAE,
@@ -224,7 +364,7 @@ def test_another_packages_class_is_not_replaced(monkeypatch: pytest.MonkeyPatch)
 
 
 def test_bad_budgets_and_widths(sae: HierarchicalTopKSAE, x: torch.Tensor) -> None:
-    for k in (0, 9, 2.5, True):
+    for k in (0, 9, 2.5, True, np.float32(2), np.True_):
         with pytest.raises(ValueError, match="budget"):
             sae.k = k
         with pytest.raises(ValueError, match="budget"):
@@ -266,6 +406,57 @@ def test_a_save_that_fails_leaves_the_former_file(sae: Any, tmp_path: Path, monk
         sae.save_model(tmp_path / "sae2")
     assert weights.read_bytes() == before
     assert sorted(f.name for f in tmp_path.iterdir()) == ["sae", "sae2"]
+
+
+@pytest.fixture
+def elsewhere() -> Iterator[Path]:
+    """A folder on another file system than the test's own, to which nothing can be renamed."""
+    memory = Path("/dev/shm")
+    with tempfile.TemporaryDirectory() as here:
+        if not memory.is_dir() or memory.stat().st_dev == Path(here).stat().st_dev:
+            pytest.skip("needs a second file system to write to, such as /dev/shm")
+    with tempfile.TemporaryDirectory(dir=memory) as folder:
+        yield Path(folder)
+
+
+@pytest.mark.parametrize("kind", ["inference", "training", "training's inference form"])
+def test_the_output_folder_may_be_a_link_to_another_file_system(
+    kind: str, sae: Any, tmp_path: Path, elsewhere: Path
+) -> None:
+    linked = tmp_path / "linked"
+    linked.symlink_to(elsewhere)
+    trained = training_sae()
+    save = {
+        "inference": sae.save_model,
+        "training": trained.save_model,
+        "training's inference form": trained.save_inference_model,
+    }[kind]
+    paths = save(linked)
+    assert [path.parent for path in paths] == [linked, linked]
+    assert linked.is_symlink()
+    assert sorted(f.name for f in elsewhere.iterdir()) == ["cfg.json", "sae_weights.safetensors"]
+    (TrainingSAE if kind == "training" else SAE).load_from_disk(linked)
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_an_interrupted_save_leaves_the_folder_as_it_was(
+    there: bool, sae: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "new" / "run"
+    if there:
+        sae.save_model(folder)
+        (folder / "notes.txt").write_text("mine")
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    sae.W_dec.data.zero_()
+
+    def interrupt(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("sae_lens.saes.sae.json.dump", interrupt)  # the weights are written
+    with pytest.raises(KeyboardInterrupt):
+        sae.save_model(folder)
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+    assert (tmp_path / "new").exists() == there, "an empty folder would look like a saved SAE"
 
 
 def test_loading_without_the_import_fails_as_documented(sae: Any, tmp_path: Path) -> None:

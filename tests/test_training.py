@@ -2,19 +2,29 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from conftest import training_sae
-from sae_lens import LoggingConfig, SAETrainer, TopKTrainingSAE, TopKTrainingSAEConfig
+from sae_lens import (
+    LanguageModelSAERunnerConfig,
+    LanguageModelSAETrainingRunner,
+    LoggingConfig,
+    SAETrainer,
+    TopKTrainingSAE,
+    TopKTrainingSAEConfig,
+)
 from sae_lens.config import SAETrainerConfig
 from sae_lens.saes.sae import TrainStepInput, TrainStepOutput
 from sae_lens.synthetic import SyntheticModelConfig, SyntheticSAERunner, SyntheticSAERunnerConfig
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from hsae_lens import HierarchicalTopKTrainingSAEConfig
 from hsae_lens.kernels import reference
-from hsae_lens.runner import HierarchicalTopKTrainer
+from hsae_lens.runner import HierarchicalTopKTrainer, HierarchicalTopKTrainingRunner
 
 TRAINER: dict[str, Any] = {
     "n_checkpoints": 0,
@@ -104,15 +114,21 @@ def test_dead_latents_counted_late_are_the_same(n_dead: int, request: Any) -> No
         torch.testing.assert_close(p.grad, q.grad, msg=lambda m, n=name: f"{n}: {m}")
 
 
-def test_bad_activations_seen_late_do_not_change_the_weights(late_by_two: None) -> None:
+def trained_by(trainer: Any, sae: Any, batches: Sequence[torch.Tensor] = ()) -> Any:
+    """SAELens' trainer or ours around an SAE."""
+    cfg = SAETrainerConfig(**TRAINER, train_batch_size_samples=40)
+    stock = SAETrainer(cfg, sae, iter(batches))
+    return stock if trainer is SAETrainer else trainer.adopt(stock)
+
+
+@pytest.mark.parametrize("value", [torch.nan, 3e38], ids=["activations", "loss"])
+def test_bad_numbers_seen_late_do_not_change_the_weights(value: float, late_by_two: None) -> None:
     sae = training_sae()
-    trainer = HierarchicalTopKTrainer.adopt(
-        SAETrainer(SAETrainerConfig(**TRAINER, train_batch_size_samples=40), sae, iter(()))
-    )
+    trainer = trained_by(HierarchicalTopKTrainer, sae)
     assert not sae.checks_activations
     x = batch(torch.float32)
     bad = x.clone()
-    bad[3, 4] = torch.nan
+    bad[3, 4] = value
     for _ in range(3):
         trainer.step(x)
         trainer.n_training_steps += 1
@@ -191,13 +207,110 @@ def test_metrics_and_reports() -> None:
     assert list(sae.log_histograms()) == ["weights/W_dec_norms"]
 
 
+def test_metrics_of_a_batch_without_variance_are_undefined() -> None:
+    output = step(training_sae(), torch.ones(40, 24))
+    assert all(output.metrics[f"mse_at_{j}"].isfinite() for j in (1, 8))
+    assert all(output.metrics[f"explained_variance_at_{j}"].isnan() for j in (1, 8))
+
+
+class NoFloat64(TorchDispatchMode):
+    """Raises where a float64 tensor is made, as a device of type mps does."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if isinstance(result, torch.Tensor) and result.dtype == torch.float64:
+            raise TypeError("Cannot convert a MPS Tensor to float64 dtype")
+        return result
+
+
+def test_metrics_and_checks_need_no_float64() -> None:
+    sae, x = training_sae(), batch(torch.float32)
+    with NoFloat64():
+        metrics = sae._metrics(torch.ones(8), x)
+        assert metrics["explained_variance_at_8"] < 1
+        x[0, 0] = torch.nan
+        with pytest.raises(FloatingPointError, match=r"0.10% of the activations"):
+            step(sae, x)
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float32", "bfloat16"])
+@pytest.mark.parametrize("mode", MODES)
+def test_tokens_without_norm_or_spread_train_like_any(mode: str, dtype: str) -> None:
+    sae = training_sae(normalize_activations=mode, dtype=dtype, kernel="scan")
+    x = batch()
+    x[3], x[5], x[7] = 0, 3.7, 1e-9
+    output = step(sae, x)
+    output.loss.backward()
+    assert torch.isfinite(output.sae_out).all()
+    for name, p in sae.named_parameters():
+        assert torch.isfinite(p.grad).all(), name
+    if mode == "none" or dtype != "float64":
+        return
+    out = sae(x)  # the same by SAELens' definition, at k
+    torch.testing.assert_close(output.sae_out, out)
+    error = (out - x).pow(2).sum(-1).mean()
+    torch.testing.assert_close(output.metrics["mse_at_8"], error, atol=1e-9, rtol=1e-9)
+
+
 def test_b_dec_starts_at_the_mean_of_the_first_batch_only() -> None:
     sae = training_sae(b_dec_init="mean")
     x = batch(torch.float32)
+    sae.b_dec.data.zero_()
     step(sae, x, n=0)
     torch.testing.assert_close(sae.b_dec.data, x.mean(0))
-    step(sae, x + 1, n=1)
-    torch.testing.assert_close(sae.b_dec.data, x.mean(0))
+    for n in (1, 0):  # 0: a second run of the same SAE
+        step(sae, x + 1, n=n)
+        torch.testing.assert_close(sae.b_dec.data, x.mean(0))
+
+
+@pytest.mark.parametrize("door", ["override_sae", "from_pretrained_path", "resume_from_checkpoint"])
+@pytest.mark.parametrize("runner", [LanguageModelSAETrainingRunner, HierarchicalTopKTrainingRunner])
+def test_going_on_from_a_trained_sae_keeps_its_b_dec(
+    runner: Any, door: str, tmp_path: Path, tiny_gemma2: Any, tiny_dataset: Any
+) -> None:
+    def run(name: str, lr: float, override_sae: Any = None, **settings: Any) -> Any:
+        cfg = LanguageModelSAERunnerConfig(
+            sae=HierarchicalTopKTrainingSAEConfig(d_in=32, d_sae=64, k=8, b_dec_init="mean"),
+            model_name="tiny-gemma2",
+            model_from_pretrained_kwargs={},
+            hook_name="blocks.1.hook_resid_post",
+            context_size=32,
+            train_batch_size_tokens=64,
+            store_batch_size_prompts=4,
+            n_batches_in_buffer=4,
+            lr=lr,
+            lr_warm_up_steps=0,
+            checkpoint_path=str(tmp_path / name),
+            output_path=None,
+            save_final_checkpoint=True,
+            logger=LoggingConfig(log_to_wandb=False),
+            verbose=False,
+            **settings,
+        )
+        runs = runner(
+            cfg,
+            override_dataset=tiny_dataset,
+            override_model=tiny_gemma2,
+            override_sae=override_sae,
+        )
+        return runs.run()
+
+    trained = run("first", lr=0.1, training_tokens=5 * 64)
+    before = trained.b_dec.detach().clone()
+    assert before.abs().min() > 0
+    checkpoint = next((tmp_path / "first").rglob("final_*"))
+    # The steps themselves hardly move b_dec; the mean of the next batch is far away.
+    if door == "override_sae":
+        after = run("second", lr=1e-6, override_sae=trained, training_tokens=64)
+    elif door == "from_pretrained_path":
+        after = run("second", lr=1e-6, from_pretrained_path=str(checkpoint), training_tokens=64)
+    else:
+        after = run(
+            "second", lr=0.1, resume_from_checkpoint=str(checkpoint), training_tokens=6 * 64
+        )
+    assert after is not trained or door == "override_sae"
+    step_size = 1e-6 if door != "resume_from_checkpoint" else 0.1
+    torch.testing.assert_close(after.b_dec.data, before, atol=2 * step_size, rtol=0)
 
 
 def test_bad_activations_stop_the_step_before_the_weights() -> None:
@@ -210,6 +323,44 @@ def test_bad_activations_stop_the_step_before_the_weights() -> None:
     assert all(torch.equal(p, before[name]) for name, p in sae.named_parameters())
 
 
+def test_a_loss_that_is_not_finite_stops_the_step_before_the_weights() -> None:
+    sae = training_sae()
+    before = {name: p.clone() for name, p in sae.named_parameters()}
+    x = batch(torch.float32)
+    x[3, 4] = 3e38
+    for trainer in (SAETrainer, HierarchicalTopKTrainer):
+        with pytest.raises(FloatingPointError, match="Step 0: the loss is (inf|nan), though the"):
+            trained_by(trainer, sae).step(x)
+    assert all(torch.equal(p, before[name]) for name, p in sae.named_parameters())
+
+
+def test_activations_that_are_all_zero_are_not_trained_on() -> None:
+    sae = training_sae()
+    with pytest.raises(FloatingPointError, match="Step 0: all activations are zero"):
+        step(sae, torch.zeros(40, 24), n=0)
+    assert step(sae, torch.zeros(40, 24), n=1).loss.isfinite()
+
+
+@pytest.mark.parametrize("infinite", [True, False])
+def test_an_estimated_scale_of_bad_activations_is_found_out(infinite: bool) -> None:
+    sae = training_sae(normalize_activations="expected_average_only_in")
+    x, bad = batch(torch.float32), batch(torch.float32)
+    bad[3, 4] = torch.inf if infinite else torch.nan
+    trainer = trained_by(HierarchicalTopKTrainer, sae, [bad, x])  # the first one for the estimate
+    with pytest.raises(FloatingPointError, match="all activations are zero|100.00% of the activ"):
+        trainer.fit()
+
+
+def test_a_token_of_zeros_is_scaled_like_any() -> None:
+    sae = training_sae(normalize_activations="expected_average_only_in")
+    x = batch(torch.float32)
+    x[3] = 0
+    trainer = trained_by(HierarchicalTopKTrainer, sae, [x, x])
+    trainer.cfg.total_training_samples = 40
+    trainer.fit()
+    assert all(torch.isfinite(p).all() for p in sae.parameters())
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
@@ -217,6 +368,11 @@ def test_bad_activations_stop_the_step_before_the_weights() -> None:
         ({"k": 97}, "k must be in 1..d_sae=96"),
         ({"budgets": []}, "budgets is empty"),
         ({"budgets": [9]}, "outside 1..k=8"),
+        ({"budgets": [1, 2.0]}, "Each of the budgets must be a whole number, got 2.0"),
+        ({"budgets": [True, 8]}, "Each of the budgets must be a whole number, got True"),
+        ({"budgets": [1, 4]}, "first 4 latents, so those up to k=8 .* Set k=4, or give budget 8"),
+        ({"budgets": [1, 8], "budget_weights": [1, 0]}, "first 1 latents, .* Set k=1, or give"),
+        ({"aux_loss_coefficient": float("nan")}, "must not be negative or infinite"),
         ({"budget_weights": "linear"}, "Unknown budget weighting"),
         ({"budget_weights": [1.0]}, "1 numbers for 8 budgets"),
         ({"default_budget": 9}, "default_budget 9 is outside"),

@@ -13,23 +13,42 @@ from transformer_lens import HookedTransformerConfig
 
 from hsae_lens import HierarchicalTopKSAE, HierarchicalTopKSAEConfig
 from hsae_lens.circuits import ablate, attribute_budgets, keep, steer
+from hsae_lens.evaluation import evaluate_budgets
 from hsae_lens.models import activations_at, open_model, run_changed
+from hsae_lens.sae import joined_heads
 
 HOOKS = ["blocks.0.hook_resid_post", "blocks.1.hook_resid_post"]
+KINDS = ["HookedSAETransformer", "bridge", "bare bridge"]
 
 
-@pytest.fixture(scope="module", params=["HookedSAETransformer", "bridge", "bare bridge"])
-def model(request: pytest.FixtureRequest, gemma2_folder: Path) -> Any:
-    if request.param == "bridge":
-        return open_model(gemma2_folder)
-    if request.param == "bare bridge":  # without compatibility mode
-        return SAETransformerBridge.boot_transformers(str(gemma2_folder), device="cpu")
+def make_model(kind: str, gemma2_folder: Path, dtype: torch.dtype) -> Any:
+    if kind == "bridge":
+        return open_model(gemma2_folder, dtype=dtype)
+    if kind == "bare bridge":  # without compatibility mode
+        return SAETransformerBridge.boot_transformers(str(gemma2_folder), device="cpu", dtype=dtype)
     torch.manual_seed(0)
     return HookedSAETransformer(
         HookedTransformerConfig(
-            n_layers=2, d_model=32, n_ctx=64, d_head=16, n_heads=2, d_vocab=300, act_fn="relu"
+            n_layers=2,
+            d_model=32,
+            n_ctx=64,
+            d_head=16,
+            n_heads=2,
+            d_vocab=300,
+            act_fn="relu",
+            dtype=dtype,
         )
     )
+
+
+@pytest.fixture(scope="module", params=KINDS)
+def model(request: pytest.FixtureRequest, gemma2_folder: Path) -> Any:
+    return make_model(request.param, gemma2_folder, torch.float32)
+
+
+@pytest.fixture(scope="module", params=KINDS)
+def half_model(request: pytest.FixtureRequest, gemma2_folder: Path) -> Any:
+    return make_model(request.param, gemma2_folder, torch.bfloat16)
 
 
 @pytest.fixture
@@ -37,12 +56,12 @@ def tokens() -> torch.Tensor:
     return torch.randint(3, 300, (2, 10), generator=torch.Generator().manual_seed(0))
 
 
-def sae_at(hook: str) -> HierarchicalTopKSAE:
-    sae = HierarchicalTopKSAE(HierarchicalTopKSAEConfig(d_in=32, d_sae=96, k=8))
+def sae_at(hook: str, d_in: int = 32, **settings: Any) -> HierarchicalTopKSAE:
+    sae = HierarchicalTopKSAE(HierarchicalTopKSAEConfig(d_in=d_in, d_sae=96, k=8, **settings))
     sae.cfg.metadata.hook_name = hook
     generator = torch.Generator().manual_seed(len(hook))
     with torch.no_grad():
-        sae.W_dec.copy_(torch.randn(96, 32, generator=generator) / 32**0.5)
+        sae.W_dec.copy_(torch.randn(96, d_in, generator=generator) / d_in**0.5)
         sae.W_enc.copy_(0.3 * sae.W_dec.T)
     return sae
 
@@ -209,3 +228,94 @@ def test_attribution_on_every_model_class(model: Any, tokens: torch.Tensor) -> N
     (expected,) = torch.autograd.grad(logits[0, -1, 5], leaf)
     got = found.sites[HOOKS[0]].per_pair(8)[0, -1, one]
     torch.testing.assert_close(got, expected[0], atol=1e-6, rtol=1e-4)
+
+
+def check_it_runs_in_the_models_dtype(
+    model: Any, tokens: torch.Tensor, hook: str, dtype: str
+) -> None:
+    """Through each of SAELens' doors, and what comes out is what a cast by hand gives."""
+    joins = "hook_z" if hook.endswith("_z") else "none"
+    x = activations_at(model, tokens, [hook])[hook]
+    sae = sae_at(hook, x.flatten(2).shape[-1], dtype=dtype, reshape_activations=joins)
+    assert x.dtype != sae.dtype
+    whole = model(tokens, prepend_bos=False)
+
+    def by_hand(acts: torch.Tensor) -> torch.Tensor:
+        with joined_heads(sae):
+            code = sae.encode_ordered(acts.flatten(2).to(sae.dtype)).prefix(sae.k)
+            return sae.decode(code.to_dense(96)).to(acts.dtype).reshape(acts.shape)
+
+    sae.k = 3
+    expected = with_change(model, tokens, hook, by_hand)
+    assert expected.dtype == whole.dtype
+    logits = model.run_with_saes(tokens, saes=[sae], prepend_bos=False)
+    torch.testing.assert_close(logits, expected)
+    model.add_sae(sae)
+    try:
+        torch.testing.assert_close(model(tokens, prepend_bos=False), expected)
+    finally:
+        model.reset_saes()
+    for use_error_term in (False, True):
+        logits, cache = model.run_with_cache_with_saes(
+            tokens, saes=[sae], use_error_term=use_error_term, prepend_bos=False
+        )
+        want, other = (whole, expected) if use_error_term else (expected, whole)
+        assert (logits - want).norm() < 0.1 * (logits - other).norm()
+        name = acts_post(model, sae)
+        assert cache[name].dtype == sae.dtype, "latents keep the SAE's precision"
+        assert cache[name.replace("acts_post", "output")].dtype == x.dtype
+    logits = model.run_with_saes(tokens, saes=[sae], prepend_bos=False)
+    logits[:, -1].float().square().sum().backward()
+    for parameter in (sae.W_dec, sae.W_enc, sae.b_dec):
+        assert torch.isfinite(parameter.grad).all()
+        assert parameter.grad.abs().sum() > 0
+    model.zero_grad()
+
+
+DIFFERENT_HOOKS = [HOOKS[1], "blocks.0.attn.hook_z", "blocks.0.mlp.hook_post"]
+
+
+@pytest.mark.parametrize("hook", DIFFERENT_HOOKS)
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_a_wider_sae_runs_on_a_bfloat16_model(
+    half_model: Any, tokens: torch.Tensor, hook: str, dtype: str
+) -> None:
+    check_it_runs_in_the_models_dtype(half_model, tokens, hook, dtype)
+
+
+@pytest.mark.parametrize("hook", DIFFERENT_HOOKS)
+@pytest.mark.parametrize("dtype", ["bfloat16", "float64"])
+def test_an_sae_of_another_dtype_runs_on_a_float32_model(
+    model: Any, tokens: torch.Tensor, hook: str, dtype: str
+) -> None:
+    check_it_runs_in_the_models_dtype(model, tokens, hook, dtype)
+
+
+def test_the_dtype_wanted_goes_with_the_activations_not_with_the_sae() -> None:
+    sae = sae_at(HOOKS[0])
+    x = torch.randn(3, 32)
+    acts, low = sae.encode(x), sae.encode(x.bfloat16())
+    assert low.dtype == torch.float32
+    assert sae.decode(acts).dtype == torch.float32
+    assert sae.decode(low).dtype == sae(x.bfloat16()).dtype == torch.bfloat16
+    assert sae.decode(low.clone()).dtype == torch.float32
+    assert sae(torch.ones(3, 32, dtype=torch.int64)).dtype == torch.float32
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert sae(x).dtype == sae.at_k(8)(x).dtype
+
+
+def test_budgets_are_evaluated_and_attributed_on_a_bfloat16_model(
+    half_model: Any, tokens: torch.Tensor
+) -> None:
+    sae = sae_at(HOOKS[0])
+    found = attribute_budgets(
+        half_model, sae, tokens, lambda z: z[:, -1, 5], [1, 8], progress=False
+    )
+    assert found.sites[HOOKS[0]].per_pair(8).abs().sum() > 0
+    table = evaluate_budgets(sae, half_model, tokens, [1, 8], progress=False)
+    x = activations_at(half_model, tokens, HOOKS[:1])[HOOKS[0]].float().flatten(0, 1)
+    for k, explained in zip(table["k"], table["explained_variance"], strict=True):
+        with sae.budget(k):
+            off = (sae(x) - x).square().sum() / (x - x.mean(0)).square().sum()
+        assert explained == pytest.approx(1 - off.item(), abs=1e-4)
+    assert table["ce_with_sae"].notna().all()

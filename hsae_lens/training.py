@@ -26,6 +26,7 @@ from hsae_lens.sae import (
     ARCHITECTURE,
     OwnInputSteps,
     check_sizes,
+    decoder_scale,
     decoder_target,
     norms_are_one,
 )
@@ -191,11 +192,12 @@ class HierarchicalTopKTrainingSAE(OwnInputSteps, TopKTrainingSAE):
             selection_scale=norms,
             kernel=self.cfg.kernel,
         )
+        scale = decoder_scale(self)  # un-normalising the reconstruction forgets it
         nested, sae_out = self._nested(coefficients, normed, x)
         losses = {"nested_loss": nested.loss}
         if self.cfg.aux_loss_coefficient:
             losses["auxiliary_reconstruction_loss"] = self._dead_latent_loss(
-                normed, (x - sae_out).detach(), norms, step_input.dead_neuron_mask
+                normed, (x - sae_out).detach(), scale, norms, step_input.dead_neuron_mask
             )
         loss = torch.stack(list(losses.values())).sum()
         if checks:
@@ -236,6 +238,7 @@ class HierarchicalTopKTrainingSAE(OwnInputSteps, TopKTrainingSAE):
         self,
         normed: torch.Tensor,
         residual: torch.Tensor,
+        scale: torch.Tensor | float,
         norms: torch.Tensor | None,
         dead_mask: torch.Tensor | None,
     ) -> torch.Tensor:
@@ -243,7 +246,8 @@ class HierarchicalTopKTrainingSAE(OwnInputSteps, TopKTrainingSAE):
 
         Up to d_in/2 dead latents with the largest pre-activations reconstruct, without bias, what
         the living ones left over: coefficient · min(dead / (d_in/2), 1) · mean over tokens of the
-        squared error summed over d_in (Gao et al., arXiv 2406.04093, appendix A.2).
+        squared error summed over d_in (Gao et al., arXiv 2406.04093, appendix A.2). The error is in
+        the input's units: ``scale`` ``[B, 1]`` takes the decoder's output there.
         """
         if dead_mask is None:
             return residual.new_zeros(())
@@ -251,12 +255,6 @@ class HierarchicalTopKTrainingSAE(OwnInputSteps, TopKTrainingSAE):
         room = self._room_for_dead(count)
         if room == 0:
             return residual.new_zeros(())
-        if self.cfg.normalize_activations in ("constant_norm_rescale", "layer_norm"):
-            raise ValueError(
-                "The auxiliary loss does not support normalize_activations="
-                f"{self.cfg.normalize_activations!r} (as in SAELens' TopK). Set "
-                "aux_loss_coefficient=0, or use another normalisation."
-            )
         # Dead latents first; where there is room for more than there are, the others count as 0.
         is_dead, dead = dead_mask.to(torch.uint8).sort(descending=True, stable=True)
         is_dead, dead = is_dead[:room].bool(), dead[:room]
@@ -266,7 +264,7 @@ class HierarchicalTopKTrainingSAE(OwnInputSteps, TopKTrainingSAE):
         ranked = (pre if norms is None else pre * norms[dead]).masked_fill(~is_dead, -torch.inf)
         chosen = ranked.topk(min(heuristic, room), sorted=False).indices
         acts = torch.zeros_like(pre).scatter(-1, chosen, pre.gather(-1, chosen))
-        error = (acts @ self.W_dec[dead] - residual).pow(2).sum(dim=-1).mean()
+        error = (acts @ self.W_dec[dead] * scale - residual).pow(2).sum(dim=-1).mean()
         share = (count.to(error.dtype) / heuristic).clamp(max=1)
         return self.cfg.aux_loss_coefficient * share * error
 

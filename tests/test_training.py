@@ -411,7 +411,36 @@ def test_synthetic_runner_finds_the_features(tmp_path: Any) -> None:
     assert list((tmp_path / "out").rglob("sae_weights.safetensors"))
 
 
-def test_the_auxiliary_loss_refuses_normalised_activations_with_dead_latents() -> None:
-    sae = training_sae(normalize_activations="layer_norm")
-    with pytest.raises(ValueError, match="Set aux_loss_coefficient=0"):
-        step(sae, batch(torch.float32), torch.ones(96, dtype=torch.bool))
+@pytest.mark.parametrize("rescale", [True, False])
+@pytest.mark.parametrize("mode", MODES)
+def test_the_auxiliary_loss_is_in_the_inputs_units_however_normalised(
+    mode: str, rescale: bool
+) -> None:
+    """SAELens' TopK refuses this, in the middle of a run: when the first latents die."""
+    sae = training_sae(
+        dtype="float64",
+        normalize_activations=mode,
+        rescale_acts_by_decoder_norm=rescale,
+        aux_loss_coefficient=0.7,
+    )
+    x, dead = 3 * batch() + 1, torch.arange(96) % 5 == 0
+    output = step(sae, x, dead)
+    (aux,) = (loss for name, loss in output.losses.items() if name.startswith("auxiliary"))
+    got = torch.autograd.grad(aux, list(sae.parameters()))
+
+    sae.encode(x)  # for its norms
+    normed, shift = {
+        "none": lambda: (x, 0),
+        "layer_norm": lambda: ((x - sae.ln_mu) / (sae.ln_std + 1e-5), sae.ln_mu),
+        "constant_norm_rescale": lambda: (x * sae.x_norm_coeff, 0),
+    }[mode]()
+    pre = (normed - sae.b_dec) @ sae.W_enc + sae.b_enc
+    ranked = pre * sae.W_dec.norm(dim=-1) if rescale else pre
+    chosen = ranked.masked_fill(~dead, -torch.inf).topk(12).indices
+    acts = torch.zeros_like(pre).scatter(-1, chosen, pre.gather(-1, chosen))
+    x_hat = sae.run_time_activation_norm_fn_out(acts @ sae.W_dec) - shift
+    error = (x_hat - (x - output.sae_out)).pow(2).sum(-1).mean()
+    torch.testing.assert_close(aux, 0.7 * error)
+    want = torch.autograd.grad(0.7 * error, list(sae.parameters()))
+    for (name, _), a, b in zip(sae.named_parameters(), got, want, strict=True):
+        torch.testing.assert_close(a, b, msg=lambda m, n=name: f"{n}: {m}")

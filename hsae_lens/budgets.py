@@ -28,9 +28,13 @@ def whole_number(value: Any, name: str) -> int:
     Raises:
         ValueError: for anything else, True and 2.0 included; ``name`` says what it should be.
     """
-    if isinstance(value, bool) or not isinstance(value, numbers.Integral):
+    if not _is_whole(value):
         raise ValueError(f"{name} must be a whole number, got {value!r}.")
     return int(value)
+
+
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, numbers.Integral) and not isinstance(value, bool)
 
 
 def resolve_budgets(budgets: Sequence[int] | None, k: int) -> list[int]:
@@ -44,9 +48,12 @@ def resolve_budgets(budgets: Sequence[int] | None, k: int) -> list[int]:
         raise ValueError(f"k must be at least 1, got {k}.")
     if budgets is None:
         return list(range(1, k + 1))
-    result = [whole_number(j, "Each of the budgets") for j in budgets]
-    if not result:
+    given = list(budgets)
+    if not given:
         raise ValueError("budgets is empty. Leave it None for every budget 1..k, or name some.")
+    if not all(_is_whole(j) for j in given):
+        raise ValueError(f"budgets must be whole numbers, got {given}.")
+    result = [int(j) for j in given]
     if any(b <= a for a, b in itertools.pairwise(result)):
         raise ValueError(
             f"budgets must be ascending without repeats, got {result}. "

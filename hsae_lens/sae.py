@@ -19,8 +19,6 @@ from hsae_lens.nested import each_prefix
 from hsae_lens.ordered_code import OrderedCode
 
 ARCHITECTURE = "hierarchical_topk"
-
-
 LAYER_NORM_EPS = 1e-5  # SAELens'
 DTYPE_OF_X = "dtype_of_x"  # an attribute of what encode returns
 NORMS_OF_A_CALL = ("ln_mu", "ln_std", "x_norm_coeff")  # SAELens' names
@@ -138,8 +136,8 @@ class OwnInputSteps(SAE[Any]):
                 return lambda x_hat: x_hat / coefficient
         except AttributeError:
             raise RuntimeError(
-                f"normalize_activations={mode!r} needs the norms of the latest encode, and a "
-                "decode has consumed them. Call encode_ordered again first."
+                f"normalize_activations={mode!r} needs the norms of the latest encode: there was "
+                "none, or a decode has consumed them. Call encode_ordered again first."
             ) from None
         return lambda x_hat: x_hat
 
@@ -290,7 +288,8 @@ class HierarchicalTopKSAE(OwnInputSteps, TopKSAE):
         """A stock SAELens TopK SAE at budget ``k`` on the same weights.
 
         Parameters are shared, not copied; hook points, config and metadata are its own. It saves,
-        loads and runs without this package.
+        loads and runs without this package. As all of SAELens' it does not fit a model of another
+        dtype, and gives NaN for a token of zeros under "constant_norm_rescale".
         """
         cfg = TopKSAEConfig(
             k=check_budget(k, self.cfg.k),

@@ -162,8 +162,8 @@ class HierarchicalTopKTrainingSAE(OwnInputSteps, TopKTrainingSAE):
 
     @override
     def __getstate__(self) -> dict[str, Any]:
-        # Counts on their way from a GPU stay with the original.
-        return {**super().__getstate__(), "_n_dead": Lagged()}
+        # What a trainer arranged, and counts on their way from a GPU, stay with the original.
+        return {**super().__getstate__(), "_n_dead": Lagged(), "checks_activations": True}
 
     @override
     def training_forward_pass(self, step_input: TrainStepInput) -> TrainStepOutput:

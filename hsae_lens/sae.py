@@ -221,7 +221,9 @@ class HierarchicalTopKSAE(OwnInputSteps, TopKSAE):
         if x.dtype != self.dtype and x.is_floating_point():
             # SAELens' hooked models pass encode's result to decode, and decode's into the model as
             # it is: most layers raise where that is of another dtype. The result says which dtype
-            # is wanted; kept on the SAE, it would outlast the call.
+            # is wanted; kept on the SAE, it would outlast the call. A view, because a hook may have
+            # returned a tensor that is used elsewhere.
+            acts = acts.view_as(acts)
             setattr(acts, DTYPE_OF_X, x.dtype)
         return acts
 

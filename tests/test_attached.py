@@ -299,6 +299,10 @@ def test_the_dtype_wanted_goes_with_the_activations_not_with_the_sae() -> None:
     assert sae.decode(acts).dtype == torch.float32
     assert sae.decode(low).dtype == sae(x.bfloat16()).dtype == torch.bfloat16
     assert sae.decode(low.clone()).dtype == torch.float32
+    kept = acts.detach().clone()
+    with sae.hooks(fwd_hooks=[("hook_sae_acts_post", lambda acts, hook: kept)]):
+        assert sae(x.bfloat16()).dtype == torch.bfloat16
+        assert sae(x).dtype == sae.decode(kept).dtype == torch.float32
     assert sae(torch.ones(3, 32, dtype=torch.int64)).dtype == torch.float32
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert sae(x).dtype == sae.at_k(8)(x).dtype

@@ -299,17 +299,12 @@ def test_going_on_from_a_trained_sae_keeps_its_b_dec(
     before = trained.b_dec.detach().clone()
     assert before.abs().min() > 0
     checkpoint = next((tmp_path / "first").rglob("final_*"))
-    # The steps themselves hardly move b_dec; the mean of the next batch is far away.
-    if door == "override_sae":
-        after = run("second", lr=1e-6, override_sae=trained, training_tokens=64)
-    elif door == "from_pretrained_path":
-        after = run("second", lr=1e-6, from_pretrained_path=str(checkpoint), training_tokens=64)
+    if door == "resume_from_checkpoint":  # the sixth step, at the checkpoint's learning rate
+        step_size, tokens = 0.1, 6 * 64
     else:
-        after = run(
-            "second", lr=0.1, resume_from_checkpoint=str(checkpoint), training_tokens=6 * 64
-        )
-    assert after is not trained or door == "override_sae"
-    step_size = 1e-6 if door != "resume_from_checkpoint" else 0.1
+        step_size, tokens = 1e-6, 64
+    given = trained if door == "override_sae" else str(checkpoint)
+    after = run("second", lr=step_size, training_tokens=tokens, **{door: given})
     torch.testing.assert_close(after.b_dec.data, before, atol=2 * step_size, rtol=0)
 
 

@@ -26,6 +26,7 @@ from hsae_lens.evaluation import (
 from hsae_lens.evaluation.adaptive import reach_error, spend_mean, token_errors
 from hsae_lens.evaluation.judged import Judged
 from hsae_lens.evaluation.metrics import cross_entropies, kl_divergences
+from hsae_lens.evaluation.stability import contribution_stability
 from hsae_lens.models import hook_activations, open_model, sequences_at_once
 from hsae_lens.text import cpython_reference, sequences_of, token_dataset
 
@@ -204,6 +205,40 @@ def test_adaptive_budgets(sae: Any, acts: torch.Tensor) -> None:
     assert table["fixed"][1] == pytest.approx((curve[5] + curve[6]) / 2, abs=5e-3)
 
 
+def test_every_rule_counts_active_latents(tmp_path: Path, acts: torch.Tensor) -> None:
+    training_sae(d_in=32).save_inference_model(tmp_path / "s")
+    sae = SAE.load_from_disk(tmp_path / "s")
+    with torch.no_grad():
+        sae.b_enc.sub_(sae.encode_ordered(acts).values[:, 3].median())
+    active = (sae.encode(acts) > 0).sum(-1)
+    assert active.min() < 3, "many tokens have fewer than K active latents"
+    assert active.max() > 4
+    table = adaptive_frontier(sae, acts, [1], [1e-9], progress=False)
+    exact = table[table["rule"] == "error"].iloc[0]  # out of reach: every token takes all it has
+    assert exact["l0"] == pytest.approx(active.double().mean().item())
+    assert exact["l0_std"] == pytest.approx(active.double().std().item())
+    frontier = evaluate_activations(sae, acts, [1, 8], progress=False).set_index("k")
+    assert exact["l0"] == pytest.approx(frontier.loc[8, "l0"])
+    assert exact["explained_variance"] == pytest.approx(frontier.loc[8, "explained_variance"])
+    assert exact["fixed"] == pytest.approx(frontier.loc[8, "explained_variance"])
+
+
+def test_errors_at_hand_are_not_made_again(
+    sae: Any, acts: torch.Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    documents = torch.arange(len(acts)) % 2
+    ask = (
+        lambda **given: explained_variance_curve(sae, acts, progress=False, **given),
+        lambda **given: adaptive_frontier(sae, acts, progress=False, **given),
+        lambda **given: contribution_stability(sae, acts, documents, **given),
+    )
+    want = [function() for function in ask]
+    errors = token_errors(sae, acts, progress=False)
+    monkeypatch.setattr(type(sae), "each_budget", None)  # what decodes
+    for function, table in zip(ask, want, strict=True):
+        assert function(errors=errors).equals(table)
+
+
 def test_an_error_target_takes_no_latent_too_many() -> None:
     errors = torch.tensor([[9.0, 4, 1], [9, 8, 7], [1, 1, 1], [9, 2, 3]])
     assert reach_error(errors, 2).tolist() == [2, 2, 0, 1]
@@ -248,6 +283,30 @@ def test_advice_is_the_smallest_budget_that_keeps_enough() -> None:
         advise(table.drop(columns="ce_score"), 0.9, "ce_score")
 
 
+@pytest.mark.parametrize("ablated", [2.9, 3.0, 3.02])
+def test_advice_says_where_ablation_does_not_hurt(ablated: float) -> None:
+    table = pd.DataFrame(
+        {
+            "k": [1, 8],
+            "explained_variance": [0.5, 0.9],
+            "ce_score": [0.5, 0.9],
+            "ce_clean": [3.0, 3.0],
+            "ce_ablated": [ablated, ablated],
+        }
+    )
+    advice = advise(table, 0.9, "ce_score")
+    assert "Beware: with the hook set to zero the model predicts about as well" in str(advice)
+    assert f"{ablated:.3f} nats per token, 3.000 as it is" in str(advice)
+    assert "Beware" not in str(advise(table, 0.9)), "explained variance needs no ablation"
+    hurts = table.assign(ce_ablated=9.0)
+    assert "Beware" not in str(advise(hurts, 0.9, "ce_score"))
+
+
+def test_advice_needs_budgets() -> None:
+    with pytest.raises(ValueError, match="no column 'k'"):
+        advise(pd.DataFrame({"explained_variance": [0.5]}))
+
+
 # --- several SAEs of one hook ---
 
 
@@ -287,7 +346,7 @@ def test_only_saes_of_one_hook_are_judged_together(
     other.cfg.metadata.hook_name = "blocks.0.hook_resid_post"
     with pytest.raises(ValueError, match="not of one hook.*ours: blocks.1.*other: blocks.0"):
         judge(ours=sae, other=other)
-    with pytest.raises(ValueError, match="not of one hook.*there are none"):
+    with pytest.raises(ValueError, match="There are no SAEs"):
         judge()
     with pytest.raises(ValueError, match=r"^small cannot be judged so: budgets \[8\] are outside"):
         judge(ours=sae, small=sae.at_k(3))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import itertools
 import math
 from pathlib import Path
 from typing import Any
@@ -10,6 +12,7 @@ import pytest
 import torch
 from conftest import training_sae
 from sae_lens import SAE
+from sae_lens.synthetic import mean_correlation_coefficient
 
 from hsae_lens import HierarchicalTopKSAE, load_pretrained
 from hsae_lens.evaluation.downstream import evaluate_tasks
@@ -74,6 +77,32 @@ def test_seeds_are_matched_latent_by_latent(sae: Any, x: torch.Tensor, tmp_path:
         seed_stability(sae, SAE.load_from_disk(tmp_path / "small"), x)
 
 
+def test_a_latent_turned_round_is_the_same_direction(sae: Any, x: torch.Tensor) -> None:
+    """PW-MCC (arXiv 2505.20254, SAELens) takes absolute cosines."""
+    other = copy.deepcopy(sae)
+    with torch.no_grad():
+        other.W_dec[::2] *= -1
+    mcc, chance, _ = seed_stability(sae, other, x)
+    assert mcc == pytest.approx(1)
+    random = torch.randn(sae.W_dec.shape, generator=torch.Generator().manual_seed(0))
+    assert chance == pytest.approx(
+        mean_correlation_coefficient(sae.W_dec.detach(), random), abs=1e-6
+    )
+
+
+def test_codes_of_different_k_agree_as_far_as_both_go(
+    sae: Any, x: torch.Tensor, tmp_path: Path
+) -> None:
+    training_sae(k=16).save_inference_model(tmp_path / "longer")  # the same weights
+    longer = SAE.load_from_disk(tmp_path / "longer")
+    for first, second in ((sae, longer), (longer, sae)):
+        table = seed_stability(first, second, x)[2]
+        assert list(table["k"]) == [1, 2, 4, 8]
+        assert (table["agreement"] == 1).all()
+        with pytest.raises(ValueError, match=r"budgets \[16\] are outside 1..k=8"):
+            seed_stability(first, second, x, [16])
+
+
 def test_worth_is_the_same_in_copies_of_a_text(sae: Any, x: torch.Tensor) -> None:
     twice, documents = x.repeat(2, 1), torch.arange(2).repeat_interleave(60)
     row = contribution_stability(sae, twice, documents).iloc[0]
@@ -82,6 +111,8 @@ def test_worth_is_the_same_in_copies_of_a_text(sae: Any, x: torch.Tensor) -> Non
     assert 0 <= row["falls"] <= 1
     with pytest.raises(ValueError, match="latents are active in both halves"):
         contribution_stability(sae, x, torch.zeros(60, dtype=torch.int64))
+    sampled = contribution_stability(sae, twice, 4 * documents + 2)  # numbers with gaps
+    assert sampled["latents"][0] == row["latents"]
 
 
 def test_the_shipped_sae_s_order_means_something() -> None:
@@ -136,6 +167,30 @@ def test_a_model_at_chance_retains_nothing(tiny_gemma2: Any, tmp_path: Path) -> 
     assert table["model_accuracy"].iloc[0] == 0.5
     assert math.isnan(table["retention"].iloc[0])
     assert math.isnan(table["logit_retention"].iloc[0])
+
+
+def test_tasks_go_through_the_model_in_batches(tiny_gemma2: Any, tmp_path: Path) -> None:
+    training_sae(d_in=32).save_inference_model(tmp_path / "sae")
+    sae = SAE.load_from_disk(tmp_path / "sae")
+    sae.cfg.metadata.hook_name = "blocks.1.hook_resid_post"
+    words = [chr(97 + n) for n in range(12)]
+    pairs = [Pair(f"{a} {b}", f"{b} {a}", a, b) for a, b in itertools.permutations(words, 2)]
+    task = tokenize_pairs("mine", pairs, tiny_gemma2.tokenizer, 40)
+    sizes: list[int] = []
+    handle = tiny_gemma2.unembed.register_forward_hook(lambda _, x, out: sizes.append(len(out)))
+    try:
+        whole = evaluate_tasks(
+            sae, tiny_gemma2, [task], [1, 8], batch_size=len(task), progress=False
+        )
+        assert set(sizes) == {40}
+        sizes.clear()
+        parts = evaluate_tasks(sae, tiny_gemma2, [task], [1, 8], progress=False)
+        assert max(sizes) == 16
+    finally:
+        handle.remove()
+    assert list(parts.columns) == list(whole.columns)
+    for column in whole.columns.drop(["task", "retention", "logit_retention"]):
+        assert parts[column].to_numpy() == pytest.approx(whole[column].to_numpy(), abs=1e-5)
 
 
 def test_tasks_that_do_not_fit_are_said(smollm: Any) -> None:

@@ -7,12 +7,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import pandas as pd
 import torch
 from tqdm.auto import tqdm
 
 from hsae_lens.budgets import powers_of_two
 from hsae_lens.sae import HierarchicalTopKSAE, joined_heads
+
+Errors = tuple[torch.Tensor, torch.Tensor]
+"""What :func:`token_errors` gives."""
 
 
 @torch.no_grad()
@@ -50,15 +54,21 @@ def token_errors(
 
 
 def explained_variance_curve(
-    sae: HierarchicalTopKSAE, activations: torch.Tensor, progress: bool = True
+    sae: HierarchicalTopKSAE,
+    activations: torch.Tensor,
+    progress: bool = True,
+    errors: Errors | None = None,
 ) -> pd.DataFrame:
     """Explained variance at every budget 0..K, pooled as in :func:`evaluate_budgets`.
+
+    Args:
+        errors: what :func:`token_errors` gives for these, if it is at hand.
 
     Returns:
         Columns ``k``, ``explained_variance`` and ``adds``, what the k-th latent adds to it.
     """
-    errors, _ = token_errors(sae, activations, progress=progress)
-    explained = 1 - errors.double().mean(0) / _variance(activations)
+    squared, _ = errors or token_errors(sae, activations, progress=progress)
+    explained = 1 - squared.double().mean(0) / _variance(activations)
     table = pd.DataFrame({"k": range(len(explained)), "explained_variance": explained.tolist()})
     return table.assign(adds=table["explained_variance"].diff())
 
@@ -69,6 +79,7 @@ def adaptive_frontier(
     mean_budgets: Sequence[float] | None = None,
     error_targets: Sequence[float] = (),
     progress: bool = True,
+    errors: Errors | None = None,
 ) -> pd.DataFrame:
     """Budgets that differ from token to token, beside a fixed budget of the same mean.
 
@@ -81,11 +92,12 @@ def adaptive_frontier(
         activations: ``[n, d_in]``.
         mean_budgets: above 0, up to K; None for 1, 2, 4, … K.
         error_targets: above 0.
+        errors: what :func:`token_errors` gives for these, if it is at hand.
 
     Returns:
-        A row per rule and target: ``rule``, ``target``, ``l0`` (the mean budget), ``l0_std`` (over
-        tokens), ``explained_variance``, and ``fixed``: explained variance of the same mean budget
-        spent evenly, interpolated between the whole budgets around it.
+        A row per rule and target: ``rule``, ``target``, ``l0`` (mean active latents), ``l0_std``
+        (over tokens), ``explained_variance``, and ``fixed``: explained variance of one budget for
+        all tokens with the same mean of active latents, interpolated between whole budgets.
 
     Raises:
         ValueError: for a target outside these bounds.
@@ -95,16 +107,18 @@ def adaptive_frontier(
         raise ValueError(f"A mean budget must be above 0 and at most K={sae.cfg.k}, got {bad[0]}.")
     if bad := [target for target in error_targets if target <= 0]:
         raise ValueError(f"An error target must be above 0, got {bad[0]}.")
-    errors, values = token_errors(sae, activations, progress=progress)
+    squared, values = errors or token_errors(sae, activations, progress=progress)
     variance = _variance(activations)
-    fixed = 1 - errors.double().mean(0) / variance
+    active = (values > 0).sum(-1)  # a budget beyond these changes nothing, and is not counted
+    fixed = 1 - squared.double().mean(0) / variance
+    fixed_l0 = [active.clamp(max=k).double().mean().item() for k in range(sae.cfg.k + 1)]
     rules = [("mean", mean, spend_mean(values, mean)) for mean in mean_budgets]
-    rules += [("error", share, reach_error(errors, share * variance)) for share in error_targets]
+    rules += [("error", share, reach_error(squared, share * variance)) for share in error_targets]
     rows = []
     for rule, target, budgets in rules:
-        error = errors.gather(1, budgets[:, None]).double().mean()
+        budgets = budgets.minimum(active)
         mean = budgets.double().mean().item()
-        low, part = int(mean), mean % 1
+        error = squared.gather(1, budgets[:, None]).double().mean()
         rows.append(
             {
                 "rule": rule,
@@ -112,7 +126,7 @@ def adaptive_frontier(
                 "l0": mean,
                 "l0_std": budgets.double().std().item(),
                 "explained_variance": 1 - error.item() / variance,
-                "fixed": torch.lerp(fixed[low], fixed[min(low + 1, sae.cfg.k)], part).item(),
+                "fixed": float(np.interp(mean, fixed_l0, fixed)),
             }
         )
     return pd.DataFrame(rows)

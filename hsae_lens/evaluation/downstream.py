@@ -10,12 +10,16 @@ import torch
 from sae_lens import SAE
 from tqdm.auto import tqdm
 
-from hsae_lens.budgets import powers_of_two, resolve_budgets
 from hsae_lens.evaluation.frontier import each_reconstruction
-from hsae_lens.evaluation.judged import Judged
-from hsae_lens.models import hook_activations, input_device, logits_with
+from hsae_lens.evaluation.judged import Judged, budgets_of
+from hsae_lens.models import (
+    check_bare,
+    hook_activations,
+    input_device,
+    logits_with,
+    sequences_at_once,
+)
 from hsae_lens.pairs import TokenizedTask
-from hsae_lens.sae import largest_budget
 from hsae_lens.tasks import TASKS, make_task
 
 CHANCE = 0.5
@@ -30,6 +34,7 @@ def evaluate_tasks(
     *,
     n: int = 64,
     judged: Judged | None = None,
+    batch_size: int | None = None,
     progress: bool = True,
 ) -> pd.DataFrame:
     """The model's accuracy on small tasks with its activations replaced by k latents.
@@ -41,6 +46,7 @@ def evaluate_tasks(
         budgets: ascending within 1..k; None for 1, 2, 4, … k.
         n: pairs of each named task.
         judged: which positions are replaced; None for those the SAE was trained on.
+        batch_size: prompts per forward pass; None as in :func:`evaluate_budgets`.
 
     Returns:
         A row per task and budget: ``task``, ``k``, ``accuracy``, ``logit_diff`` (mean of right −
@@ -50,67 +56,89 @@ def evaluate_tasks(
         nothing to retain.
 
     Raises:
-        ValueError: for an unknown task, bad budgets, or a task whose last position is left as it is
-            (the answer would be the model's own at every k).
+        ValueError: for an unknown task, bad budgets, an SAE that :func:`evaluate_budgets` refuses,
+            or a task whose last position is left as it is (the answer would be the model's own at
+            every k).
     """
-    largest = largest_budget(sae)
-    resolved = resolve_budgets(budgets or powers_of_two(largest), largest)
+    resolved = budgets_of(sae, budgets)
     made = [
         make_task(task, model.tokenizer, n) if isinstance(task, str) else task
         for task in (TASKS if tasks is None else tasks)
     ]
+    judged = judged or Judged.by(sae, model)
     rows = []
     for task in tqdm(made, desc="Tasks", disable=not progress):
-        tokens = task.clean.to(input_device(model))
-        hook_name = sae.cfg.metadata.hook_name
-        original = hook_activations(model, tokens, hook_name)
-        keep = (judged or Judged.by(sae, model))(tokens, original.flatten(2))[..., None]
-        if not keep[:, -1].all():
-            raise ValueError(
-                f"The last position of the task {task.name!r}, {tokens.shape[1] - 1}, is not one "
-                "that the SAE replaces (its seqpos_slice and max_norm)."
-            )
-        want = _logit_diff(model, task, tokens, hook_name, original)
+        size = batch_size or sequences_at_once(model, task.clean.shape[1])
+        parts = [
+            _logit_diffs(sae, model, task[n : n + size], resolved, judged)
+            for n in range(0, len(task), size)
+        ]
+        want, *got = torch.cat(parts, dim=1)
         accuracy = (want > 0).double().mean().item()
         able = better_than_guessing(accuracy, len(want)) and want.mean() > 0
-        for k, _, x_hat in each_reconstruction(sae, original, 2, resolved):
-            x = original.flatten(2)
-            new = torch.where(keep, x_hat.flatten(2).to(x), x).reshape(original.shape)
-            got = _logit_diff(model, task, tokens, hook_name, new)
-            solved = (got > 0).double().mean().item()
+        for k, diff in zip(resolved, got, strict=True):
+            solved = (diff > 0).double().mean().item()
             rows.append(
                 {
                     "task": task.name,
                     "k": k,
                     "accuracy": solved,
-                    "logit_diff": got.mean().item(),
+                    "logit_diff": diff.mean().item(),
                     "model_accuracy": accuracy,
                     "model_logit_diff": want.mean().item(),
                     "retention": (solved - CHANCE) / (accuracy - CHANCE) if able else float("nan"),
-                    "logit_retention": (got.mean() / want.mean()).item() if able else float("nan"),
+                    "logit_retention": (diff.mean() / want.mean()).item() if able else float("nan"),
                 }
             )
     return pd.DataFrame(rows)
 
 
-def _logit_diff(
-    model: Any, task: TokenizedTask, tokens: torch.Tensor, hook_name: str, new: torch.Tensor
+def _logit_diffs(
+    sae: SAE[Any], model: Any, task: TokenizedTask, budgets: list[int], judged: Judged
 ) -> torch.Tensor:
-    """Right minus wrong logit at the last position ``[n]``, with the hook set to ``new``."""
-    return task.metric(logits_with(model, tokens, hook_name, new)[:, -1:].double())
+    """Right minus wrong logit at the last position, of the model and at each budget ``[1 + B, n]``.
+
+    Raises:
+        ValueError: if the last position is left as it is.
+    """
+    tokens, hook_name = task.clean.to(input_device(model)), sae.cfg.metadata.hook_name
+    original = hook_activations(model, tokens, hook_name)
+    x = original.flatten(2)
+    keep = judged(tokens, x)[..., None]
+    if not keep[:, -1].all():
+        raise ValueError(
+            f"The last position of the task {task.name!r}, {tokens.shape[1] - 1}, is not one "
+            "that the SAE replaces (its seqpos_slice and max_norm)."
+        )
+
+    def diff(new: torch.Tensor) -> torch.Tensor:
+        logits = logits_with(model, tokens, hook_name, new.reshape(original.shape))
+        return task.metric(logits[:, -1:].double())
+
+    return torch.stack(
+        [
+            diff(original),
+            *(
+                diff(torch.where(keep, x_hat.flatten(2).to(x), x))
+                for _, _, x_hat in each_reconstruction(sae, original, 2, budgets)
+            ),
+        ]
+    )
 
 
 @torch.no_grad()
-def check_able(task: TokenizedTask, model: Any, batch_size: int = 16) -> float:
+def check_able(task: TokenizedTask, model: Any, batch_size: int | None = None) -> float:
     """The model's accuracy on the clean prompts; takes one pass over them.
 
     Raises:
         ValueError: if it is not better than guessing by two standard errors: there is then nothing
             to explain.
     """
+    check_bare(model)
+    size = batch_size or sequences_at_once(model, task.clean.shape[1])
     values = []
-    for start in range(0, len(task), batch_size):
-        batch = task[start : start + batch_size]
+    for start in range(0, len(task), size):
+        batch = task[start : start + size]
         values.append(batch.metric(model(batch.clean.to(input_device(model)), prepend_bos=False)))
     accuracy = (torch.cat(values) > 0).double().mean().item()
     if not better_than_guessing(accuracy, len(task)):

@@ -11,7 +11,7 @@ from datasets import Dataset
 from sae_lens import SAE
 from tqdm.auto import tqdm
 
-from hsae_lens.evaluation.judged import Judged, budgets_of, longest
+from hsae_lens.evaluation.judged import Judged, budgets_of, check_same_hook, longest
 from hsae_lens.evaluation.metrics import (
     FrontierSums,
     Metric,
@@ -146,7 +146,8 @@ def evaluate_saes(
     Raises:
         ValueError: as there, and for SAEs of several hooks or widths.
     """
-    resolved = budgets_of(saes, budgets)
+    check_same_hook(saes)
+    resolved = {name: budgets_of(sae, budgets, name) for name, sae in saes.items()}
     first = next(iter(saes.values()))
     if model is None:
         raise ValueError("Tokens and text need a model; without one use evaluate_activations.")
@@ -197,7 +198,7 @@ def evaluate_activations(
     Returns:
         The table without the columns that need a model.
     """
-    resolved = budgets_of({"The SAE": sae}, budgets)["The SAE"]
+    resolved = budgets_of(sae, budgets)
     if not isinstance(activations, torch.Tensor):
         raise ValueError(
             f"evaluate_activations judges activations [n_tokens, d_in], got a "

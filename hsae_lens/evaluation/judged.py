@@ -33,33 +33,32 @@ def check_autoencoder(sae: SAE[Any], name: str = "The SAE") -> None:
 
 
 def budgets_of(
-    saes: Mapping[str, SAE[Any]], budgets: Sequence[int] | None = None
-) -> dict[str, list[int]]:
-    """The budgets to judge each SAE at: those asked for, else 1, 2, 4, … k of each.
+    sae: SAE[Any], budgets: Sequence[int] | None = None, name: str = "The SAE"
+) -> list[int]:
+    """The budgets to judge an SAE at: those asked for, else 1, 2, 4, … k.
 
     Raises:
-        ValueError: for none, SAEs of several hooks or widths, a transcoder, an error term left on,
-            or budgets that one of them does not have.
+        ValueError: for budgets it does not have, a transcoder, or an error term left on.
     """
+    check_autoencoder(sae, name)
+    largest = largest_budget(sae)
+    try:
+        return resolve_budgets(budgets or powers_of_two(largest), largest)
+    except ValueError as error:
+        raise ValueError(f"{name} cannot be judged so: {error}") from None
+
+
+def check_same_hook(saes: Mapping[str, SAE[Any]]) -> None:
+    """Raises ValueError if SAEs are of several hooks or widths, or if there are none."""
     hooks = {(sae.cfg.metadata.hook_name, sae.cfg.d_in) for sae in saes.values()}
-    if len(hooks) != 1:
+    if not hooks:
+        raise ValueError("There are no SAEs to judge.")
+    if len(hooks) > 1:
         listed = "; ".join(
             f"{name}: {sae.cfg.metadata.hook_name}, width {sae.cfg.d_in}"
             for name, sae in saes.items()
         )
-        raise ValueError(
-            "The SAEs are not of one hook, so they cannot be compared: "
-            f"{listed or 'there are none'}."
-        )
-    found = {}
-    for name, sae in saes.items():
-        check_autoencoder(sae, name)
-        largest = largest_budget(sae)
-        try:
-            found[name] = resolve_budgets(budgets or powers_of_two(largest), largest)
-        except ValueError as error:
-            raise ValueError(f"{name} cannot be judged so: {error}") from None
-    return found
+        raise ValueError(f"The SAEs are not of one hook, so they cannot be compared: {listed}.")
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from scipy.optimize import linear_sum_assignment
 from scipy.stats import spearmanr
 
 from hsae_lens.budgets import powers_of_two, resolve_budgets
-from hsae_lens.evaluation.adaptive import token_errors
+from hsae_lens.evaluation.adaptive import Errors, token_errors
 from hsae_lens.sae import HierarchicalTopKSAE
 
 
@@ -45,7 +45,7 @@ def noise_stability(
     generator = torch.Generator().manual_seed(seed)
     direction = torch.randn(x.shape, generator=generator).to(x)
     direction *= (x - x.mean(0)).norm(dim=-1, keepdim=True) / direction.norm(dim=-1, keepdim=True)
-    return _agreement(sae, _latents(sae, x), _latents(sae, x + noise * direction), budgets)
+    return _agreement(_latents(sae, x), _latents(sae, x + noise * direction), budgets)
 
 
 @torch.no_grad()
@@ -63,7 +63,7 @@ def paraphrase_stability(
     """
     if activations.shape != others.shape:
         raise ValueError(f"Need two equal shapes, got {activations.shape} and {others.shape}.")
-    return _agreement(sae, _latents(sae, activations), _latents(sae, others), budgets)
+    return _agreement(_latents(sae, activations), _latents(sae, others), budgets)
 
 
 @torch.no_grad()
@@ -75,16 +75,17 @@ def seed_stability(
 ) -> tuple[float, float, pd.DataFrame]:
     """Agreement of two SAEs trained from different seeds, latents matched one to one.
 
-    Latents are matched to maximise the mean cosine of their decoder rows (Hungarian algorithm, some
-    seconds for 5,000 latents and cubic in them). That mean is PW-MCC (arXiv 2505.20254): 1 if both
-    runs found the same dictionary.
+    Latents are matched to maximise the mean absolute cosine of their decoder rows (Hungarian
+    algorithm, some seconds for 5,000 latents and cubic in them). That mean is PW-MCC (arXiv
+    2505.20254), as SAELens has it: 1 if both runs found the same dictionary. Codes of different K
+    are compared as far as both go.
 
     Returns:
         PW-MCC, the same between ``sae`` and random directions, and :func:`noise_stability`'s table
         between the two SAEs' codes of the same tokens.
 
     Raises:
-        ValueError: if their widths differ.
+        ValueError: if their widths differ, or a budget is above the smaller K.
     """
     if sae.W_dec.shape != other.W_dec.shape:
         raise ValueError(
@@ -97,19 +98,22 @@ def seed_stability(
     _, chance = _match(random, mine)
     theirs = _latents(other, activations)
     matched = torch.where(theirs >= 0, to_mine[theirs], -1)
-    return mcc, chance, _agreement(sae, _latents(sae, activations), matched, budgets)
+    return mcc, chance, _agreement(_latents(sae, activations), matched, budgets)
 
 
 def _match(rows: torch.Tensor, to: torch.Tensor) -> tuple[torch.Tensor, float]:
-    """Each row's partner among ``to``'s rows, one to one, and the mean cosine of the pairs."""
+    """Each row's partner among ``to``'s rows, one to one, and the pairs' mean absolute cosine."""
     normalize = torch.nn.functional.normalize
-    cosines = normalize(rows, dim=-1) @ normalize(to, dim=-1).T
+    cosines = (normalize(rows, dim=-1) @ normalize(to, dim=-1).T).abs()
     ordered, partners = linear_sum_assignment(cosines.numpy(), maximize=True)  # rows 0, 1, 2, …
     return torch.as_tensor(partners), cosines[ordered, partners].mean().item()
 
 
 def contribution_stability(
-    sae: HierarchicalTopKSAE, activations: torch.Tensor, documents: torch.Tensor
+    sae: HierarchicalTopKSAE,
+    activations: torch.Tensor,
+    documents: torch.Tensor,
+    errors: Errors | None = None,
 ) -> pd.DataFrame:
     """Whether the same latents matter in different documents, and whether worth falls with rank.
 
@@ -118,7 +122,8 @@ def contribution_stability(
 
     Args:
         activations: ``[n, d_in]``.
-        documents: int64 ``[n]``, which document each token is of; even ones are one half.
+        documents: int64 ``[n]``, which document each token is of; every second one is one half.
+        errors: what :func:`token_errors` gives for these, if it is at hand.
 
     Returns:
         One row: ``rank_correlation`` (Spearman, of latents' worth between the halves, over latents
@@ -128,11 +133,12 @@ def contribution_stability(
     Raises:
         ValueError: if fewer than ten latents are active in both halves.
     """
-    errors, _ = token_errors(sae, activations, progress=False)
-    worth = (errors[:, :-1] - errors[:, 1:]).double()
+    squared, _ = errors or token_errors(sae, activations, progress=False)
+    worth = (squared[:, :-1] - squared[:, 1:]).double()
+    present, of_each = documents.unique(return_inverse=True)
     indices = _latents(sae, activations)
     halves = []
-    for half in (documents % 2 == 0, documents % 2 == 1):
+    for half in (of_each % 2 == 0, of_each % 2 == 1):
         counts = torch.zeros(sae.cfg.d_sae, dtype=torch.float64)
         sums = counts.clone()
         entered = indices[half] >= 0
@@ -143,7 +149,8 @@ def contribution_stability(
     both = halves[0][1] & halves[1][1]
     if int(both.sum()) < 10:
         raise ValueError(
-            f"Only {int(both.sum())} latents are active in both halves; give more text."
+            f"Only {int(both.sum())} latents are active in both halves of the text's "
+            f"{len(present)} documents; give more of them."
         )
     first, second = halves[0][0][both], halves[1][0][both]
     shuffled = second[torch.randperm(len(second), generator=torch.Generator().manual_seed(0))]
@@ -164,11 +171,10 @@ def _latents(sae: HierarchicalTopKSAE, activations: torch.Tensor) -> torch.Tenso
     return torch.cat([torch.where(c.values > 0, c.indices, -1).cpu() for c in codes])
 
 
-def _agreement(
-    sae: HierarchicalTopKSAE, a: torch.Tensor, b: torch.Tensor, budgets: Sequence[int] | None
-) -> pd.DataFrame:
-    rows = []
-    for k in resolve_budgets(budgets or powers_of_two(sae.cfg.k), sae.cfg.k):
+def _agreement(a: torch.Tensor, b: torch.Tensor, budgets: Sequence[int] | None) -> pd.DataFrame:
+    """Of two codes ``[n, K]``, up to the shorter one's K."""
+    largest, rows = min(a.shape[1], b.shape[1]), []
+    for k in resolve_budgets(budgets or powers_of_two(largest), largest):
         mine, other = a[:, :k], b[:, :k]
         rows.append(
             {

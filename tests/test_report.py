@@ -6,8 +6,7 @@ import json
 import os
 import re
 import shutil
-import subprocess
-import sys
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,13 +15,13 @@ import pandas as pd
 import pytest
 import torch
 from conftest import training_sae
-from sae_lens import SAE
+from sae_lens import SAE, Transcoder, TranscoderConfig
 
 from hsae_lens.cli import main
+from hsae_lens.devices import model_dtype, name_of
+from hsae_lens.evaluation.additions import config_of
 from hsae_lens.evaluation.run import random_control
 from hsae_lens.report import write_report
-
-HSAE = Path(sys.executable).with_name("hsae")
 
 
 @pytest.fixture(scope="module")
@@ -36,17 +35,22 @@ def sae_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def documents(file: Path, n: int, times: int = 1) -> Path:
+    rows = [{"text": times * f"Document {n} says </script> and {n * n}."} for n in range(n)]
+    file.write_text("\n".join(map(json.dumps, rows)))
+    return file
+
+
 @pytest.fixture(scope="module")
 def run_folder(
     sae_folder: Path, gemma2_folder: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Path:
     base = tmp_path_factory.mktemp("eval")
     SAE.load_from_disk(sae_folder).at_k(24).save_model(base / "stock")
-    text = base / "text.txt"
-    text.write_text("\n\n".join(f"Document {n} says </script> and {n * n}." for n in range(400)))
-    command = [HSAE, "eval", sae_folder, base / "stock", "--model", gemma2_folder, "--text", text]
+    text = documents(base / "text.jsonl", 400)
+    command = ["eval", sae_folder, base / "stock", "--model", gemma2_folder, "--text", text]
     command += ["--tokens", "1024", "--bootstrap", "20", "--tasks", "4", "--out", base / "run"]
-    subprocess.run(command, check=True, capture_output=True)
+    assert main(list(map(str, command))) == 0
     return base / "run"
 
 
@@ -104,6 +108,166 @@ def test_what_cannot_be_compared_is_said(
     ):
         assert main([str(part) for part in command]) == 1
         assert message in capsys.readouterr().err
+
+
+# --- nothing finished is ever deleted ---
+
+
+@pytest.fixture
+def finished(run_folder: Path, tmp_path: Path) -> Path:
+    """An evaluation to which a judge's answers and tables were added."""
+    folder = tmp_path / "finished"
+    shutil.copytree(run_folder, folder)
+    for name in ("judge.jsonl", "interpretation.csv", "probing.csv"):
+        (folder / name).write_text("paid for")
+    return folder
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    files = (file for file in folder.rglob("*") if file.is_file())
+    return {str(file.relative_to(folder)): file.read_bytes() for file in files}
+
+
+@pytest.mark.parametrize(
+    ("flag", "value", "message"),
+    [
+        ("--budgets", "1,64", "mine cannot be judged so: budgets [64] are outside 1..k=24."),
+        ("--budgets", "1,x", "got 'x' in '1,x'"),
+        ("--budgets", "", "Budgets are whole numbers of at least 1"),
+        ("--bootstrap", "-3", "bootstrap must be 0 (none) or 2 or more resamples, got -3."),
+        ("--bootstrap", "1", "bootstrap must be 0 (none) or 2 or more resamples, got 1."),
+        ("--tokens", "0", "tokens must be 1 or more, got 0."),
+        ("--examples", "-1", "examples must be 0 or more, got -1."),
+        ("--tasks", "-1", "tasks must be 0 or more, got -1."),
+        ("--batch-size", "-1", "batch_size must be 0 or more, got -1."),
+        ("--dtype", "float99", "Unknown dtype 'float99'."),
+        ("--device", "banana", "Unknown device 'banana'"),
+        ("--text", "nowhere.txt", "No text at nowhere.txt."),
+    ],
+)
+def test_a_refused_evaluation_leaves_the_folder_as_it_was(
+    flag: str,
+    value: str,
+    message: str,
+    finished: Path,
+    sae_folder: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    before = contents(finished)
+    # There is no such model: nothing is opened before everything is checked.
+    command = ["eval", str(sae_folder), "--out", str(finished), "--model", "nowhere", flag, value]
+    assert main(command) == 1
+    assert message in capsys.readouterr().err
+    assert contents(finished) == before
+
+
+def test_a_transcoder_is_refused_before_its_model_is_opened(
+    finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = contents(finished)
+    transcoder = Transcoder(TranscoderConfig(32, 96, d_out=32, apply_b_dec_to_input=False))
+    transcoder.save_model(tmp_path / "transcoder")
+    command = ["eval", str(tmp_path / "transcoder"), "--out", str(finished), "--model", "nowhere"]
+    assert main(command) == 1
+    assert "transcoder is a transcoder: it writes another activation" in capsys.readouterr().err
+    assert contents(finished) == before
+
+
+@pytest.mark.parametrize("passes", [1, 3, 20])  # while opening, judging, and following examples
+def test_an_interrupted_evaluation_leaves_the_folder_as_it_was(
+    passes: int, finished: Path, sae_folder: Path, gemma2_folder: Path, tmp_path: Path
+) -> None:
+    calls = 0
+
+    def interrupt(module: Any, *_: Any) -> None:
+        nonlocal calls
+        calls += type(module).__name__ == "EmbeddingBridge"
+        if calls == passes:
+            os.kill(os.getpid(), signal.SIGINT)  # as Ctrl-C does
+
+    handle = torch.nn.modules.module.register_module_forward_hook(interrupt)
+    before = contents(finished)
+    text = documents(tmp_path / "text.jsonl", 40)
+    command = [
+        "eval",
+        sae_folder,
+        "--model",
+        gemma2_folder,
+        "--text",
+        text,
+        "--tokens",
+        64,
+        "--tasks",
+        0,
+    ]
+    try:
+        assert main([*map(str, command), "--out", str(finished)]) == 130
+    finally:
+        handle.remove()
+    assert contents(finished) == before
+
+
+def test_a_new_evaluation_sets_aside_what_belongs_to_the_former(
+    finished: Path, sae_folder: Path, gemma2_folder: Path, tmp_path: Path
+) -> None:
+    before = contents(finished)
+    text = documents(tmp_path / "text.jsonl", 40)
+    command = ["eval", sae_folder, "--model", gemma2_folder, "--text", text, "--tokens", 320]
+    command += ["--bootstrap", 0, "--tasks", 0, "--examples", 1, "--budgets", "2,8"]
+    assert main([*map(str, command), "--out", str(finished)]) == 0
+    after = contents(finished)
+    assert set(before) <= {name.removeprefix("earlier-1/") for name in after}
+    for name in ("interpretation.csv", "probing.csv", "tasks.csv"):
+        assert name not in after
+        assert after[f"earlier-1/{name}"] == before[name]
+    assert after["judge.jsonl"] == before["judge.jsonl"]
+    assert list(pd.read_csv(finished / "frontier.csv")["k"]) == [2, 8] * 2
+    # What is added later opens the model in the format that was taken.
+    settings = config_of(finished)
+    assert settings.dtype == name_of(model_dtype("auto"))
+    assert settings.budgets == [2, 8]
+
+
+def test_few_documents_give_no_standard_errors(
+    sae_folder: Path, gemma2_folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    text = documents(tmp_path / "text.jsonl", 9, times=20)
+    command = ["eval", sae_folder, "--model", gemma2_folder, "--text", text, "--tasks", 0]
+    command += ["--tokens", 640, "--examples", 0, "--budgets", 8, "--out", tmp_path / "run"]
+    assert main(list(map(str, command))) == 0
+    assert "standard errors, which are over documents. The text has 9 here" in caplog.text
+    assert "explained_variance_se" not in pd.read_csv(tmp_path / "run" / "frontier.csv")
+
+
+@pytest.mark.parametrize("command", ["probe", "absorb", "interpret", "report"])
+def test_half_a_run_is_not_added_to(
+    command: str, run_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = ["--local", "smollm2-135m"] if command == "interpret" else []
+    half, missing = tmp_path / "half", tmp_path / "missing"
+    half.mkdir()
+    shutil.copy(run_folder / "run.json", half)
+    for folder, message in ((half, "no .*frontier.csv"), (missing, "no run.json|No saved SAE")):
+        before = sorted(tmp_path.rglob("*"))
+        assert main([command, str(folder), *flags]) == 1
+        assert re.search(f"{folder}.*{message}|{message}.*{folder}", capsys.readouterr().err)
+        assert sorted(tmp_path.rglob("*")) == before
+    if command == "report":
+        return
+    shutil.copy(run_folder / "frontier.csv", half)
+    for damaged in ("{", "{}", '{"settings": {"saes": [], "budgets": null, "flavour": 1}}'):
+        (half / "run.json").write_text(damaged)
+        assert main([command, str(half), *flags]) == 1
+        assert "run.json is damaged or of another version" in capsys.readouterr().err
+
+
+def test_runs_of_an_earlier_version_can_be_added_to(run_folder: Path, tmp_path: Path) -> None:
+    facts = json.loads((run_folder / "run.json").read_text())
+    facts["settings"] |= {"budgets": "1,8"}
+    del facts["settings"]["batch_size"]
+    (tmp_path / "frontier.csv").write_text("")
+    (tmp_path / "run.json").write_text(json.dumps(facts))
+    assert config_of(tmp_path).budgets == [1, 8]
 
 
 @pytest.mark.parametrize("mode", ["none", "layer_norm", "constant_norm_rescale"])

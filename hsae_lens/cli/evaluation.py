@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 from typing import Any
 
-from hsae_lens.cli.flags import add_command, add_flags, config_of
+from hsae_lens.cli.flags import add_command, add_flags, budgets_from, config_of
 
 
 def add_evaluation(commands: Any) -> None:
@@ -35,8 +36,9 @@ def _add_eval(commands: Any) -> None:
         "bootstrap": "resamples of documents for the standard errors, 0 for none",
         "tasks": "pairs of each behavioural task, 0 for none",
         "examples": "example sequences to follow latent by latent",
+        "batch_size": "sequences at once, 0 for 16 or as many as half a GB of logits holds",
         "device": "where to run: cpu or cuda",
-        "dtype": "of the language model; bfloat16 is faster and rounds cross-entropies",
+        "dtype": "of the language model: auto, float32, bfloat16 or float16",
     }
     from hsae_lens.evaluation.run import EvalConfig
 
@@ -114,6 +116,7 @@ def _add_reading(commands: Any) -> None:
 def _eval(parsed: argparse.Namespace) -> None:
     from hsae_lens.evaluation.run import EvalConfig, run_eval
 
+    parsed.budgets = budgets_from(parsed.budgets) if parsed.budgets is not None else None
     table = run_eval(config_of(parsed, EvalConfig))
     shown = [c for c in ("sae", "k", "l0", "explained_variance", "ce_score", "kl") if c in table]
     print(table[shown].to_string(index=False, float_format=lambda value: f"{value:.3f}"))
@@ -136,8 +139,10 @@ def _absorb(parsed: argparse.Namespace) -> None:
 
 def _interpret(parsed: argparse.Namespace) -> None:
     from hsae_lens.evaluation.additions import add_interpretation, interpretation_cost
+    from hsae_lens.evaluation.additions import config_of as run_config
     from hsae_lens.evaluation.judges import EndpointJudge, Judge, local_judge
 
+    run_config(parsed.folder)  # before a judge is opened
     if (parsed.judge is None) == (parsed.local is None):
         raise ValueError("Name a judge: --judge MODEL at --url, or --local MODEL on this machine.")
     judge: Judge = (
@@ -155,10 +160,12 @@ def _interpret(parsed: argparse.Namespace) -> None:
 def _report(parsed: argparse.Namespace) -> None:
     from hsae_lens.evaluation.run import EvalConfig, run_eval
     from hsae_lens.report import write_report
-    from hsae_lens.report.page import is_run
+    from hsae_lens.report.page import is_run, read_run
 
     folders = []
     for n, run in enumerate(parsed.runs):
+        if (Path(run) / "run.json").exists():
+            read_run(run)  # says so if it is not whole
         if not is_run(run):
             config = EvalConfig([run], out=f"{parsed.out}.runs/{n}")
             run_eval(config)
@@ -176,7 +183,8 @@ def _advise(parsed: argparse.Namespace) -> None:
     from hsae_lens.saved import open_sae
 
     if parsed.frontier.endswith(".csv"):
-        table, kind = pd.read_csv(parsed.frontier), "sae"
+        # As text: a folder may be called 42 or nan.
+        table, kind = pd.read_csv(parsed.frontier, converters={"sae": str}), "sae"
     else:
         table, kind = pd.DataFrame(open_sae(parsed.frontier).cfg.metadata.frontier or []), "text"
         if table.empty:

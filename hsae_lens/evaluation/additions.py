@@ -33,15 +33,15 @@ def add_interpretation(run: str | Path, judge: Judge, per_bin: int = 10) -> pd.D
 
     The judge's answers are kept in ``judge.jsonl``: an interrupted call goes on from there.
     """
-    cached = CachedJudge(judge, Path(run) / "judge.jsonl")
-    opened = Opened.by(config_of(run))
+    run, opened = Path(run), Opened.by(config_of(run))
+    cached = CachedJudge(judge, run / "judge.jsonl")
     tables = []
     for name, examples in _latent_examples(opened, per_bin).items():
         latents = sorted({example.latent for example in examples})
         facts = describe_latents(opened.hierarchical()[name], opened.model, opened.tokens, latents)
         table = interpret(examples, cached)
         tables.append(table.merge(facts, on="latent").assign(sae=name))
-    return keep_table(tables, Path(run) / "interpretation.csv")
+    return keep_table(tables, run / "interpretation.csv")
 
 
 def interpretation_cost(run: str | Path, judge: Judge, per_bin: int = 10) -> dict[str, int]:
@@ -49,7 +49,7 @@ def interpretation_cost(run: str | Path, judge: Judge, per_bin: int = 10) -> dic
 
     What this judge has answered already is not counted.
     """
-    cached, opened = CachedJudge(judge, Path(run) / "judge.jsonl"), Opened.by(config_of(run))
+    opened, cached = Opened.by(config_of(run)), CachedJudge(judge, Path(run) / "judge.jsonl")
     examples = _latent_examples(opened, per_bin).values()
     return cost([e for some in examples for e in some], opened.model.tokenizer, cached.known)
 
@@ -75,9 +75,20 @@ def config_of(run: str | Path) -> EvalConfig:
     """How a run's folder was made.
 
     Raises:
-        FileNotFoundError: if `hsae eval` did not write it.
+        FileNotFoundError: if `hsae eval` did not write it, or did not finish.
+        ValueError: if its ``run.json`` is damaged or another version's.
     """
     facts = Path(run) / "run.json"
-    if not facts.exists():
-        raise FileNotFoundError(f"{run} has no run.json: give a folder that `hsae eval` wrote.")
-    return EvalConfig(**json.loads(facts.read_text(encoding="utf-8"))["settings"])
+    if missing := [n for n in (facts.name, "frontier.csv") if not (Path(run) / n).exists()]:
+        raise FileNotFoundError(
+            f"{run} has no {' and no '.join(missing)}: give a folder that `hsae eval` finished."
+        )
+    try:
+        settings = json.loads(facts.read_text(encoding="utf-8"))["settings"]
+        if isinstance(settings["budgets"], str):  # an earlier version's
+            settings["budgets"] = [int(k) for k in settings["budgets"].split(",")]
+        return EvalConfig(**settings)
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(
+            f"{facts} is damaged or of another version ({error}): run `hsae eval` again."
+        ) from error

@@ -108,7 +108,11 @@ def longest(sae: SAE[Any], max_norm: float | None = None) -> float:
 def judged_activations(
     sae: SAE[Any], model: Any, tokens: torch.Tensor, batch_size: int = 16
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The tokens that count: activations ``[n, d_in]``, float32, and of which sequence ``[n]``."""
+    """The tokens that count: activations ``[n, d_in]``, float32, and of which sequence ``[n]``.
+
+    Raises:
+        ValueError: if none does.
+    """
     judged, kept, sequences = Judged.by(sae, model), [], []
     numbers = torch.arange(len(tokens)).split(batch_size)
     for batch, here in zip(tqdm(tokens.split(batch_size), "Activations"), numbers, strict=True):
@@ -116,4 +120,9 @@ def judged_activations(
         keep = judged(batch.cpu(), x)
         kept.append(x[keep].float())
         sequences.append(here[:, None].expand(keep.shape)[keep])
+    if not any(map(len, kept)):
+        raise ValueError(
+            f"No token is left to judge in {tokens.numel():,}: give more text, or see the SAE's "
+            "seqpos_slice and max_norm."
+        )
     return torch.cat(kept), torch.cat(sequences)

@@ -23,10 +23,15 @@ FEWEST_GROUPS = 10  # a bootstrap over fewer says little
 SLICE_BYTES = 2 << 20  # of logits in float32
 
 
-def check_groups(n: int, bootstrap: int) -> None:
-    """Raises ValueError if ``bootstrap`` resamples of ``n`` groups give no standard error."""
+def check_bootstrap(bootstrap: int) -> None:
+    """Raises ValueError for a number of resamples that gives no standard error."""
     if bootstrap < 0 or bootstrap == 1:
         raise ValueError(f"bootstrap must be 0 (none) or 2 or more resamples, got {bootstrap}.")
+
+
+def check_groups(n: int, bootstrap: int) -> None:
+    """Raises ValueError if ``bootstrap`` resamples of ``n`` groups give no standard error."""
+    check_bootstrap(bootstrap)
     if bootstrap and n < FEWEST_GROUPS:
         raise ValueError(
             f"{n} groups of tokens are too few for a standard error: give {FEWEST_GROUPS} or more "

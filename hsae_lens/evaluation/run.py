@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,20 +14,30 @@ import torch
 from sae_lens import SAE
 
 from hsae_lens._version import __version__
-from hsae_lens.evaluation.adaptive import adaptive_frontier, explained_variance_curve
+from hsae_lens.devices import AUTO, model_device, model_dtype, name_of
+from hsae_lens.evaluation.adaptive import (
+    adaptive_frontier,
+    explained_variance_curve,
+    token_errors,
+)
 from hsae_lens.evaluation.downstream import evaluate_tasks
 from hsae_lens.evaluation.examples import example_texts
-from hsae_lens.evaluation.frontier import evaluate_budgets
-from hsae_lens.evaluation.judged import Judged, judged_activations, longest
-from hsae_lens.evaluation.metrics import FEWEST_GROUPS
+from hsae_lens.evaluation.frontier import evaluate_saes
+from hsae_lens.evaluation.judged import (
+    Judged,
+    budgets_of,
+    check_same_hook,
+    judged_activations,
+)
+from hsae_lens.evaluation.metrics import FEWEST_GROUPS, check_bootstrap
 from hsae_lens.evaluation.stability import contribution_stability, noise_stability
-from hsae_lens.files import write_csv, write_json
+from hsae_lens.files import replacing_files, write_csv, write_json
 from hsae_lens.models import model_name_of, open_model_of
 from hsae_lens.plots import plot_frontier
 from hsae_lens.sae import HierarchicalTopKSAE, joined_heads
 from hsae_lens.saved import open_sae
 from hsae_lens.tasks import TASKS, make_task
-from hsae_lens.text import sample_tokens
+from hsae_lens.text import open_text, sample_tokens
 
 CONTROL = "random decoder"
 OUTPUTS = ("run.json", "frontier.csv", "frontier.png", "tasks.csv", "curve.csv", "adaptive.csv",
@@ -48,12 +58,15 @@ class EvalConfig:
             CPython's own language reference.
         model (str | None): What to open. None is what the first SAE says it was trained on.
         tokens (int): About how many tokens to judge.
-        budgets (str | None): Comma-separated. None is 1, 2, 4, … K of each SAE.
-        bootstrap (int): Resamples for the standard errors, 0 for none.
+        budgets (list[int] | None): Ascending. None is 1, 2, 4, … K of each SAE.
+        bootstrap (int): Resamples of documents for the standard errors, 0 for none.
         tasks (int): Pairs of each behavioural task, 0 for none.
         examples (int): Example sequences to follow latent by latent.
+        batch_size (int): Sequences at once. 0 for 16, or fewer where their logits would take more
+            than half a gigabyte.
         device (str): Where to run, "cpu" or "cuda".
-        dtype (str): Of the language model. bfloat16 is faster and rounds cross-entropies.
+        dtype (str): Of the language model. "auto" is bfloat16 where that is faster than float32; it
+            rounds cross-entropies. ``run.json`` keeps what was taken.
     """
 
     saes: list[str]
@@ -61,12 +74,13 @@ class EvalConfig:
     text: str | None = None
     model: str | None = None
     tokens: int = 8192
-    budgets: str | None = None
+    budgets: list[int] | None = None
     bootstrap: int = 200
     tasks: int = 24
     examples: int = 3
+    batch_size: int = 0
     device: str = "cpu"
-    dtype: str = "float32"
+    dtype: str = AUTO
 
 
 def run_eval(cfg: EvalConfig) -> pd.DataFrame:
@@ -78,69 +92,122 @@ def run_eval(cfg: EvalConfig) -> pd.DataFrame:
     Leaves ``frontier.csv`` (a row per SAE and budget, :func:`evaluate_budgets`' columns),
     ``frontier.png``, ``tasks.csv`` (:func:`evaluate_tasks`), ``run.json`` (how all this was made)
     and, of the first SAE if it is hierarchical, ``curve.csv``, ``adaptive.csv``,
-    ``stability.csv``, ``contributions.csv`` and ``examples.json``.
+    ``stability.csv``, ``contributions.csv`` and ``examples.json``. They appear together at the end:
+    what is refused or interrupted leaves ``out`` as it was, and what an earlier evaluation left
+    beside these is set aside (:func:`replacing_files`).
 
     Raises:
-        ValueError: if the SAEs are not of one hook and width.
+        ValueError: for settings or SAEs that cannot be judged (together), before any work.
+        FileNotFoundError: if there is no such SAE or text.
     """
     started = time.perf_counter()
     opened = Opened.by(cfg)
-    saes, model, first = opened.saes, opened.model, opened.first
-    tokens, documents, budgets = opened.tokens, opened.documents, opened.budgets
-    x, sequences = opened.activations
-    out = Path(cfg.out)
-    for name in OUTPUTS:  # of an earlier run: a report must not mix them
-        (out / name).unlink(missing_ok=True)
-    bootstrap = cfg.bootstrap
-    if bootstrap and len(documents.unique()) < FEWEST_GROUPS:
-        logger.warning("Too few documents for standard errors; left out.")
-        bootstrap = 0
+    with replacing_files(cfg.out, OUTPUTS) as fresh:
+        frontier = _frontier(opened, cfg)
+        write_csv(frontier, fresh / "frontier.csv")
+        title = f"{opened.hook_name} of {opened.model_name}"
+        plot_frontier(frontier, fresh / "frontier.png", title)
+        if solved := _tasks(opened, cfg):
+            keep_table(solved, fresh / "tasks.csv")
+        if isinstance(opened.first, HierarchicalTopKSAE):
+            _write_order(opened, opened.first, fresh)
+            examples = opened.tokens[: cfg.examples, :64]
+            write_json(example_texts(opened.first, opened.model, examples), fresh / "examples.json")
+        seconds = time.perf_counter() - started
+        write_json(_facts(opened, cfg, seconds), fresh / "run.json")
+    print(f"Wrote {cfg.out} in {seconds:.0f} s.")
+    return frontier
 
-    tables = []
-    for label, sae in saes.items():
-        print(f"Evaluating {label} on {tokens.numel():,} tokens.")
-        table = evaluate_budgets(
-            sae,
-            model,
-            tokens,
-            budgets,
-            seqpos_slice=first.cfg.metadata.seqpos_slice or (None,),
-            max_norm=longest(first),
-            bootstrap=bootstrap,
-            documents=documents,
+
+def check_settings(cfg: EvalConfig) -> None:
+    """Raises ValueError or FileNotFoundError for settings that cannot be right."""
+    least = {"tokens": 1, "tasks": 0, "examples": 0, "batch_size": 0}
+    for name, lowest in least.items():
+        if (value := getattr(cfg, name)) < lowest:
+            raise ValueError(f"{name} must be {lowest} or more, got {value}.")
+    check_bootstrap(cfg.bootstrap)
+    model_dtype(cfg.dtype, model_device(cfg.device))
+    if cfg.text is not None:
+        open_text(cfg.text)
+    if Path(cfg.out).exists() and not Path(cfg.out).is_dir():
+        raise ValueError(f"{cfg.out} is a file; give a folder for the tables (out).")
+
+
+def _frontier(opened: Opened, cfg: EvalConfig) -> pd.DataFrame:
+    n_documents, bootstrap = len(opened.documents.unique()), cfg.bootstrap
+    if bootstrap and n_documents < FEWEST_GROUPS:
+        logger.warning(
+            "Left out: standard errors, which are over documents. The text has %d here and they "
+            "need %d: give a folder of files, or a row for each document (JSONL, parquet).",
+            n_documents,
+            FEWEST_GROUPS,
         )
-        tables.append(table.assign(sae=label))
-    frontier = keep_table(tables, out / "frontier.csv")
-    plot_frontier(frontier, out / "frontier.png", f"{opened.hook_name} of {opened.model_name}")
-    if solved := _tasks(opened, cfg.tasks):
-        keep_table(solved, out / "tasks.csv")
-    if isinstance(first, HierarchicalTopKSAE):
-        write_csv(explained_variance_curve(first, x), out / "curve.csv")
-        write_csv(adaptive_frontier(first, x, error_targets=(0.3, 0.2, 0.1)), out / "adaptive.csv")
-        write_csv(noise_stability(first, x), out / "stability.csv")
+        bootstrap = 0
+    print(f"Evaluating {', '.join(opened.saes)} on {opened.tokens.numel():,} tokens.")
+    return evaluate_saes(
+        opened.saes,
+        opened.model,
+        opened.tokens,
+        opened.budgets,
+        bootstrap=bootstrap,
+        documents=opened.documents,
+        batch_size=cfg.batch_size or None,
+    )
+
+
+def _tasks(opened: Opened, cfg: EvalConfig) -> list[pd.DataFrame]:
+    """Every task that can be posed here, for each SAE; the others are said."""
+    judged, tables = Judged.by(opened.first, opened.model), []
+    for name in TASKS if cfg.tasks else ():
         try:
-            contributions = contribution_stability(first, x, documents[sequences])
-            write_csv(contributions, out / "contributions.csv")
-        except ValueError as error:  # too little text for two halves: the rest stands
+            task = make_task(name, opened.model.tokenizer, cfg.tasks)
+            for label, sae in opened.saes.items():
+                table = evaluate_tasks(
+                    sae,
+                    opened.model,
+                    [task],
+                    opened.budgets,
+                    judged=judged,
+                    batch_size=cfg.batch_size or None,
+                )
+                tables.append(table.assign(sae=label))
+        except ValueError as error:
             logger.warning("Left out: %s", error)
-        write_json(example_texts(first, model, tokens[: cfg.examples, :64]), out / "examples.json")
-    seconds = time.perf_counter() - started
-    facts = {
+    return tables
+
+
+def _write_order(opened: Opened, sae: HierarchicalTopKSAE, folder: Path) -> None:
+    """Tables about the order of a hierarchical SAE's latents."""
+    x, sequences = opened.activations
+    errors = token_errors(sae, x)
+    targets = (0.3, 0.2, 0.1)
+    write_csv(explained_variance_curve(sae, x, errors=errors), folder / "curve.csv")
+    adaptive = adaptive_frontier(sae, x, error_targets=targets, errors=errors)
+    write_csv(adaptive, folder / "adaptive.csv")
+    write_csv(noise_stability(sae, x), folder / "stability.csv")
+    try:
+        worth = contribution_stability(sae, x, opened.documents[sequences], errors)
+        write_csv(worth, folder / "contributions.csv")
+    except ValueError as error:  # too little text for two halves: the rest stands
+        logger.warning("Left out: %s", error)
+
+
+def _facts(opened: Opened, cfg: EvalConfig, seconds: float) -> dict[str, Any]:
+    first = opened.first
+    used = next(opened.model.parameters()).dtype  # what is added later opens it in the same
+    return {
         "model": opened.model_name,
         "hook": opened.hook_name,
         "d_in": first.cfg.d_in,
         "d_sae": first.cfg.d_sae,
         "k": getattr(first.cfg, "k", None),
         "text": cfg.text or "CPython's language reference",
-        "tokens": tokens.numel(),
+        "tokens": opened.tokens.numel(),
         "hsae_lens": __version__,
         "torch": torch.__version__,
         "seconds": round(seconds),
-        "settings": asdict(cfg),
+        "settings": asdict(replace(cfg, dtype=name_of(used))),
     }
-    write_json(facts, out / "run.json")
-    print(f"Wrote {out} in {seconds:.0f} s.")
-    return frontier
 
 
 @dataclass(frozen=True)
@@ -157,11 +224,18 @@ class Opened:
 
     @classmethod
     def by(cls, cfg: EvalConfig) -> Opened:
-        """Opens the SAEs, the model and the text; see :class:`EvalConfig`."""
+        """Opens the SAEs, the model and the text; see :class:`EvalConfig`.
+
+        Raises:
+            ValueError, FileNotFoundError: as :func:`run_eval`, before the model is opened.
+        """
+        check_settings(cfg)
         saes = {name: open_sae(name, cfg.device, "float32") for name in cfg.saes}
+        check_same_hook(saes)
+        for name, sae in saes.items():
+            budgets_of(sae, cfg.budgets, name)
         first = next(iter(saes.values()))
-        _check_same_hook(saes)
-        model = open_model_of(first, cfg.model, cfg.device, getattr(torch, cfg.dtype))
+        model = open_model_of(first, cfg.model, cfg.device, cfg.dtype)
         context = first.cfg.metadata.context_size
         tokens, documents = sample_tokens(cfg.text, model.tokenizer, context, cfg.tokens)
         activations = judged_activations(first, model, tokens)
@@ -174,7 +248,7 @@ class Opened:
             tokens,
             documents,
             activations,
-            [int(k) for k in cfg.budgets.split(",")] if cfg.budgets else None,
+            cfg.budgets,
         )
 
     @property
@@ -202,20 +276,6 @@ def by_sae(tables: Sequence[pd.DataFrame]) -> pd.DataFrame:
     """One table of all, the SAE's name first."""
     table = pd.concat(tables, ignore_index=True)
     return table[["sae", *table.columns.drop("sae")]]
-
-
-def _tasks(opened: Opened, n: int) -> list[pd.DataFrame]:
-    """Every task that can be posed here with ``n`` pairs, for each SAE; the others are said."""
-    judged, tables = Judged.by(opened.first, opened.model), []
-    for name in TASKS if n else ():
-        try:
-            task = make_task(name, opened.model.tokenizer, n)
-            for label, sae in opened.saes.items():
-                table = evaluate_tasks(sae, opened.model, [task], opened.budgets, judged=judged)
-                tables.append(table.assign(sae=label))
-        except ValueError as error:
-            logger.warning("Left out: %s", error)
-    return tables
 
 
 @torch.no_grad()
@@ -249,13 +309,3 @@ def random_control(sae: HierarchicalTopKSAE, activations: torch.Tensor) -> Hiera
     control.W_enc.mul_(wanted / got)
     control.b_enc.mul_(wanted / got)
     return control
-
-
-def _check_same_hook(saes: dict[str, SAE[Any]]) -> None:
-    hooks = {(sae.cfg.metadata.hook_name, sae.cfg.d_in) for sae in saes.values()}
-    if len(hooks) > 1:
-        listed = "; ".join(
-            f"{name}: {sae.cfg.metadata.hook_name}, width {sae.cfg.d_in}"
-            for name, sae in saes.items()
-        )
-        raise ValueError(f"The SAEs are not of one hook, so they cannot be compared: {listed}.")

@@ -28,6 +28,7 @@ from hsae_lens.evaluation.judged import Judged
 from hsae_lens.evaluation.metrics import cross_entropies, kl_divergences
 from hsae_lens.evaluation.stability import contribution_stability
 from hsae_lens.models import hook_activations, open_model, sequences_at_once
+from hsae_lens.runner import cache_activations
 from hsae_lens.text import cpython_reference, sequences_of, token_dataset
 
 HOOK = "blocks.1.hook_resid_post"
@@ -387,7 +388,7 @@ def test_transcoders_are_not_judged_against_their_input(
 
 
 def test_an_sae_left_on_the_model_is_said(
-    sae: Any, tiny_gemma2: Any, tiny_tokens: torch.Tensor
+    sae: Any, tiny_gemma2: Any, tiny_tokens: torch.Tensor, tmp_path: Path
 ) -> None:
     tiny_gemma2.add_sae(sae)
     message = r"attached to the model at blocks.1.hook_resid_post.*model.reset_saes\(\) first"
@@ -399,6 +400,8 @@ def test_an_sae_left_on_the_model_is_said(
                 )
         with pytest.raises(ValueError, match=message):
             hook_activations(tiny_gemma2, tiny_tokens[:2], "blocks.0.hook_resid_post")
+        with pytest.raises(ValueError, match=message):
+            cache_activations(tiny_gemma2, tiny_tokens[:2], HOOK, tmp_path / "cache")
     finally:
         tiny_gemma2.reset_saes()
     hook_activations(tiny_gemma2, tiny_tokens[:2], "blocks.0.hook_resid_post")

@@ -19,7 +19,7 @@ from sae_lens import SAE, Transcoder, TranscoderConfig
 
 from hsae_lens.cli import main
 from hsae_lens.devices import model_dtype, name_of
-from hsae_lens.evaluation.additions import config_of
+from hsae_lens.evaluation.additions import add_interpretation, config_of
 from hsae_lens.evaluation.run import random_control
 from hsae_lens.report import write_report
 
@@ -143,6 +143,7 @@ def contents(folder: Path) -> dict[str, bytes]:
         ("--dtype", "float99", "Unknown dtype 'float99'."),
         ("--device", "banana", "Unknown device 'banana'"),
         ("--text", "nowhere.txt", "No text at nowhere.txt."),
+        ("--text", "", "text is empty"),
     ],
 )
 def test_a_refused_evaluation_leaves_the_folder_as_it_was(
@@ -259,6 +260,19 @@ def test_half_a_run_is_not_added_to(
         (half / "run.json").write_text(damaged)
         assert main([command, str(half), *flags]) == 1
         assert "run.json is damaged or of another version" in capsys.readouterr().err
+
+
+def test_an_interrupted_judge_leaves_the_former_table(finished: Path) -> None:
+    class Tired:
+        name = "tired"
+
+        def __call__(self, prompt: str) -> str:
+            raise KeyboardInterrupt
+
+    before = contents(finished)
+    with pytest.raises(KeyboardInterrupt):
+        add_interpretation(finished, Tired(), per_bin=1)
+    assert contents(finished) == before
 
 
 def test_runs_of_an_earlier_version_can_be_added_to(run_folder: Path, tmp_path: Path) -> None:

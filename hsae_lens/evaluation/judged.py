@@ -12,7 +12,7 @@ from sae_lens.util import get_special_token_ids
 from tqdm.auto import tqdm
 
 from hsae_lens.budgets import powers_of_two, resolve_budgets
-from hsae_lens.models import hook_activations
+from hsae_lens.models import hook_activations, sequences_at_once
 from hsae_lens.sae import largest_budget
 
 
@@ -106,13 +106,14 @@ def longest(sae: SAE[Any], max_norm: float | None = None) -> float:
 
 @torch.no_grad()
 def judged_activations(
-    sae: SAE[Any], model: Any, tokens: torch.Tensor, batch_size: int = 16
+    sae: SAE[Any], model: Any, tokens: torch.Tensor, batch_size: int | None = None
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """The tokens that count: activations ``[n, d_in]``, float32, and of which sequence ``[n]``.
 
     Raises:
         ValueError: if none does.
     """
+    batch_size = batch_size or sequences_at_once(model, tokens.shape[1])
     judged, kept, sequences = Judged.by(sae, model), [], []
     numbers = torch.arange(len(tokens)).split(batch_size)
     for batch, here in zip(tqdm(tokens.split(batch_size), "Activations"), numbers, strict=True):

@@ -127,6 +127,8 @@ def check_settings(cfg: EvalConfig) -> None:
             raise ValueError(f"{name} must be {lowest} or more, got {value}.")
     check_bootstrap(cfg.bootstrap)
     model_dtype(cfg.dtype, model_device(cfg.device))
+    if cfg.text == "":
+        raise ValueError("text is empty; give a file or folder, or leave it out.")
     if cfg.text is not None:
         open_text(cfg.text)
     if Path(cfg.out).exists() and not Path(cfg.out).is_dir():
@@ -238,7 +240,7 @@ class Opened:
         model = open_model_of(first, cfg.model, cfg.device, cfg.dtype)
         context = first.cfg.metadata.context_size
         tokens, documents = sample_tokens(cfg.text, model.tokenizer, context, cfg.tokens)
-        activations = judged_activations(first, model, tokens)
+        activations = judged_activations(first, model, tokens, cfg.batch_size or None)
         if isinstance(first, HierarchicalTopKSAE):
             saes[CONTROL] = random_control(first, activations[0][:2048])
         return cls(

@@ -69,7 +69,8 @@ def test_a_data_set_gives_the_figures_of_its_tokens(
 ) -> None:
     sae.cfg.metadata.context_size = 32
     settings: dict[str, Any] = {"seqpos_slice": (1, None), "bootstrap": 50, "progress": False}
-    tokenizer, rows = tiny_gemma2.tokenizer, Dataset.from_dict({"text": cpython_reference()[:20]})
+    texts = [document[:600] for document in cpython_reference()[:20]]
+    tokenizer, rows = tiny_gemma2.tokenizer, Dataset.from_dict({"text": texts})
     tokens, documents = sequences_of(rows, tokenizer, 32, progress=False)
     want = evaluate_budgets(sae, tiny_gemma2, tokens, [2], documents=documents, **settings)
     assert evaluate_budgets(sae, tiny_gemma2, rows, [2], **settings).equals(want)
@@ -335,6 +336,11 @@ def test_saes_share_the_passes_and_keep_their_figures(
         alone = evaluate_budgets(one, tiny_gemma2, tiny_tokens[:12], batch_size=5, **settings)
         mine = table[table["sae"] == name].drop(columns="sae").reset_index(drop=True)
         assert mine.equals(alone), "to the last digit"
+
+
+def test_no_budgets_are_not_every_budget(sae: Any, acts: torch.Tensor) -> None:
+    with pytest.raises(ValueError, match="budgets is empty"):
+        evaluate_activations(sae, acts, [])
 
 
 def test_only_saes_of_one_hook_are_judged_together(

@@ -162,11 +162,22 @@ def test_a_refused_evaluation_leaves_the_folder_as_it_was(
     assert contents(finished) == before
 
 
+def test_an_sae_without_a_hook_is_refused_before_its_model_is_opened(
+    sae_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    training_sae().save_inference_model(tmp_path / "lost")
+    command = ["eval", str(tmp_path / "lost"), "--out", str(tmp_path / "run"), "--model", "nowhere"]
+    assert main(command) == 1
+    assert "lost does not say which hook it is for" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_transcoder_is_refused_before_its_model_is_opened(
     finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     before = contents(finished)
     transcoder = Transcoder(TranscoderConfig(32, 96, d_out=32, apply_b_dec_to_input=False))
+    transcoder.cfg.metadata.hook_name = "blocks.1.hook_mlp_in"
     transcoder.save_model(tmp_path / "transcoder")
     command = ["eval", str(tmp_path / "transcoder"), "--out", str(finished), "--model", "nowhere"]
     assert main(command) == 1
@@ -256,7 +267,10 @@ def test_half_a_run_is_not_added_to(
     if command == "report":
         return
     shutil.copy(run_folder / "frontier.csv", half)
-    for damaged in ("{", "{}", '{"settings": {"saes": [], "budgets": null, "flavour": 1}}'):
+    settings = json.loads((run_folder / "run.json").read_text())["settings"]
+    wrong = [{"flavour": 1}, {"tokens": "8"}, {"saes": "mine"}, {"saes": [3]}, {"budgets": 8}]
+    mistyped = [json.dumps({"settings": settings | change}) for change in wrong]
+    for damaged in ("{", "{}", "[]", '{"settings": null}', *mistyped):
         (half / "run.json").write_text(damaged)
         assert main([command, str(half), *flags]) == 1
         assert "run.json is damaged or of another version" in capsys.readouterr().err

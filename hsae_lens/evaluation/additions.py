@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from types import UnionType
+from typing import get_args, get_origin, get_type_hints
 
 import pandas as pd
 
@@ -87,8 +89,21 @@ def config_of(run: str | Path) -> EvalConfig:
         settings = json.loads(facts.read_text(encoding="utf-8"))["settings"]
         if isinstance(settings["budgets"], str):  # an earlier version's
             settings["budgets"] = [int(k) for k in settings["budgets"].split(",")]
-        return EvalConfig(**settings)
+        cfg = EvalConfig(**settings)
+        _check_types(cfg)
+        return cfg
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(
             f"{facts} is damaged or of another version ({error}): run `hsae eval` again."
         ) from error
+
+
+def _check_types(cfg: EvalConfig) -> None:
+    """Raises TypeError for a setting that is not of its field's type."""
+    for name, hint in get_type_hints(EvalConfig).items():
+        kinds = get_args(hint) if isinstance(hint, UnionType) else (hint,)
+        value = getattr(cfg, name)
+        if not isinstance(value, tuple(get_origin(kind) or kind for kind in kinds)):
+            raise TypeError(f"{name} is {value!r}")
+    if not all(isinstance(name, str) for name in cfg.saes):
+        raise TypeError(f"saes are {cfg.saes}")

@@ -258,9 +258,7 @@ class _ModelFrontier:
         self.saes, self.model, self.judged, self.splice = saes, model, judged, splice
         first, sums = saes[0]
         self.first, self.shared = first, sums.shared
-        self.hook_name: str = first.cfg.metadata.hook_name
-        if not self.hook_name:
-            raise ValueError("sae.cfg.metadata.hook_name is not set: which hook is this SAE for?")
+        self.hook_name = str(first.cfg.metadata.hook_name)
 
     def add(self, tokens: torch.Tensor, documents: torch.Tensor) -> None:
         original, clean = self._clean_pass(tokens)

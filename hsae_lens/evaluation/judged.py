@@ -43,13 +43,13 @@ def budgets_of(
     check_autoencoder(sae, name)
     largest = largest_budget(sae)
     try:
-        return resolve_budgets(budgets or powers_of_two(largest), largest)
+        return resolve_budgets(powers_of_two(largest) if budgets is None else budgets, largest)
     except ValueError as error:
         raise ValueError(f"{name} cannot be judged so: {error}") from None
 
 
 def check_same_hook(saes: Mapping[str, SAE[Any]]) -> None:
-    """Raises ValueError if SAEs are of several hooks or widths, or if there are none."""
+    """Raises ValueError if SAEs are of several hooks or widths or of none, or there are no SAEs."""
     hooks = {(sae.cfg.metadata.hook_name, sae.cfg.d_in) for sae in saes.values()}
     if not hooks:
         raise ValueError("There are no SAEs to judge.")
@@ -59,6 +59,10 @@ def check_same_hook(saes: Mapping[str, SAE[Any]]) -> None:
             for name, sae in saes.items()
         )
         raise ValueError(f"The SAEs are not of one hook, so they cannot be compared: {listed}.")
+    if not next(iter(hooks))[0]:
+        raise ValueError(
+            f"{next(iter(saes))} does not say which hook it is for: set sae.cfg.metadata.hook_name."
+        )
 
 
 @dataclass(frozen=True)

@@ -41,12 +41,12 @@ def check_groups(n: int, bootstrap: int) -> None:
 
 def cross_entropies(logits: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
     """Of each next token ``[batch, context - 1]``, from logits ``[batch, context, d_vocab]``."""
-    targets = tokens.roll(-1, 1).flatten()[:, None]  # a sequence's last one is left out below
-    parts, start = [], 0
-    for (log_probs,) in _log_probs(logits):
-        target = targets[start : start + len(log_probs)]
-        parts.append(-log_probs.gather(-1, target).squeeze(-1))
-        start += len(target)
+    # The last token of a sequence predicts none: what it gets here is left out at the end.
+    targets = tokens.to(logits.device).roll(-1, 1).flatten()[:, None].split(_rows(logits))
+    parts = [
+        -log_probs.gather(-1, target).squeeze(-1)
+        for (log_probs,), target in zip(_log_probs(logits), targets, strict=True)
+    ]
     return torch.cat(parts).view_as(tokens)[:, :-1]
 
 
@@ -62,9 +62,12 @@ def _log_probs(*logits: torch.Tensor) -> Iterator[list[torch.Tensor]]:
     A float32 copy of all logits would be the largest tensor of an evaluation; slices that fit a
     processor's cache are also two to four times faster.
     """
-    rows = max(1, SLICE_BYTES // (4 * logits[0].shape[-1]))
-    for parts in zip(*(x.flatten(0, 1).split(rows) for x in logits), strict=True):
+    for parts in zip(*(x.flatten(0, 1).split(_rows(x)) for x in logits), strict=True):
         yield [part.float().log_softmax(-1) for part in parts]
+
+
+def _rows(logits: torch.Tensor) -> int:
+    return max(1, SLICE_BYTES // (4 * logits.shape[-1]))
 
 
 class TokenSums:

@@ -174,7 +174,7 @@ def _latents(sae: HierarchicalTopKSAE, activations: torch.Tensor) -> torch.Tenso
 def _agreement(a: torch.Tensor, b: torch.Tensor, budgets: Sequence[int] | None) -> pd.DataFrame:
     """Of two codes ``[n, K]``, up to the shorter one's K."""
     largest, rows = min(a.shape[1], b.shape[1]), []
-    for k in resolve_budgets(budgets or powers_of_two(largest), largest):
+    for k in resolve_budgets(powers_of_two(largest) if budgets is None else budgets, largest):
         mine, other = a[:, :k], b[:, :k]
         rows.append(
             {

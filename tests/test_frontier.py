@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -429,6 +430,36 @@ class Largest(TorchDispatchMode):
             if isinstance(x, torch.Tensor) and x.dtype in (torch.float32, torch.float64):
                 self.numel = max(self.numel, x.numel())
         return made
+
+
+class Alive(TorchDispatchMode):
+    """Counts how many tensors of at least so many numbers are alive at once."""
+
+    def __init__(self, numel: int) -> None:
+        super().__init__()
+        self.numel, self.most = numel, 0
+        self.made: list[weakref.ref[torch.Tensor]] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        made = func(*args, **(kwargs or {}))
+        if isinstance(made, torch.Tensor) and made.numel() >= self.numel:
+            self.made.append(weakref.ref(made))
+            alive = [x for ref in self.made if (x := ref()) is not None]
+            self.most = max(self.most, len({x.untyped_storage().data_ptr() for x in alive}))
+        return made
+
+
+def test_only_the_clean_logits_are_kept(sae: Any, tiny_gemma2: Any) -> None:
+    tokens = torch.randint(3, 500, (32, 64), generator=torch.Generator().manual_seed(0))
+    logits = 32 * 64 * len(tiny_gemma2.tokenizer)
+    with Alive(logits) as model_alone:
+        tiny_gemma2(tokens, prepend_bos=False)
+    with Alive(logits) as evaluation:
+        evaluate_saes(
+            {str(n): sae for n in range(4)}, tiny_gemma2, tokens, batch_size=32, progress=False
+        )
+    assert model_alone.most > 0
+    assert evaluation.most == model_alone.most + 1
 
 
 def test_no_float32_copy_of_the_logits_is_made(sae: Any, gemma2_folder: Path) -> None:

@@ -43,8 +43,9 @@ class Lagged:
 def _on_its_way(number: torch.Tensor) -> tuple[torch.Tensor, torch.cuda.Event | None]:
     if number.device.type != "cuda":
         return number, None
-    here = torch.empty((), dtype=number.dtype, pin_memory=True)
+    here = torch.empty((), dtype=number.dtype, device="cpu", pin_memory=True)
     here.copy_(number, non_blocking=True)
     arrived = torch.cuda.Event()
-    arrived.record()
+    # The copy is on the stream of the number's device, which need not be the current one.
+    arrived.record(torch.cuda.current_stream(number.device))
     return here, arrived

@@ -7,11 +7,11 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
-from torch.autograd.function import once_differentiable
 
 from hsae_lens import kernels
 from hsae_lens.budgets import resolve_budgets, resolve_weights
 from hsae_lens.kernels import Implementation, NestedProblem, NestedSolution
+from hsae_lens.once import differentiable_once
 from hsae_lens.ordered_code import OrderedCode
 
 
@@ -19,7 +19,8 @@ class NestedOutput(NamedTuple):
     """The loss with what the same pass found out on the way.
 
     loss: scalar, differentiable.
-    mse: float64 ``[len(budgets)]``, mean over tokens of ‖x − x̂_j‖² (summed over d_in), detached.
+    mse: float64 (float32 on mps) ``[len(budgets)]``, mean over tokens of ‖x − x̂_j‖² (summed over
+        d_in), detached.
     reconstruction: ``[..., d_in]``, x̂ at the largest budget, detached.
     """
 
@@ -56,9 +57,11 @@ def nested_loss(
         kernel: forces an implementation (see :func:`hsae_lens.kernels.explain`).
 
     Returns:
-        A scalar, differentiable once in the code's values, W_dec, b_dec and target.
+        A scalar, differentiable once in the code's values, W_dec, b_dec and target. It is computed
+        in W_dec's dtype, whatever autocast and the default dtype are.
 
     Raises:
+        IndexError: for a latent outside 0..d_sae-1.
         ValueError: for budgets, weights, shapes, dtypes or devices that do not fit together.
     """
     return nested_pass(code, W_dec, b_dec, target, budgets, weights, kernel=kernel).loss
@@ -77,29 +80,31 @@ def nested_pass(
 ) -> NestedOutput:
     """:func:`nested_loss` with the error at each budget and the last reconstruction.
 
-    ``token_weights`` ``[...]`` multiplies each token's squared error, in loss and ``mse``.
+    ``token_weights`` ``[...]`` multiplies each token's squared error, in loss and ``mse``; it has
+    no gradient.
     """
-    _check_shapes(code, W_dec, b_dec, target)
+    _check_shapes(code, W_dec, b_dec, target, token_weights)
     resolved = resolve_budgets(budgets, code.k)
     resolved_weights = resolve_weights(weights, resolved)
     code = code.prefix(resolved[-1])
     implementation = kernels.select(kernel, W_dec.device, W_dec.dtype)
-    values = code.values.reshape(-1, code.k).to(W_dec.dtype).contiguous()
-    flat_target = target.reshape(-1, target.shape[-1]).to(W_dec.dtype).contiguous()
     problem = NestedProblem(
-        values.detach(),
-        code.indices.reshape(-1, code.k).contiguous(),
-        W_dec.detach().contiguous(),
-        b_dec.detach().contiguous(),
-        flat_target.detach(),
+        code.values.reshape(-1, code.k).to(W_dec.dtype),
+        code.indices.reshape(-1, code.k),
+        W_dec,
+        b_dec,
+        target.reshape(-1, target.shape[-1]).to(W_dec.dtype),
         resolved,
         resolved_weights,
         None if token_weights is None else token_weights.detach().reshape(-1),
     )
-    loss, mse, residual = _NestedLoss.apply(
-        values, W_dec, b_dec, flat_target, problem, implementation
+    # Asked here: inside the function gradients are always off, and needs_input_grad does not know
+    # whether they were on.
+    needs_grad = torch.is_grad_enabled() and any(
+        tensor.requires_grad for tensor in (problem.values, W_dec, b_dec, problem.target)
     )
-    reconstruction = (residual + problem.target).reshape(target.shape)
+    loss, mse, residual = _NestedLoss.apply(implementation, needs_grad, *problem)
+    reconstruction = (residual + problem.target.detach()).reshape(target.shape)
     return NestedOutput(loss, mse, reconstruction)
 
 
@@ -137,59 +142,71 @@ def each_prefix(
 
 
 class _NestedLoss(torch.autograd.Function):
-    @staticmethod
-    def forward(
-        ctx: Any,
-        values: torch.Tensor,
-        W_dec: torch.Tensor,
-        b_dec: torch.Tensor,
-        target: torch.Tensor,
-        problem: NestedProblem,
-        implementation: Implementation,
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        ctx.problem, ctx.implementation = problem, implementation
-        needs_grad = any(ctx.needs_input_grad[:4])
-        solution = _solve(ctx, needs_grad)
-        # One pass finds loss and gradients; they wait here for the first backward.
-        ctx.solution = solution if needs_grad else None
-        mse = solution.squared_errors / max(values.shape[0], 1)
-        loss = (mse * _on_device(tuple(problem.weights), mse.device)).sum()
-        residual = solution.residual.to(target.dtype)
-        ctx.mark_non_differentiable(mse, residual)
-        return loss.to(torch.promote_types(W_dec.dtype, torch.float32)), mse, residual
+    """A problem's fields, after how to solve it, to (loss, mse, residual)."""
 
     @staticmethod
-    @once_differentiable
+    def forward(
+        ctx: Any, implementation: Implementation, needs_grad: bool, *fields: Any
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        problem = NestedProblem(*fields)
+        solution = _solve(implementation, problem, needs_grad)
+        # One pass finds loss and gradients; they wait here for the first backward.
+        ctx.solution = solution if needs_grad else None
+        # For a second one, and for autograd to notice if they were changed in place by then.
+        ctx.save_for_backward(*(f if isinstance(f, torch.Tensor) else None for f in fields))
+        ctx.implementation = implementation
+        ctx.budgets, ctx.weights = problem.budgets, problem.weights
+        mse = solution.squared_errors / max(len(problem.values), 1)
+        loss = (mse * _on_device(tuple(problem.weights), mse.device, mse.dtype)).sum()
+        residual = solution.residual.to(problem.target.dtype)
+        ctx.mark_non_differentiable(mse, residual)
+        dtype = torch.promote_types(problem.W_dec.dtype, torch.float32)
+        return loss.to(dtype), mse, residual
+
+    @staticmethod
+    @differentiable_once
     def backward(ctx: Any, d_loss: torch.Tensor, *_: torch.Tensor) -> tuple[Any, ...]:
         # The gradients are given away, so a second backward (retain_graph) solves again.
-        solution: NestedSolution = ctx.solution or _solve(ctx, True)
+        solution = ctx.solution or _solve_again(ctx)
         ctx.solution = None
+        _, _, values, _, W_dec, b_dec, target, *_ = ctx.needs_input_grad
         suffix = solution.suffix
         assert suffix is not None  # gradients were asked for
-        needed = ctx.needs_input_grad
         return (
-            _scaled(solution.d_values, d_loss) if needed[0] else None,
-            _scaled(solution.d_W_dec, d_loss) if needed[1] else None,
-            _scaled(2 * suffix.sum(0), d_loss).to(ctx.problem.b_dec.dtype) if needed[2] else None,
-            _scaled(-2 * suffix, d_loss).to(ctx.problem.target.dtype) if needed[3] else None,
+            None,
+            None,
+            _scaled(solution.d_values, d_loss) if values else None,
+            None,
+            _scaled(solution.d_W_dec, d_loss) if W_dec else None,
+            _scaled(2 * suffix.sum(0), d_loss) if b_dec else None,
+            _scaled(-2 * suffix, d_loss) if target else None,
+            None,
             None,
             None,
         )
 
 
-def _solve(ctx: Any, needs_grad: bool) -> NestedSolution:
+def _solve_again(ctx: Any) -> NestedSolution:
+    problem = NestedProblem(*ctx.saved_tensors)._replace(budgets=ctx.budgets, weights=ctx.weights)
+    return _solve(ctx.implementation, problem, True)
+
+
+def _solve(
+    implementation: Implementation, problem: NestedProblem, needs_grad: bool
+) -> NestedSolution:
     """The solution with gradients of the mean over tokens."""
-    problem: NestedProblem = ctx.problem
-    n_tokens = max(problem.values.shape[0], 1)
+    n_tokens = max(len(problem.values), 1)
     problem = problem._replace(weights=[w / n_tokens for w in problem.weights])
     with torch.autocast(problem.values.device.type, enabled=False), torch.no_grad():
-        return ctx.implementation.nested(problem, needs_grad)
+        return implementation.nested(problem, needs_grad)
 
 
 @functools.lru_cache(maxsize=64)
-def _on_device(weights: tuple[float, ...], device: torch.device) -> torch.Tensor:
+def _on_device(
+    weights: tuple[float, ...], device: torch.device, dtype: torch.dtype
+) -> torch.Tensor:
     # Kept, because copying to a GPU waits for it.
-    return torch.tensor(weights, dtype=torch.float64, device=device)
+    return torch.tensor(weights, dtype=dtype, device=device)
 
 
 def _scaled(gradient: Any, d_loss: torch.Tensor) -> torch.Tensor:
@@ -199,7 +216,11 @@ def _scaled(gradient: Any, d_loss: torch.Tensor) -> torch.Tensor:
 
 
 def _check_shapes(
-    code: OrderedCode, W_dec: torch.Tensor, b_dec: torch.Tensor, target: torch.Tensor
+    code: OrderedCode,
+    W_dec: torch.Tensor,
+    b_dec: torch.Tensor,
+    target: torch.Tensor,
+    token_weights: torch.Tensor | None,
 ) -> None:
     if W_dec.ndim != 2:
         raise ValueError(f"W_dec must be [d_sae, d_in], got shape {tuple(W_dec.shape)}.")
@@ -219,3 +240,10 @@ def _check_shapes(
     if not W_dec.is_floating_point() or b_dec.dtype != W_dec.dtype:
         raise ValueError(f"W_dec and b_dec must share one floating dtype, got {W_dec.dtype} and "
                          f"{b_dec.dtype}.")  # fmt: skip
+    if token_weights is not None and (
+        token_weights.shape != target.shape[:-1] or token_weights.device != target.device
+    ):
+        raise ValueError(
+            f"token_weights must be one per token, {tuple(target.shape[:-1])} on {target.device}, "
+            f"got {tuple(token_weights.shape)} on {token_weights.device}."
+        )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -189,6 +190,57 @@ def test_every_output_is_written(
     ).all()
 
 
+@pytest.mark.parametrize("wrong", [-1, 5, 1 << 40])
+@pytest.mark.parametrize(("name", "dtype"), RUNS, ids=lambda x: str(x).removeprefix("torch."))
+def test_latents_that_do_not_exist_raise(name: str, dtype: torch.dtype, wrong: int) -> None:
+    implementation = IMPLEMENTATIONS[name]
+    p = cast(problem("one token"), dtype, name)
+    p.indices[0, -1] = wrong
+    p = p._replace(W_dec=p.W_dec[:5])
+    p.indices[0, :-1] %= 5
+    with pytest.raises(IndexError, match=r"outside 0\.\.4"):
+        implementation.nested(p, True)
+    with pytest.raises(IndexError, match=r"outside 0\.\.4"):
+        implementation.encoder_grad(p.values, p.indices, p.target, 5)
+
+
+@pytest.mark.parametrize(("name", "dtype"), RUNS, ids=lambda x: str(x).removeprefix("torch."))
+def test_what_does_not_fit_together_never_reaches_a_kernel(name: str, dtype: torch.dtype) -> None:
+    implementation = IMPLEMENTATIONS[name]
+    p = cast(problem("odd", weighted_tokens=True), dtype, name)
+    other = torch.float64 if dtype == torch.float32 else torch.float32
+    for field in ("indices", "b_dec", "target", "token_weights"):
+        with pytest.raises(ValueError, match=f"{field} must be"):
+            implementation.nested(p._replace(**{field: getattr(p, field)[1:]}), True)
+    for field in ("values", "b_dec", "target"):
+        with pytest.raises(ValueError, match=f"{field} must be"):
+            implementation.nested(p._replace(**{field: getattr(p, field).to(other)}), True)
+    with pytest.raises(ValueError, match="indices must be"):
+        implementation.nested(p._replace(indices=p.indices.int()), True)
+    for x in (p.target[1:], p.target.to(other)):
+        with pytest.raises(ValueError, match="x must be"):
+            implementation.encoder_grad(p.values, p.indices, x, 1000)
+
+
+@pytest.mark.parametrize(("name", "dtype"), RUNS, ids=lambda x: str(x).removeprefix("torch."))
+def test_tensors_need_not_be_contiguous(name: str, dtype: torch.dtype) -> None:
+    p = cast(problem("crowded latents", weighted_tokens=True), dtype, name)
+    want = IMPLEMENTATIONS[name].nested(p, True)
+    spread = {
+        field: torch.stack([value, value], -1)[..., 0]
+        for field, value in p._asdict().items()
+        if isinstance(value, torch.Tensor)
+    }
+    got = IMPLEMENTATIONS[name].nested(p._replace(**spread), True)
+    for field in got._fields:
+        assert_close(field, getattr(got, field), getattr(want, field), TOLERANCE[dtype])
+    d_pre, indices, x = spread["values"], spread["indices"], spread["target"]
+    assert torch.equal(
+        IMPLEMENTATIONS[name].encoder_grad(d_pre, indices, x, 14),
+        IMPLEMENTATIONS[name].encoder_grad(p.values, p.indices, p.target, 14),
+    )
+
+
 def test_native_weight_gradients_do_not_depend_on_the_number_of_threads() -> None:
     if reason := IMPLEMENTATIONS["native"].refuses(torch.device("cpu"), torch.float32):
         pytest.skip(reason)
@@ -210,10 +262,24 @@ def test_the_choice_is_explained_and_can_be_forced(monkeypatch: pytest.MonkeyPat
     monkeypatch.setenv("HSAE_KERNEL", "reference")
     assert kernels.explain().startswith("reference")
     assert kernels.select("scan", torch.device("cpu"), torch.float32).name == "scan"
-    with pytest.raises(ValueError, match="Unknown kernel 'fast'. Known: auto, native"):
+    with pytest.raises(ValueError, match="Unknown kernel 'fast'.*Known: auto, native"):
         kernels.select("fast", torch.device("cpu"), torch.float32)
     with pytest.raises(ValueError, match="float32 only, not float64"):
         kernels.select("native", torch.device("cpu"), torch.float64)
+
+
+def test_the_environment_may_name_a_kernel_or_be_empty(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("HSAE_KERNEL", raising=False)
+    usual = kernels.explain()
+    for nothing in ("", " ", "auto"):
+        monkeypatch.setenv("HSAE_KERNEL", nothing)
+        assert kernels.explain() == usual
+    monkeypatch.setenv("HSAE_KERNEL", "natve")
+    with pytest.raises(ValueError, match="'natve' in the environment.*HSAE_KERNEL.*mean 'native'"):
+        kernels.explain()
+    monkeypatch.setenv("HSAE_KERNEL", "native")
+    with pytest.raises(ValueError, match="HSAE_KERNEL.*float32 only, not float64"):
+        kernels.explain(dtype=torch.float64)
 
 
 def test_without_a_compiler_the_scan_is_used_and_says_why() -> None:
@@ -226,6 +292,79 @@ def test_without_a_compiler_the_scan_is_used_and_says_why() -> None:
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert run.stdout.startswith("scan")
     assert "found no C compiler" in run.stdout
+
+
+# Each case spoils a good cache and asks a fresh process for the kernel. The processes are forks of
+# one that has imported everything and loaded no kernel yet.
+SPOILED_CACHE = """
+import json, os, sys
+from hsae_lens.cache import cache_dir
+from hsae_lens.kernels import native
+
+def loads():
+    child = os.fork()
+    if not child:
+        try:
+            os._exit(native._library().hsae_slice_width() != 64)
+        except BaseException as error:
+            print(repr(error), file=sys.stderr)
+            os._exit(2)
+    return os.waitpid(child, 0)[1]
+
+folder = cache_dir("kernels")
+assert loads() == 0
+(built,) = folder.glob("*.so")
+good = built.read_bytes()
+(beside,) = set(folder.iterdir()) - {built}
+
+def write(data):
+    built.unlink()
+    built.write_bytes(data)
+
+middle = len(good) // 2
+cases = {
+    "untouched": lambda: None,
+    "cut in the middle": lambda: write(good[:middle]),
+    "empty": lambda: write(b""),
+    "one byte changed": lambda: write(good[:middle] + bytes([good[middle] ^ 1])
+                                      + good[middle + 1:]),
+    "checksum gone": beside.unlink,
+    "checksum empty": lambda: beside.write_text(""),
+    "others may write it": lambda: built.chmod(0o666),
+    "others may write its checksum": lambda: beside.chmod(0o622),
+    "the folder is open to all": lambda: folder.chmod(0o777),
+}
+if os.getuid() == 0:
+    cases["another user's file"] = lambda: os.chown(built, 12345, -1)
+    cases["another user's folder"] = lambda: os.chown(folder, 12345, -1)
+seen = {}
+for name, spoil in cases.items():
+    spoil()
+    before = built.stat().st_ino, built.stat().st_mtime_ns
+    status = loads()
+    rebuilt = before != (built.stat().st_ino, built.stat().st_mtime_ns)
+    seen[name] = status, rebuilt, built.read_bytes() == good, folder.stat().st_mode & 0o777
+print(json.dumps(seen))
+"""
+
+
+def test_a_spoiled_kernel_in_the_cache_is_built_again(tmp_path: Path) -> None:
+    if reason := IMPLEMENTATIONS["native"].refuses(torch.device("cpu"), torch.float32):
+        pytest.skip(reason)
+    run = subprocess.run(
+        [sys.executable, "-c", SPOILED_CACHE],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "HSAE_CACHE_DIR": str(tmp_path)},
+    )
+    assert run.returncode == 0, run.stderr
+    seen = json.loads(run.stdout)
+    assert {name: status for name, (status, *_) in seen.items() if status} == {}, run.stderr
+    # A folder of ours that was open to all is closed; in another user's nothing is kept.
+    kept = {"untouched", "the folder is open to all", "another user's folder"}
+    assert {name for name, (_, rebuilt, *_) in seen.items() if not rebuilt} == kept & set(seen)
+    assert all(intact for _, _, intact, _ in seen.values())
+    assert seen["the folder is open to all"][3] == 0o700
 
 
 def test_every_triton_kernel_compiles_for_gpus_and_spills_nothing() -> None:

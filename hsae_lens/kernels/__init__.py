@@ -14,6 +14,7 @@ import torch
 
 from hsae_lens.kernels import gpu, native, reference, scan
 from hsae_lens.kernels.interface import Implementation, NestedProblem, NestedSolution
+from hsae_lens.near import near
 
 __all__ = ["IMPLEMENTATIONS", "Implementation", "NestedProblem", "NestedSolution", "explain",
            "select"]  # fmt: skip
@@ -24,19 +25,20 @@ IMPLEMENTATIONS: dict[str, Implementation] = {
     module.IMPLEMENTATION.name: module.IMPLEMENTATION for module in (native, gpu, scan, reference)
 }
 """By name, the fastest first."""
+KERNELS = ("auto", *IMPLEMENTATIONS)
 
 
 @functools.cache
-def _choose(kernel: str, device: torch.device, dtype: torch.dtype) -> tuple[Implementation, str]:
+def _choose(
+    kernel: str, asked: str, device: torch.device, dtype: torch.dtype
+) -> tuple[Implementation, str]:
     if kernel != "auto":
         if kernel not in IMPLEMENTATIONS:
-            raise ValueError(
-                f"Unknown kernel {kernel!r}. Known: auto, {', '.join(IMPLEMENTATIONS)}."
-            )
+            raise ValueError(f"Unknown kernel {kernel!r}{asked}.{near(kernel, KERNELS)}")
         chosen = IMPLEMENTATIONS[kernel]
         if reason := chosen.refuses(device, dtype):
-            raise ValueError(f"The kernel {kernel!r} was asked for, but it {reason}.")
-        return chosen, "it was asked for"
+            raise ValueError(f"The kernel {kernel!r} was asked for{asked}, but it {reason}.")
+        return chosen, f"it was asked for{asked}"
     passed_over: list[str] = []
     for chosen in IMPLEMENTATIONS.values():
         reason = chosen.refuses(device, dtype)
@@ -48,9 +50,15 @@ def _choose(kernel: str, device: torch.device, dtype: torch.dtype) -> tuple[Impl
     raise ValueError(f"No kernel runs on {device} with {dtype}: {'; '.join(passed_over)}.")
 
 
-def _requested(kernel: str) -> str:
-    """A forced config field wins over the environment, which wins over automatic choice."""
-    return kernel if kernel != "auto" else os.environ.get("HSAE_KERNEL", "auto")
+def _requested(kernel: str) -> tuple[str, str]:
+    """The name asked for, and where if not by the caller.
+
+    A forced config field wins over the environment, which wins over automatic choice.
+    """
+    named = os.environ.get("HSAE_KERNEL", "").strip()
+    if kernel != "auto" or not named:
+        return kernel, ""
+    return named, " in the environment (HSAE_KERNEL)"
 
 
 def select(kernel: str, device: torch.device, dtype: torch.dtype) -> Implementation:
@@ -62,13 +70,13 @@ def select(kernel: str, device: torch.device, dtype: torch.dtype) -> Implementat
     Raises:
         ValueError: for an unknown name, or one that cannot run there (the message says why).
     """
-    return _choose(_requested(kernel), torch.device(device.type), dtype)[0]
+    return _choose(*_requested(kernel), torch.device(device.type), dtype)[0]
 
 
 def explain(
     device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32, kernel: str = "auto"
 ) -> str:
     """Says which implementation these tensors get, and why."""
-    chosen, why = _choose(_requested(kernel), torch.device(torch.device(device).type), dtype)
+    chosen, why = _choose(*_requested(kernel), torch.device(torch.device(device).type), dtype)
     name = str(dtype).removeprefix("torch.")
     return f"{chosen.name} ({chosen.summary}) for {name} on {device}: {why}."

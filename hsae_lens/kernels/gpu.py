@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import os
+from typing import Any
 
 import torch
 
@@ -15,7 +17,8 @@ DTYPES = (torch.float32, torch.bfloat16)
 def _nested(p: NestedProblem, needs_grad: bool) -> NestedSolution:
     from hsae_lens.kernels import triton_kernels
 
-    return triton_kernels.nested(p, needs_grad)
+    with _current(p.values.device):
+        return triton_kernels.nested(p, needs_grad)
 
 
 def _encoder_grad(
@@ -23,7 +26,13 @@ def _encoder_grad(
 ) -> torch.Tensor:
     from hsae_lens.kernels import triton_kernels
 
-    return triton_kernels.encoder_grad(d_pre, indices, x, d_sae)
+    with _current(x.device):
+        return triton_kernels.encoder_grad(d_pre, indices, x, d_sae)
+
+
+def _current(device: torch.device) -> contextlib.AbstractContextManager[Any]:
+    """Triton launches on the current device, whatever the tensors' is. (Not run on two GPUs.)"""
+    return torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext()
 
 
 def _refuses(device: torch.device, dtype: torch.dtype) -> str | None:
@@ -40,7 +49,7 @@ def _refuses(device: torch.device, dtype: torch.dtype) -> str | None:
 IMPLEMENTATION = Implementation(
     name="triton",
     summary="fused Triton kernels, any K, d_in and batch",
-    nested=_nested,
-    encoder_grad=_encoder_grad,
+    solve=_nested,
+    reduce=_encoder_grad,
     refuses=_refuses,
 )

@@ -8,16 +8,27 @@ from typing import NamedTuple
 
 import torch
 
+WITHOUT_FLOAT64 = ("mps",)
+
+
+def exact_dtype(device: torch.device) -> torch.dtype:
+    """What sums over tokens are kept in: float64, float32 on a device that has no such thing."""
+    return torch.float32 if device.type in WITHOUT_FLOAT64 else torch.float64
+
 
 class NestedProblem(NamedTuple):
-    """One nested reconstruction problem over B tokens. Everything is contiguous and on one device.
+    """One nested reconstruction problem over B tokens.
+
+    values, W_dec, b_dec and target share a dtype, and everything is on one device.
+    :meth:`Implementation.nested` checks this and makes every tensor contiguous.
 
     values: ``[B, K]``, descending activations v (already divided by the decoder norm if need be).
     indices: int64 ``[B, K]``, latents i.
     W_dec: ``[d_sae, d_in]``.  b_dec: ``[d_in]``.  target: ``[B, d_in]``, x.
     budgets: ascending; the last one is K.
     weights: one per budget, w.
-    token_weights: ``[B]`` factors on each token's squared error, or None for 1.
+    token_weights: ``[B]`` factors on each token's squared error, or None for 1; they reach an
+        implementation in at least float32.
     """
 
     values: torch.Tensor
@@ -35,7 +46,7 @@ class NestedSolution(NamedTuple):
 
     With r_j = x̂_j − x and s_t = Σ_{j≥t, j∈J} w_j r_j (times the token weight):
 
-    squared_errors: float64 ``[len(budgets)]``, Σ_tokens ‖r_j‖².
+    squared_errors: :func:`exact_dtype` ``[len(budgets)]``, Σ_tokens ‖r_j‖².
     residual: ``[B, d_in]``, r_K.
     d_values: ``[B, K]``, 2⟨W[i_t], s_t⟩.
     d_W_dec: ``[d_sae, d_in]``, Σ 2 v_t s_t added to row i_t.
@@ -55,14 +66,105 @@ class NestedSolution(NamedTuple):
 class Implementation:
     """One way to compute the two sparse reductions of a training step.
 
-    nested: solves a :class:`NestedProblem`; the bool says whether gradients are wanted.
-    encoder_grad: ``(d_pre [B, K], indices [B, K], x [B, d_in], d_sae) -> [d_in, d_sae]``, the
-        gradient of W_enc: Σ_tokens d_pre_t · x added to column i_t.
+    C and Triton see addresses, not tensors, so this is the one place where a problem is checked:
+    what reaches ``solve`` and ``reduce`` is contiguous, has the shapes and dtypes it should, and
+    names latents that exist.
+
+    solve: what :meth:`nested` calls.  reduce: what :meth:`encoder_grad` calls.
     refuses: why it cannot run on this device and dtype, or None if it can.
     """
 
     name: str
     summary: str
-    nested: Callable[[NestedProblem, bool], NestedSolution]
-    encoder_grad: Callable[[torch.Tensor, torch.Tensor, torch.Tensor, int], torch.Tensor]
+    solve: Callable[[NestedProblem, bool], NestedSolution]
+    reduce: Callable[[torch.Tensor, torch.Tensor, torch.Tensor, int], torch.Tensor]
     refuses: Callable[[torch.device, torch.dtype], str | None]
+
+    def nested(self, p: NestedProblem, needs_grad: bool) -> NestedSolution:
+        """Solves a problem, with gradients if they are wanted.
+
+        Raises:
+            IndexError: for a latent outside 0..d_sae-1 (on CUDA: the device stops, see
+                :func:`_check_latents`).
+            ValueError: for shapes, dtypes or devices that do not fit together.
+        """
+        tokens, k = p.values.shape
+        d_sae, d_in = p.W_dec.shape
+        like = p.W_dec
+        self._check_dtype(like)
+        _check_latents(p.indices, d_sae)
+        weights = p.token_weights
+        if weights is not None:
+            wide = torch.promote_types(like.dtype, torch.float32)
+            weights = _fitted("token_weights", weights.to(wide), (tokens,), like, wide)
+        return self.solve(
+            p._replace(
+                values=_fitted("values", p.values, (tokens, k), like),
+                indices=_fitted("indices", p.indices, (tokens, k), like, torch.int64),
+                W_dec=like.contiguous(),
+                b_dec=_fitted("b_dec", p.b_dec, (d_in,), like),
+                target=_fitted("target", p.target, (tokens, d_in), like),
+                token_weights=weights,
+            ),
+            needs_grad,
+        )
+
+    def encoder_grad(
+        self, d_pre: torch.Tensor, indices: torch.Tensor, x: torch.Tensor, d_sae: int
+    ) -> torch.Tensor:
+        """The gradient of W_enc ``[d_in, d_sae]``: Σ_tokens d_pre_t · x added to column i_t.
+
+        Args:
+            d_pre: ``[B, K]``.  indices: int64 ``[B, K]``.  x: ``[B, d_in]``, in d_pre's dtype.
+
+        Raises:
+            IndexError, ValueError: as :meth:`nested`.
+        """
+        tokens, k = d_pre.shape
+        self._check_dtype(d_pre)
+        _check_latents(indices, d_sae)
+        return self.reduce(
+            d_pre.contiguous(),
+            _fitted("indices", indices, (tokens, k), d_pre, torch.int64),
+            _fitted("x", x, (tokens, x.shape[-1]), d_pre),
+            d_sae,
+        )
+
+    def _check_dtype(self, tensor: torch.Tensor) -> None:
+        if reason := self.refuses(tensor.device, tensor.dtype):
+            raise ValueError(f"The kernel {self.name!r} {reason}.")
+
+
+def _fitted(
+    name: str,
+    tensor: torch.Tensor,
+    shape: tuple[int, ...],
+    like: torch.Tensor,
+    dtype: torch.dtype | None = None,
+) -> torch.Tensor:
+    """The tensor, contiguous, if it has this shape, like's device and the dtype (or like's)."""
+    dtype = dtype or like.dtype
+    if (tensor.shape, tensor.dtype, tensor.device) != (shape, dtype, like.device):
+        raise ValueError(
+            f"{name} must be {shape} of {dtype} on {like.device}, got {tuple(tensor.shape)} of "
+            f"{tensor.dtype} on {tensor.device}."
+        )
+    return tensor.contiguous()
+
+
+def _check_latents(indices: torch.Tensor, d_sae: int) -> None:
+    """Raises IndexError unless all latents are in 0..d_sae-1; on CUDA without waiting for it.
+
+    There the check is a kernel ahead of those that would read and write astray. As with PyTorch's
+    own indexing, the device stops and the error appears at the next call that waits for it.
+    """
+    if not indices.numel():
+        return
+    low, high = indices.min(), indices.max()
+    if indices.device.type == "cuda":
+        torch._assert_async((low >= 0) & (high < d_sae), f"a latent is outside 0..{d_sae - 1}")
+    elif low < 0 or high >= d_sae:
+        raise IndexError(
+            f"The code has latents {int(low)}..{int(high)}, outside 0..{d_sae - 1}, the rows of "
+            "W_dec (columns of W_enc)."
+        )

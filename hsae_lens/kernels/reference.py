@@ -8,7 +8,12 @@ from __future__ import annotations
 
 import torch
 
-from hsae_lens.kernels.interface import Implementation, NestedProblem, NestedSolution
+from hsae_lens.kernels.interface import (
+    Implementation,
+    NestedProblem,
+    NestedSolution,
+    exact_dtype,
+)
 
 
 def prefix_reconstructions(
@@ -20,28 +25,32 @@ def prefix_reconstructions(
 
 def nested_loss(p: NestedProblem) -> torch.Tensor:
     """L = Σ_{j∈J} w_j · Σ_tokens ‖x − x̂_j‖² (a sum over tokens), arXiv 2505.24473 with weights."""
-    at = torch.tensor(p.budgets, device=p.values.device) - 1
-    x_hat = prefix_reconstructions(p.values, p.indices, p.W_dec, p.b_dec)[:, at]
+    x_hat = prefix_reconstructions(p.values, p.indices, p.W_dec, p.b_dec)[:, _ranks(p)]
     error = (p.target.unsqueeze(1) - x_hat).pow(2).sum(-1)
     if p.token_weights is not None:
         error = error * p.token_weights.unsqueeze(-1)
     return (error * error.new_tensor(p.weights)).sum()
 
 
+def _ranks(p: NestedProblem) -> torch.Tensor:
+    """The rank, counted from 0, at which each budget ends."""
+    return torch.tensor(p.budgets, dtype=torch.int64, device=p.values.device) - 1
+
+
 def nested(p: NestedProblem, needs_grad: bool) -> NestedSolution:
-    leaves = [t.detach().requires_grad_() for t in (p.values, p.W_dec, p.b_dec, p.target)]
-    values, W_dec, b_dec, target = leaves
-    with torch.enable_grad():
-        loss = nested_loss(p._replace(values=values, W_dec=W_dec, b_dec=b_dec, target=target))
     with torch.no_grad():
         x_hat = prefix_reconstructions(p.values, p.indices, p.W_dec, p.b_dec)
-        r = x_hat[:, torch.tensor(p.budgets) - 1] - p.target.unsqueeze(1)
-        error = r.double().pow(2).sum(-1)
+        r = x_hat[:, _ranks(p)] - p.target.unsqueeze(1)
+        error = r.to(exact_dtype(r.device)).pow(2).sum(-1)
         if p.token_weights is not None:
             error = error * p.token_weights.unsqueeze(-1)
         squared_errors, residual = error.sum(0), x_hat[:, -1] - p.target
     if not needs_grad:
         return NestedSolution(squared_errors, residual, None, None, None)
+    leaves = [t.detach().requires_grad_() for t in (p.values, p.W_dec, p.b_dec, p.target)]
+    values, W_dec, b_dec, target = leaves
+    with torch.enable_grad():
+        loss = nested_loss(p._replace(values=values, W_dec=W_dec, b_dec=b_dec, target=target))
     d_values, d_W_dec, _, d_target = torch.autograd.grad(loss, leaves)
     return NestedSolution(squared_errors, residual, d_values, d_W_dec, d_target / -2)
 
@@ -56,7 +65,7 @@ def encoder_grad(
 IMPLEMENTATION = Implementation(
     name="reference",
     summary="every prefix at once, by autograd: for tests and for reading",
-    nested=nested,
-    encoder_grad=encoder_grad,
+    solve=nested,
+    reduce=encoder_grad,
     refuses=lambda device, dtype: None,
 )

@@ -10,14 +10,20 @@ from __future__ import annotations
 
 import torch
 
-from hsae_lens.kernels.interface import Implementation, NestedProblem, NestedSolution
+from hsae_lens.kernels.interface import (
+    Implementation,
+    NestedProblem,
+    NestedSolution,
+    exact_dtype,
+)
 
 
 def nested(p: NestedProblem, needs_grad: bool) -> NestedSolution:
     dtype = torch.promote_types(p.W_dec.dtype, torch.float32)
     values, target = p.values.to(dtype), p.target.to(dtype)
     residual = p.b_dec.to(dtype) - target
-    squared_errors = torch.zeros(len(p.budgets), dtype=torch.float64, device=values.device)
+    exact = exact_dtype(values.device)
+    squared_errors = torch.zeros(len(p.budgets), dtype=exact, device=values.device)
     slot = {j: n for n, j in enumerate(p.budgets)}
 
     def row(t: int) -> torch.Tensor:
@@ -29,7 +35,7 @@ def nested(p: NestedProblem, needs_grad: bool) -> NestedSolution:
             error = residual.square().sum(-1)
             if p.token_weights is not None:
                 error *= p.token_weights
-            squared_errors[slot[t + 1]] = error.sum(dtype=torch.float64)
+            squared_errors[slot[t + 1]] = error.sum(dtype=exact)
     if not needs_grad:
         return NestedSolution(squared_errors, residual, None, None, None)
 
@@ -40,7 +46,7 @@ def nested(p: NestedProblem, needs_grad: bool) -> NestedSolution:
         if t + 1 in slot:
             weight: float | torch.Tensor = p.weights[slot[t + 1]]
             if p.token_weights is not None:
-                weight = (weight * p.token_weights.to(dtype)).unsqueeze(-1)
+                weight = (weight * p.token_weights).unsqueeze(-1)
             suffix += weight * r
         W_t, v_t = row(t), values[:, t, None]
         d_values[:, t] = 2 * (W_t * suffix).sum(-1)
@@ -65,8 +71,8 @@ def encoder_grad(
 IMPLEMENTATION = Implementation(
     name="scan",
     summary="a scan over ranks in plain PyTorch, memory independent of K",
-    nested=nested,
-    encoder_grad=encoder_grad,
+    solve=nested,
+    reduce=encoder_grad,
     refuses=lambda device, dtype: (
         None if dtype.is_floating_point else f"{dtype} is not a floating point type"
     ),

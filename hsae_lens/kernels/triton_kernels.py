@@ -134,7 +134,7 @@ def nested(p: NestedProblem, needs_grad: bool) -> NestedSolution:
     budget_ranks, rank_weights, rank_slots, slots = tables
     token_weights = p.token_weights
     if token_weights is None:
-        token_weights = torch.ones(n_tokens, device=device)
+        token_weights = torch.ones(n_tokens, dtype=torch.float32, device=device)
 
     def wide(*shape: int) -> torch.Tensor:
         return torch.empty(*shape, dtype=torch.float32, device=device)
@@ -144,7 +144,7 @@ def nested(p: NestedProblem, needs_grad: bool) -> NestedSolution:
     nothing = residual  # an argument that a specialisation of the kernel never touches
     d_values = wide(blocks, n_tokens, k) if needs_grad else nothing
     suffix = wide(n_tokens, d_in) if needs_grad else nothing
-    d_W_dec = torch.zeros(d_sae, d_in, device=device) if needs_grad else nothing
+    d_W_dec = wide(d_sae, d_in).zero_() if needs_grad else nothing
     chunk, suffixes = n_tokens, nothing
     if store:
         chunk = max(1, min(n_tokens, WORKSPACE_BYTES // (4 * len(p.budgets) * d_in)))
@@ -185,12 +185,13 @@ def _rank_tables(
     rank_slots ``[K]`` (the budget ending at a rank, or −1) and slots ``[K]`` (the first budget that
     includes a rank, under which its suffix sum is kept).
     """
-    ranks = torch.tensor(budgets) - 1
-    rank_weights = torch.zeros(k)
-    rank_weights[ranks] = torch.tensor(weights)
-    rank_slots = torch.full((k,), -1)
-    rank_slots[ranks] = torch.arange(len(budgets))
-    slots = torch.searchsorted(ranks, torch.arange(k))
+    with torch.device("cpu"):
+        ranks = torch.tensor(budgets, dtype=torch.int64) - 1
+        rank_weights = torch.zeros(k, dtype=torch.float32)
+        rank_weights[ranks] = torch.tensor(weights, dtype=torch.float32)
+        rank_slots = torch.full((k,), -1, dtype=torch.int64)
+        rank_slots[ranks] = torch.arange(len(budgets))
+        slots = torch.searchsorted(ranks, torch.arange(k))
     return tuple(table.to(device) for table in (ranks, rank_weights, rank_slots, slots))
 
 
@@ -217,7 +218,7 @@ def _segment_sum(
     bounds = torch.arange(d_sae + 1, device=out.device, dtype=torch.int32)
     offsets = torch.searchsorted(latents, bounds)
     _segment_sum_kernel[(d_sae, triton.cdiv(d_in, COLUMNS))](
-        out, entries, offsets, coefficients.contiguous(), row_of_entry.contiguous(), rows, d_in,
+        out, entries, offsets, coefficients, row_of_entry.contiguous(), rows, d_in,
         ADD=add, COLUMNS=COLUMNS, ROWS=ROWS, num_warps=WARPS,
     )  # fmt: skip
 

@@ -215,6 +215,11 @@ def test_what_does_not_fit_together_never_reaches_a_kernel(name: str, dtype: tor
     for field in ("values", "b_dec", "target"):
         with pytest.raises(ValueError, match=f"{field} must be"):
             implementation.nested(p._replace(**{field: getattr(p, field).to(other)}), True)
+    for budgets in ([1, 51], [2, 1, 50], [1, 49], [0, 50], []):
+        with pytest.raises(ValueError, match="budgets"):
+            implementation.nested(p._replace(budgets=budgets), True)
+    with pytest.raises(ValueError, match="a weight for each"):
+        implementation.nested(p._replace(weights=p.weights[1:]), True)
     with pytest.raises(ValueError, match="indices must be"):
         implementation.nested(p._replace(indices=p.indices.int()), True)
     for x in (p.target[1:], p.target.to(other)):
@@ -330,6 +335,7 @@ cases = {
                                       + good[middle + 1:]),
     "checksum gone": beside.unlink,
     "checksum empty": lambda: beside.write_text(""),
+    "checksum garbled": lambda: beside.write_bytes(b"\\xff" * 64),
     "others may write it": lambda: built.chmod(0o666),
     "others may write its checksum": lambda: beside.chmod(0o622),
     "the folder is open to all": lambda: folder.chmod(0o777),

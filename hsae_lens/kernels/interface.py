@@ -8,6 +8,8 @@ from typing import NamedTuple
 
 import torch
 
+from hsae_lens.budgets import resolve_budgets
+
 WITHOUT_FLOAT64 = ("mps",)
 
 
@@ -92,6 +94,11 @@ class Implementation:
         d_sae, d_in = p.W_dec.shape
         like = p.W_dec
         self._check_dtype(like)
+        if resolve_budgets(p.budgets, k)[-1] != k or len(p.weights) != len(p.budgets):
+            raise ValueError(
+                f"A problem needs budgets that end at K={k} and a weight for each, got "
+                f"{p.budgets} and {p.weights}."
+            )
         _check_latents(p.indices, d_sae)
         weights = p.token_weights
         if weights is not None:

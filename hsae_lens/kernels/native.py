@@ -97,7 +97,7 @@ def _build(compiler: str, built: Path) -> None:
         done = subprocess.run(command, capture_output=True, text=True)
         if done.returncode:
             raise BuildError(f"{compiler} could not build the kernel: {done.stderr.strip()}")
-        _checksum_of(fresh).write_text(_sha256(fresh))
+        _checksum_of(fresh).write_bytes(_sha256(fresh))
         for file, place in ((fresh, built), (_checksum_of(fresh), _checksum_of(built))):
             file.chmod(0o600)  # whatever the umask is
             os.replace(file, place)
@@ -118,15 +118,15 @@ def _is_whole(built: Path) -> bool:
     files = (built, _checksum_of(built))
     if not all(file.exists() and _is_ours(file) and not _others_may_write(file) for file in files):
         return False
-    return _checksum_of(built).read_text() == _sha256(built)
+    return _checksum_of(built).read_bytes() == _sha256(built)
 
 
 def _checksum_of(built: Path) -> Path:
     return built.with_suffix(".sha256")
 
 
-def _sha256(file: Path) -> str:
-    return hashlib.sha256(file.read_bytes()).hexdigest()
+def _sha256(file: Path) -> bytes:
+    return hashlib.sha256(file.read_bytes()).hexdigest().encode()
 
 
 def _is_ours(path: Path) -> bool:
@@ -141,7 +141,7 @@ def _others_may_write(path: Path) -> bool:
 def _why_not() -> str | None:
     try:
         _library()
-    except (BuildError, OSError) as error:
+    except (RuntimeError, OSError) as error:  # no compiler, no home directory, a full disk
         return str(error)
     return None
 

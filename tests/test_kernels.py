@@ -193,6 +193,8 @@ def test_every_output_is_written(
 @pytest.mark.parametrize("wrong", [-1, 5, 1 << 40])
 @pytest.mark.parametrize(("name", "dtype"), RUNS, ids=lambda x: str(x).removeprefix("torch."))
 def test_latents_that_do_not_exist_raise(name: str, dtype: torch.dtype, wrong: int) -> None:
+    if DEVICE[name].type == "cuda":
+        pytest.skip("a device that stopped at the assertion is lost to the tests after it")
     implementation = IMPLEMENTATIONS[name]
     p = cast(problem("one token"), dtype, name)
     p.indices[0, -1] = wrong

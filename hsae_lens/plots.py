@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import itertools
-from collections.abc import Sequence
+import re
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -30,12 +34,11 @@ def plot_frontier(table: pd.DataFrame, path: str | Path, title: str) -> Path:
     """
     path = Path(path)
     figure = Figure(figsize=(10, 4.2), layout="constrained")
-    figure.suptitle(title, fontsize=12)
+    figure.suptitle(plain(title, 100), fontsize=12)
     for axes, quality in zip(figure.subplots(1, 2), QUALITIES, strict=True):
         _frontier(axes, table, quality)
     _legend(figure)
-    with replacing(path) as fresh:
-        figure.savefig(fresh, dpi=150)
+    save_png(figure, path)
     return path
 
 
@@ -95,7 +98,7 @@ def tasks_svg(table: pd.DataFrame) -> str:
     for colour, (task, rows) in zip(
         itertools.cycle(COLOURS), table.groupby("task", sort=False), strict=False
     ):
-        name = str(task).replace("_", " ")
+        name = plain(str(task).replace("_", " "))
         axes.plot(rows["k"], rows["logit_retention"], "o-", color=colour, label=name)
     _finish(axes, BUDGET, "Share of the preference kept", table["k"].max())
     axes.axhline(1, color="#777777", linewidth=1)
@@ -112,7 +115,7 @@ def probing_svg(table: pd.DataFrame, size: int) -> str:
         itertools.cycle(COLOURS), rows.groupby("sae", sort=False), strict=False
     ):
         means = mine.groupby("k")["test_auc"].mean()
-        axes.plot(means.index, means.to_numpy(), "o-", color=colour, label=name)
+        axes.plot(means.index, means.to_numpy(), "o-", color=colour, label=plain(name))
     _finish(
         axes,
         BUDGET,
@@ -128,7 +131,7 @@ def _frontier(axes: Any, table: pd.DataFrame, quality: str) -> None:
     for colour, (name, rows) in zip(
         itertools.cycle(COLOURS), table.groupby("sae", sort=False), strict=False
     ):
-        axes.plot(rows["k"], rows[quality], marker="o", color=colour, label=name)
+        axes.plot(rows["k"], rows[quality], marker="o", color=colour, label=plain(name))
         if (error := f"{quality}_se") in rows:
             low, high = (rows[quality] + sign * 2 * rows[error] for sign in (-1, 1))
             axes.fill_between(rows["k"], low, high, color=colour, alpha=0.15, linewidth=0)
@@ -156,12 +159,54 @@ def _panel() -> tuple[Figure, Any]:
     return figure, figure.subplots()
 
 
+def plain(text: Any, longest: int = 60) -> str:
+    """Any text as matplotlib draws it unchanged; every text that we did not write goes through it.
+
+    ``$`` begins no formula, a first ``_`` does not hide a label, line ends are shown, characters
+    that a page or a picture cannot hold are spelled (``\\x00``), and the middle of a long one, of
+    a path say, is left out.
+    """
+    text = "".join(map(_visible, str(text)))
+    if len(text) > longest:
+        text = f"{text[: longest // 3]}…{text[len(text) + 1 + longest // 3 - longest :]}"
+    return (" " if text.startswith("_") else "") + text.replace("$", r"\$")
+
+
+def _visible(character: str) -> str:
+    if character.isprintable():
+        return character
+    if character == "\n":
+        return "↵"
+    if character.isspace():
+        return " "
+    return character.encode("unicode_escape").decode()
+
+
+def save_png(figure: Figure, path: Path) -> None:
+    """A figure as a PNG, whole or not at all."""
+    with replacing(path) as fresh, _any_glyph():
+        figure.savefig(fresh, dpi=150)
+
+
 def figure_svg(figure: Figure) -> str:
-    """A figure as SVG to put into a page."""
+    """A figure as SVG to put into a page; no two of a page have an id in common."""
     out = io.StringIO()
-    with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": "hsae"}):
+    with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": "hsae"}), _any_glyph():
         figure.savefig(out, format="svg", metadata={"Date": None})
-    return out.getvalue()[out.getvalue().index("<svg") :]
+    svg = out.getvalue()[out.getvalue().index("<svg") :]
+    svg = re.sub('<g id="[^"]*">', "<g>", svg)  # names of parts, which nothing refers to
+    own = hashlib.sha256(svg.encode()).hexdigest()[:8]
+    for name in set(re.findall(r'<\w+ id="(\w+)"', svg)):
+        svg = svg.replace(name, f"{name}{own}")
+    return svg
+
+
+@contextmanager
+def _any_glyph() -> Iterator[None]:
+    """No warning for what matplotlib's font lacks: a PNG shows a box, a page the reader's font."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", r"Glyph .* missing from")
+        yield
 
 
 def histogram_svg(edges: Sequence[float], counts: Sequence[Sequence[int]], names: Any) -> str:
@@ -174,7 +219,7 @@ def histogram_svg(edges: Sequence[float], counts: Sequence[Sequence[int]], names
     bottom = [0] * (len(edges) - 1)
     for colour, name, column in zip(COLOURS, names, counts, strict=False):
         axes.bar(edges[:-1], column, edges[1] - edges[0], bottom, align="edge", color=colour,
-                 label=name)  # fmt: skip
+                 label=plain(name))  # fmt: skip
         bottom = [a + b for a, b in zip(bottom, column, strict=True)]
     axes.set_xlabel("Activation")
     axes.set_ylabel("Tokens")

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any
 
 import pandas as pd
 import torch
 from sae_lens import SAE
 
+from hsae_lens.circuits.instead import Replacement, Replacing, settled
 from hsae_lens.circuits.metric import Batch, Metric, batches, measured
-from hsae_lens.circuits.sites import ERROR, Site, sites_of
+from hsae_lens.circuits.sites import ERROR, Site, check_nodes, sites_of
 from hsae_lens.models import activations_at, run_changed
-
-Replacement = Literal["resample", "mean", "zero"]
 
 
 @dataclass(frozen=True)
@@ -63,20 +62,12 @@ class Ablator:
         replace: Replacement = "resample",
         batch_size: int = 16,
     ) -> None:
-        if replace not in get_args(Replacement):
-            raise ValueError(f"replace must be one of {get_args(Replacement)}, got {replace!r}.")
-        if replace != "zero" and corrupt is None:
-            raise ValueError(f"replace={replace!r} needs corrupt prompts. Or take replace='zero'.")
-        self.model, self.sites, self.replace = model, sites_of(saes, model), replace
+        self.replace = settled(replace, corrupt)
+        self.model, self.sites = model, sites_of(saes, model)
         self.context = clean.shape[1]
         self._batches = list(batches(clean, metric, corrupt, batch_size))
-        self._clean = self._seen([batch.clean for batch in self._batches])
-        others = [batch.corrupt for batch in self._batches if batch.corrupt is not None]
-        self._corrupt = self._seen(others) if replace != "zero" else {}
-        self._counts = {
-            site.hook_name: site.counts(clean, self._clean[site.hook_name]) for site in self.sites
-        }
-        self._replacing: tuple[int, dict[str, tuple[torch.Tensor, torch.Tensor]]] = (0, {})
+        self._replacing = Replacing(model, self.sites, self._batches, self.replace)
+        self._counts = self._counted(clean)
 
     def __call__(self, k: int, circuit: Circuit | None = None) -> float:
         """The metric's mean with only the circuit's nodes left, at budget k; None: the model's."""
@@ -120,20 +111,14 @@ class Ablator:
         Raises:
             ValueError: for sites, positions or latents that are not here.
         """
+        check_nodes(nodes, self.sites, self.context)
         circuit = self.nothing()
-        everywhere = torch.arange(self.context)
         for row in nodes.to_dict("records"):
-            name, latent = row["site"], int(row["latent"])
-            position = int(row["position"]) if "position" in row else None
-            if name not in circuit or not ERROR <= latent < circuit[name].latents.shape[1]:
-                raise ValueError(f"No latent {latent} at {name!r}; sites: {', '.join(circuit)}.")
-            if position is not None and not 0 <= position < self.context:
-                raise ValueError(f"Position {position} is outside these prompts' {self.context}.")
-            where = everywhere if position is None else torch.tensor([position])
-            if latent == ERROR:
-                circuit[name].error[where] = True
+            where = int(row["position"]) if "position" in row else slice(None)
+            if row["latent"] == ERROR:
+                circuit[row["site"]].error[where] = True
             else:
-                circuit[name].latents[where, latent] = True
+                circuit[row["site"]].latents[where, int(row["latent"])] = True
         return circuit
 
     def _change(
@@ -144,40 +129,23 @@ class Ablator:
         counts = self._counts[site.hook_name][batch.rows][..., None]
 
         def change(acts: torch.Tensor) -> torch.Tensor:
-            split = site.split(acts, k)
-            own = split.code.to_dense(site.d_sae)
-            other, rest = self._instead(site, k, batch)
-            if other is None:
-                other, rest = torch.zeros_like(own), split.bias
-            new = torch.where(inside, own, other) @ site.W_dec
-            new = new + torch.where(error_inside, split.rest, rest)
-            new = torch.where(counts, new, split.x)
+            own = site.split(acts, k)
+            instead = self._replacing.of(site, own, batch.rows, [k])
+            # With its error a position keeps all but what the latents outside lose; without, it is
+            # the replacing activation and gets back what the latents inside would lose.
+            kept = inside.to(own.x.dtype) - error_inside.to(own.x.dtype)
+            new = torch.where(error_inside, own.x, instead.x)
+            new = new + (kept * instead.lost(own)) @ site.W_dec
+            new = torch.where(counts, new, own.x)
             return new.to(acts.device, acts.dtype).reshape(acts.shape)
 
         return change
 
-    def _instead(self, site: Site, k: int, batch: Batch) -> tuple[Any, Any]:
-        """What replaces latents ``[..., context, d_sae]`` and rest ``[..., d_in]``; None: zero."""
-        if self.replace == "resample":
-            corrupt = site.split(self._corrupt[site.hook_name][batch.rows], k)
-            return corrupt.code.to_dense(site.d_sae), corrupt.rest
-        if self.replace == "mean":
-            if self._replacing[0] != k:  # the same for every batch and circuit
-                self._replacing = (k, {s.hook_name: self._mean(s, k) for s in self.sites})
-            return self._replacing[1][site.hook_name]
-        return None, None
-
-    def _mean(self, site: Site, k: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Latents ``[context, d_sae]`` and rest ``[context, d_in]``, over all the prompts."""
-        everything = [*self._clean[site.hook_name], *self._corrupt[site.hook_name]]
-        latents = rest = torch.zeros((), device=site.sae.device)
-        for x in torch.stack(everything).split(16):
-            split = site.split(x, k)
-            latents = latents + split.code.to_dense(site.d_sae).sum(0)
-            rest = rest + split.rest.sum(0)
-        return latents / len(everything), rest / len(everything)
-
-    def _seen(self, prompts: Sequence[torch.Tensor]) -> dict[str, torch.Tensor]:
+    def _counted(self, clean: torch.Tensor) -> dict[str, torch.Tensor]:
+        """By site, which positions ``[n, context]`` are replaced at all."""
         names = [site.hook_name for site in self.sites]
-        parts = [activations_at(self.model, tokens, names) for tokens in prompts]
-        return {name: torch.cat([part[name] for part in parts]) for name in names}
+        seen = [activations_at(self.model, batch.clean, names) for batch in self._batches]
+        return {
+            site.hook_name: site.counts(clean, torch.cat([part[site.hook_name] for part in seen]))
+            for site in self.sites
+        }

@@ -3,9 +3,10 @@
 With a straight-through SAE whose error is a node of its own, the site's output is x itself, so the
 gradient g = ∂metric/∂x is the model's own and depends neither on the budget nor on the other sites.
 Latent i then contributes (f_i − f_i') ⟨W_dec[i], g⟩ to first order, f' being what replaces it, and
-the error node what the latents leave: err_k = err_K + Σ of the contributions ranked in (k, K]. So
-one backward pass serves every budget. (Attribution of latents and error nodes: Marks et al.,
-arXiv 2403.19647; the sign here is that of a contribution, metric(clean) − metric(replaced).)
+the error node the rest of ⟨x − x', g⟩, x' being the activation with every node replaced: f and f'
+are sums over ranks up to k, so one backward pass serves every budget. (Attribution of latents and
+error nodes: Marks et al., arXiv 2403.19647; the sign here is that of a contribution,
+metric(clean) − metric(replaced).)
 """
 
 from __future__ import annotations
@@ -21,18 +22,40 @@ from sae_lens import SAE
 from tqdm.auto import tqdm
 
 from hsae_lens.budgets import powers_of_two, resolve_budgets
+from hsae_lens.circuits.instead import Replacement, Replacing, settled
 from hsae_lens.circuits.metric import Batch, Metric, batches, measured
-from hsae_lens.circuits.sites import ERROR, Site, Split, sites_of
-from hsae_lens.models import activations_at, run_changed
+from hsae_lens.circuits.sites import ERROR, Site, sites_of
+from hsae_lens.models import run_changed
+from hsae_lens.ordered_code import OrderedCode
+
+
+@dataclass(frozen=True)
+class Shared:
+    """Latents that replace those of every pair alike, active in its own prompts or not.
+
+    Their terms are not held: there would be one for each pair and latent.
+
+    latents: ``[len(budgets), context, d_sae]``.  gradients: the metric's, ``[n, context, d_in]``.
+    W_dec: ``[d_sae, d_in]``.
+    """
+
+    latents: torch.Tensor
+    gradients: torch.Tensor
+    W_dec: torch.Tensor
+
+    def terms(self, n: int, gradients: torch.Tensor) -> torch.Tensor:
+        """What the latents contribute at the n-th budget, ``[..., context, d_sae]``."""
+        return -self.latents[n] * (gradients @ self.W_dec.T)
 
 
 @dataclass(frozen=True)
 class SiteAttribution:
     """One site's contributions, pair by pair. Positions outside the circuit contribute 0.
 
-    terms: ``[n, context, R]``, what each latent of a token contributes; with corrupt prompts their
-    latents' terms (negated) stand after the clean ones'.  latents: int64, same shape.  ranks:
-    ``[R]``, from 1.  errors: ``[len(budgets), n, context]``.
+    terms: ``[n, context, R]``, what each latent of a token contributes; where corrupt prompts are
+    resampled their latents' terms (negated) stand after the clean ones'.  latents: int64, same
+    shape.  ranks: ``[R]``, from 1.  errors: ``[len(budgets), n, context]``.  shared: what comes in
+    for every pair alike, where nodes are replaced by means.
     """
 
     hook_name: str
@@ -42,42 +65,49 @@ class SiteAttribution:
     latents: torch.Tensor
     ranks: torch.Tensor
     errors: torch.Tensor
+    shared: Shared | None = None
 
     def per_pair(self, k: int) -> torch.Tensor:
         """Each latent's contribution at budget k: ``[n, context, d_sae]``."""
-        seen = self.ranks <= self._known(k)
+        n, seen = self._number(k), self.ranks <= k
         dense = self.terms.new_zeros(*self.terms.shape[:2], self.d_sae)
-        return dense.scatter_add_(-1, self.latents[..., seen], self.terms[..., seen])
+        dense.scatter_add_(-1, self.latents[..., seen], self.terms[..., seen])
+        return dense if self.shared is None else dense + self.shared.terms(n, self.shared.gradients)
 
     def mean(self, k: int) -> torch.Tensor:
         """:meth:`per_pair`, averaged over pairs without holding them: ``[context, d_sae]``."""
-        seen = self.ranks <= self._known(k)
-        n, context = self.terms.shape[:2]
+        n, seen = self._number(k), self.ranks <= k
+        pairs, context = self.terms.shape[:2]
         place = torch.arange(context)[None, :, None] * self.d_sae + self.latents[..., seen]
         total = self.terms.new_zeros(context * self.d_sae)
         total.index_add_(0, place.flatten(), self.terms[..., seen].flatten())
-        return total.reshape(context, self.d_sae) / n
+        mean = total.reshape(context, self.d_sae) / pairs
+        if self.shared is None:
+            return mean
+        return mean + self.shared.terms(n, self.shared.gradients.mean(0))
 
     def error(self, k: int) -> torch.Tensor:
         """What the error node contributes at budget k, averaged over pairs: ``[context]``."""
-        return self.errors[self.budgets.index(self._known(k))].mean(0)
+        return self.errors[self._number(k)].mean(0)
 
-    def _known(self, k: int) -> int:
+    def _number(self, k: int) -> int:
         if k not in self.budgets:
             raise ValueError(f"Budget {k} was not asked for, only {self.budgets}.")
-        return k
+        return self.budgets.index(k)
 
 
 @dataclass(frozen=True)
 class Attribution:
     """Contributions to a metric, by site.
 
-    sites: by hook name.  budgets: ascending.  metric: ``[n]``, its value on the clean prompts.
+    sites: by hook name, in the model's order.  budgets: ascending.  metric: ``[n]``, its value on
+    the clean prompts.  replace: what takes a node's place.
     """
 
     sites: dict[str, SiteAttribution]
     budgets: list[int]
     metric: torch.Tensor
+    replace: Replacement
 
     def nodes(self, k: int, by_position: bool = True) -> pd.DataFrame:
         """Every node that contributes at budget k, largest contribution (of either sign) first.
@@ -112,13 +142,15 @@ def attribute_budgets(
     budgets: Sequence[int] | None = None,
     corrupt: torch.Tensor | None = None,
     *,
+    replace: Replacement | None = None,
     steps: int = 1,
     batch_size: int = 16,
     progress: bool = True,
 ) -> Attribution:
     """What latents and error nodes contribute to a metric, at every budget and site.
 
-    Costs one forward and backward pass, whatever the number of budgets.
+    Costs one forward and backward pass, whatever the number of budgets, and a forward pass up to
+    the last site for the prompts that replacements are taken from.
 
     Args:
         saes: SAELens SAEs with linear decoders, each of a hook of its own. Hierarchical ones have
@@ -127,9 +159,12 @@ def attribute_budgets(
         metric: from logits ``[n, context, d_vocab]`` to ``[n]``. One that can be sliced like a
             tensor (``task.metric``) gets its pairs ``batch_size`` at a time, any other all at once.
         budgets: ascending within 1..K; None for 1, 2, 4, … K.
-        corrupt: prompts of the same shape whose activations replace the clean ones (activation
-            patching); None replaces latents and error by zero. Where an SAE normalises its input,
-            latents are compared in the activation's units, each prompt's by its own norm.
+        corrupt: prompts of the same shape, to take replacements from. Where an SAE normalises its
+            input, latents are compared in the activation's units, each prompt's by its own norm.
+        replace: what takes a node's place, as in :class:`Ablator`: "resample" its value in the
+            pair's corrupt prompt (activation patching), "mean" its mean over all clean and corrupt
+            prompts at that position, "zero" zero. None is "resample" with corrupt prompts and
+            "zero" without.
         steps: 1 for the gradient at the clean prompts; more for integrated gradients between what
             replaces and the clean activation, one site at a time (midpoint rule). The path does not
             depend on the budget either.
@@ -146,16 +181,16 @@ def attribute_budgets(
         raise ValueError(f"steps must be at least 1, got {steps}.")
     sites = sites_of(saes, model)
     resolved = _budgets(budgets, sites)
+    replace = settled(replace, corrupt)
     parts, values = [], []
-    names = [site.hook_name for site in sites]
     work = list(batches(clean, metric, corrupt, batch_size))
+    replacing = Replacing(model, sites, work, replace)
     for batch in tqdm(work, "Attributing", disable=not progress):
-        other = None if batch.corrupt is None else activations_at(model, batch.corrupt, names)
-        value, gradients = _gradients(model, sites, batch, other, steps)
+        value, gradients = _gradients(model, sites, batch, replacing, steps)
         values.append(value)
         parts.append(
             [
-                _contributions(site, batch.clean, *gradients[n], other, resolved)
+                _contributions(site, batch, *gradients[n], replacing, resolved)
                 for n, site in enumerate(sites)
             ]
         )
@@ -163,7 +198,7 @@ def attribute_budgets(
         site.hook_name: _joined(site, resolved, [part[n] for part in parts])
         for n, site in enumerate(sites)
     }
-    return Attribution(joined, resolved, torch.cat(values))
+    return Attribution(joined, resolved, torch.cat(values), replace)
 
 
 def _budgets(budgets: Sequence[int] | None, sites: list[Site]) -> list[int]:
@@ -179,7 +214,7 @@ def _gradients(
     model: Any,
     sites: list[Site],
     batch: Batch,
-    other: dict[str, torch.Tensor] | None,
+    replacing: Replacing,
     steps: int,
 ) -> tuple[torch.Tensor, list[tuple[torch.Tensor, torch.Tensor]]]:
     """The metric ``[n]``, and each site's activations with the metric's gradient there."""
@@ -190,7 +225,8 @@ def _gradients(
     for site, (x, _) in zip(sites, found, strict=True):
         counts = site.counts(batch.clean, x)[..., None].to(x.device)
         end = x.flatten(2).to(torch.promote_types(x.dtype, torch.float32))
-        start = _zero(site, x) if other is None else other[site.hook_name].flatten(2)
+        with torch.no_grad():
+            start = replacing.activation(site, site.split(x, 1), batch.rows)
         way = torch.where(counts, end - start.to(end), torch.zeros_like(end))
         total = torch.zeros_like(end)
         for step in range(steps):
@@ -264,57 +300,61 @@ def frozen(model: Any) -> Iterator[None]:
             parameter.requires_grad_(True)
 
 
-def _zero(site: Site, x: torch.Tensor) -> torch.Tensor:
-    """What is left of a site when latents and error are zero: the SAE's bias."""
-    with torch.no_grad():
-        return site.split(x, 1).bias
+@dataclass(frozen=True)
+class _Part:
+    """A batch's share of a :class:`SiteAttribution`, by the same names."""
+
+    terms: torch.Tensor
+    latents: torch.Tensor
+    errors: torch.Tensor
+    shared: Shared | None
 
 
 @torch.no_grad()
 def _contributions(
     site: Site,
-    tokens: torch.Tensor,
+    batch: Batch,
     x: torch.Tensor,
     gradient: torch.Tensor,
-    other: dict[str, torch.Tensor] | None,
+    replacing: Replacing,
     budgets: list[int],
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Terms and latents ``[n, context, R]`` and errors ``[len(budgets), n, context]``."""
-    clean, counts = site.split(x, budgets[-1]), site.counts(tokens, x)
-    site.check_fit(clean, counts)
-    gradient = gradient.flatten(2).to(clean.x) * counts[..., None]
+) -> _Part:
+    own, counts = site.split(x, budgets[-1]), site.counts(batch.clean, x)
+    site.check_fit(own, counts)
+    instead = replacing.of(site, own, batch.rows, budgets)
+    gradient = gradient.flatten(2).to(own.x) * counts[..., None]
     toward = gradient @ site.W_dec.T  # ⟨W_dec[i], g⟩ of every latent
-    terms, latents = [_terms(clean, toward)], [clean.code.indices]
-    if other is None:
-        left = ((clean.x - clean.bias) * gradient).sum(-1)
-    else:
-        corrupt = site.split(other[site.hook_name], budgets[-1])
-        terms.append(-_terms(corrupt, toward))
-        latents.append(corrupt.code.indices)
-        left = ((clean.x - corrupt.x) * gradient).sum(-1)
-    # The error node contributes what the first k latents do not.
+    terms, latents = [_terms(own.code, toward)], [own.code.indices]
+    if instead.code is not None:
+        terms.append(-_terms(instead.code, toward))
+        latents.append(instead.code.indices)
     explained = torch.stack(terms).sum(0).cumsum(-1)
-    errors = torch.stack([left - explained[..., k - 1] for k in budgets])
-    return torch.cat(terms, -1).cpu(), torch.cat(latents, -1).cpu(), errors.cpu()
+    by_latents = torch.stack([explained[..., k - 1] for k in budgets])
+    shared = None
+    if instead.means is not None:
+        by_latents -= torch.einsum("kpd,npd->knp", instead.means @ site.W_dec, gradient)
+        shared = Shared(instead.means.cpu(), gradient.cpu(), site.W_dec.cpu())
+    # The error node contributes what the first k latents do not.
+    errors = ((own.x - instead.x) * gradient).sum(-1) - by_latents
+    return _Part(torch.cat(terms, -1).cpu(), torch.cat(latents, -1).cpu(), errors.cpu(), shared)
 
 
-def _terms(split: Split, toward: torch.Tensor) -> torch.Tensor:
-    return split.code.values * toward.gather(-1, split.code.indices)
+def _terms(code: OrderedCode, toward: torch.Tensor) -> torch.Tensor:
+    return code.values * toward.gather(-1, code.indices)
 
 
-def _joined(
-    site: Site,
-    budgets: list[int],
-    parts: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]],
-) -> SiteAttribution:
-    terms, latents, errors = zip(*parts, strict=True)
-    ranks = torch.arange(1, budgets[-1] + 1).repeat(terms[0].shape[-1] // budgets[-1])
+def _joined(site: Site, budgets: list[int], parts: list[_Part]) -> SiteAttribution:
+    terms, shared = torch.cat([part.terms for part in parts]), parts[0].shared
+    if shared is not None:
+        gradients = [part.shared.gradients for part in parts if part.shared is not None]
+        shared = Shared(shared.latents, torch.cat(gradients), shared.W_dec)
     return SiteAttribution(
         site.hook_name,
         site.d_sae,
         budgets,
-        torch.cat(terms),
-        torch.cat(latents),
-        ranks,
-        torch.cat(errors, 1),
+        terms,
+        torch.cat([part.latents for part in parts]),
+        torch.arange(1, budgets[-1] + 1).repeat(terms.shape[-1] // budgets[-1]),
+        torch.cat([part.errors for part in parts], 1),
+        shared,
     )

@@ -11,8 +11,9 @@ import torch
 from sae_lens import SAE
 from tqdm.auto import tqdm
 
-from hsae_lens.circuits.ablation import Ablator, Nodes, Replacement
+from hsae_lens.circuits.ablation import Ablator, Nodes
 from hsae_lens.circuits.attribution import Attribution
+from hsae_lens.circuits.instead import Replacement
 from hsae_lens.circuits.metric import Metric
 from hsae_lens.circuits.sites import ERROR
 
@@ -29,7 +30,7 @@ def circuit_curve(
     corrupt: torch.Tensor | None = None,
     *,
     sizes: Sequence[int] = SIZES,
-    replace: Replacement = "resample",
+    replace: Replacement | None = None,
     errors: Errors = "remove",
     by_position: bool = True,
     batch_size: int = 16,
@@ -46,7 +47,7 @@ def circuit_curve(
         attribution: of the same SAEs. Best made on other pairs than those judged here.
         clean, corrupt, metric: the pairs to judge on; see :func:`attribute_budgets`.
         sizes: numbers of nodes; those beyond what contributes are cut to it.
-        replace: see :class:`Ablator`. ∅ does not depend on the budget, except with "zero" on SAEs
+        replace: see :class:`Ablator`; None is what the attribution was made for. ∅ does not depend on the budget, except with "zero" on SAEs
             of different biases.
         errors: which error nodes are in a circuit: "remove" none, so that only latents can explain;
             "keep" all; "default" lets them compete with latents, and a dictionary that has learnt
@@ -64,6 +65,7 @@ def circuit_curve(
     if errors not in get_args(Errors):
         raise ValueError(f"errors must be one of {get_args(Errors)}, got {errors!r}.")
     check_sizes(sizes)
+    replace = replace or attribution.replace
     ablator = Ablator(model, saes, clean, metric, corrupt, replace, batch_size)
     _check_fits(attribution, ablator, by_position)
     of_model = ablator(attribution.budgets[-1])

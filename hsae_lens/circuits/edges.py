@@ -11,9 +11,9 @@ from sae_lens import SAE
 from tqdm.auto import tqdm
 
 from hsae_lens.circuits.attribution import frozen, largest_first, with_leaves
+from hsae_lens.circuits.instead import Replacement, Replacing, settled
 from hsae_lens.circuits.metric import Batch, Metric, batches
-from hsae_lens.circuits.sites import ERROR, Site, Split, sites_of
-from hsae_lens.models import activations_at
+from hsae_lens.circuits.sites import ERROR, Site, Split, check_nodes, sites_of
 
 
 def latent_edges(
@@ -25,6 +25,7 @@ def latent_edges(
     metric: Metric,
     corrupt: torch.Tensor | None = None,
     *,
+    replace: Replacement | None = None,
     batch_size: int = 16,
     progress: bool = True,
 ) -> pd.DataFrame:
@@ -39,28 +40,29 @@ def latent_edges(
     Args:
         saes: two or more.
         nodes: a small table with ``site``, ``position`` and ``latent`` (-1: the error node), as
-            :meth:`Attribution.nodes` gives.
-        clean, metric, corrupt: see :func:`attribute_budgets`.
+            :meth:`Attribution.nodes` gives; a node counts once, however often its row is there.
+        clean, metric, corrupt, replace: see :func:`attribute_budgets`.
 
     Returns:
         A row per edge that is not zero, the largest first: ``site``, ``position``, ``latent``,
         ``to_site``, ``to_position``, ``to_latent``, ``effect``.
 
     Raises:
-        ValueError: for fewer than two SAEs, nodes without positions or of other sites, or a later
-            site that does not depend on the one before it.
+        ValueError: for fewer than two SAEs, nodes without positions or that are not here, or a
+            later site that does not depend on the one before it.
     """
     sites = sites_of(saes, model)
     if len(sites) < 2:
         raise ValueError("Edges run between sites: give two SAEs or more.")
     if "position" not in nodes:
         raise ValueError("Edges need nodes with positions: attribution.nodes(k).")
-    if other := set(nodes["site"]) - {site.hook_name for site in sites}:
-        raise ValueError(f"Nodes of {', '.join(sorted(other))}, which no SAE here is of.")
+    nodes = nodes.drop_duplicates(["site", "position", "latent"])
+    check_nodes(nodes, sites, clean.shape[1])
     work = list(batches(clean, metric, corrupt, batch_size))
+    replacing = Replacing(model, sites, work, settled(replace, corrupt))
     sums: dict[tuple[Any, ...], float] = {}
     for batch in tqdm(work, "Edges", disable=not progress):
-        for key, effect in _edges(model, sites, nodes, k, batch):
+        for key, effect in _edges(model, sites, nodes, k, batch, replacing):
             sums[key] = sums.get(key, 0.0) + effect / len(clean)
     columns = ["site", "position", "latent", "to_site", "to_position", "to_latent"]
     table = pd.DataFrame([(*key, effect) for key, effect in sums.items() if effect],
@@ -69,11 +71,15 @@ def latent_edges(
 
 
 def _edges(
-    model: Any, sites: list[Site], nodes: pd.DataFrame, k: int, batch: Batch
+    model: Any,
+    sites: list[Site],
+    nodes: pd.DataFrame,
+    k: int,
+    batch: Batch,
+    replacing: Replacing,
 ) -> list[tuple[tuple[Any, ...], float]]:
     """Edges summed over the pairs of one batch, each with its two ends."""
     names = [site.hook_name for site in sites]
-    replacing = None if batch.corrupt is None else activations_at(model, batch.corrupt, names)
     found = []
     with torch.enable_grad(), frozen(model):
         value, seen, leaves = with_leaves(model, names, batch, {})
@@ -81,7 +87,7 @@ def _edges(
         for n in range(1, len(sites)):
             before, after = sites[n - 1], sites[n]
             counts = before.counts(batch.clean, seen[n - 1])
-            removed = _removed(before, seen[n - 1].detach(), replacing, k)
+            removed = _removed(before, seen[n - 1].detach(), replacing, k, batch)
             split = after.split(seen[n], k)
             toward = gradients[n].flatten(2).to(split.x)
             for _, down in nodes[nodes["site"] == after.hook_name].iterrows():
@@ -105,15 +111,13 @@ def _edges(
 
 @torch.no_grad()
 def _removed(
-    site: Site, x: torch.Tensor, replacing: dict[str, torch.Tensor] | None, k: int
+    site: Site, x: torch.Tensor, replacing: Replacing, k: int, batch: Batch
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """What replacing takes away: of latents ``[n, context, d_sae]``, of the error ``[…, d_in]``."""
-    clean = site.split(x, k)
-    latents = clean.code.to_dense(site.d_sae)
-    if replacing is None:
-        return latents, clean.rest - clean.bias
-    corrupt = site.split(replacing[site.hook_name], k)
-    return latents - corrupt.code.to_dense(site.d_sae), clean.rest - corrupt.rest
+    own = site.split(x, k)
+    instead = replacing.of(site, own, batch.rows, [k])
+    lost = instead.lost(own)
+    return lost, own.x - instead.x - lost @ site.W_dec
 
 
 def _worth(

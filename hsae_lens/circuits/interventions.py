@@ -20,7 +20,7 @@ def ablate(latents: Iterable[int] = (), ranks: tuple[int, int] | None = None) ->
 
     Args:
         latents: numbers in 0..d_sae−1.
-        ranks: first and last rank, 1 being a token's largest latent.
+        ranks: first and last rank, 1 being a token's largest latent (of either sign).
 
     Raises:
         ValueError: if it would ablate nothing, for the error node's -1, or if the ranks are not
@@ -95,7 +95,8 @@ def _check_inside(numbers: list[int], acts: torch.Tensor) -> None:
 def _ranked(acts: torch.Tensor, ranks: tuple[int, int]) -> torch.Tensor:
     """Which active latents ``[..., d_sae]`` have a rank within the range."""
     first, last = ranks
-    top = acts.topk(min(last, acts.shape[-1]), dim=-1)
+    # By size: latents of some architectures (AbsTopK) are active below zero too.
+    top = acts.abs().topk(min(last, acts.shape[-1]), dim=-1)
     inside = torch.zeros_like(acts, dtype=torch.bool)
     inside.scatter_(-1, top.indices[..., first - 1 :], True)
     return inside & (acts != 0)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+import pandas as pd
 import torch
 from sae_lens import SAE
 from sae_lens.util import extract_stop_at_layer_from_tlens_hook_name
@@ -18,6 +19,11 @@ from hsae_lens.sae import HierarchicalTopKSAE, decoder_scale, joined_heads, larg
 ERROR = -1
 """Stands for the error node where a latent's number is asked."""
 
+PLACES = ("hook_resid_pre", "hook_attn_in", "ln1.", "attn.hook_q", "attn.hook_k", "attn.hook_v",
+          "attn.hook_z", "attn.", "hook_attn_out", "hook_resid_mid", "hook_mlp_in", "ln2.",
+          "mlp.hook_pre", "mlp.hook_post", "mlp.", "hook_mlp_out", "hook_resid_post")  # fmt: skip
+"""What TransformerLens calls the places of one block, in the order in which they are computed."""
+
 
 @dataclass(frozen=True)
 class Split:
@@ -26,14 +32,28 @@ class Split:
     Everything is float32, or float64 if the SAE is.
 
     x: ``[batch, context, d_in]``, heads joined.  code: ``[batch, context, k]``, values scaled so
-    that they multiply the rows of ``W_dec`` as they are.  rest: what the latents leave, bias and
-    error, ``[batch, context, d_in]``.  bias: what the SAE decodes from no latents, same shape.
+    that they multiply the rows of ``W_dec`` as they are.  bias: what the SAE decodes from no
+    latents, ``[batch, context, d_in]``.  W_dec: ``[d_sae, d_in]``.
     """
 
     x: torch.Tensor
     code: OrderedCode
-    rest: torch.Tensor
     bias: torch.Tensor
+    W_dec: torch.Tensor
+
+    @property
+    def d_sae(self) -> int:
+        return len(self.W_dec)
+
+    @cached_property
+    def latents(self) -> torch.Tensor:
+        """The code with a place for every latent, ``[batch, context, d_sae]``."""
+        return self.code.to_dense(self.d_sae)
+
+    @cached_property
+    def rest(self) -> torch.Tensor:
+        """What the latents leave, bias and error, ``[batch, context, d_in]``."""
+        return self.x - self.latents @ self.W_dec
 
 
 @dataclass(frozen=True)
@@ -89,12 +109,7 @@ class Site:
             scale = decoder_scale(self.sae)
             bias = _wide(self._bias(code))
         values = _wide(code.values * scale) / self._norms[code.indices]
-        code, x = OrderedCode(values, code.indices), x.to(values.dtype)
-        return Split(x, code, x - self.decode(code), bias)
-
-    def decode(self, code: OrderedCode) -> torch.Tensor:
-        """Σ_t values_t · W_dec[latents_t] of a split's code."""
-        return code.to_dense(self.d_sae) @ self.W_dec
+        return Split(x.to(values.dtype), OrderedCode(values, code.indices), bias, self.W_dec)
 
     def counts(self, tokens: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
         """Which positions ``[batch, context]`` belong to the circuit, by the clean prompts.
@@ -141,7 +156,7 @@ def _wide(x: torch.Tensor) -> torch.Tensor:
 
 
 def sites_of(saes: SAE[Any] | Sequence[SAE[Any]], model: Any) -> list[Site]:
-    """A site for each SAE, in the order of the model's layers.
+    """A site for each SAE, in the model's order.
 
     Raises:
         ValueError: if there is none, two share a hook, one has no hook name, reads one hook and
@@ -160,7 +175,25 @@ def sites_of(saes: SAE[Any] | Sequence[SAE[Any]], model: Any) -> list[Site]:
             raise ValueError("Turn use_error_term off: the error node is handled here.")
     if attached := list(getattr(model, "acts_to_saes", {})):
         raise ValueError(f"SAEs are attached to the model at {attached}: model.reset_saes() first.")
-    saes.sort(
-        key=lambda s: extract_stop_at_layer_from_tlens_hook_name(s.cfg.metadata.hook_name) or 0
-    )
+    saes.sort(key=lambda sae: model_order(sae.cfg.metadata.hook_name))
     return [Site(sae, Judged.by(sae, model)) for sae in saes]
+
+
+def model_order(hook_name: str) -> tuple[int, int]:
+    """Sorts hooks as the model computes them: by block, and within one by :data:`PLACES`."""
+    stop = extract_stop_at_layer_from_tlens_hook_name(hook_name)
+    if stop is None:  # before the blocks (embeddings) or after them (the last norm, logits)
+        return (0 if "embed" in hook_name and "unembed" not in hook_name else 10**6), 0
+    places = [n for n, place in enumerate(PLACES) if place in hook_name]
+    return stop, places[0] if places else len(PLACES)
+
+
+def check_nodes(nodes: pd.DataFrame, sites: Sequence[Site], context: int) -> None:
+    """Raises ValueError if a row's ``site``, ``latent`` or ``position`` (if any) is not here."""
+    widths = {site.hook_name: site.d_sae for site in sites}
+    for row in nodes.to_dict("records"):
+        name, latent, position = row["site"], row["latent"], row.get("position", 0)
+        if name not in widths or not ERROR <= latent < widths[name]:
+            raise ValueError(f"No latent {latent} at {name!r}; sites: {', '.join(widths)}.")
+        if not 0 <= position < context:
+            raise ValueError(f"Position {position} is outside these prompts' {context}.")

@@ -9,11 +9,19 @@ from typing import Any, get_args
 import pandas as pd
 import pytest
 import torch
-from sae_lens import JumpReLUSAE, JumpReLUSAEConfig, StandardSAE, StandardSAEConfig
+from sae_lens import (
+    AbsTopKSAE,
+    AbsTopKSAEConfig,
+    JumpReLUSAE,
+    JumpReLUSAEConfig,
+    StandardSAE,
+    StandardSAEConfig,
+)
 
 from hsae_lens import HierarchicalTopKSAE, HierarchicalTopKSAEConfig, load_pretrained
 from hsae_lens.circuits import (
     Ablator,
+    ablate,
     areas,
     attribute_budgets,
     circuit_curve,
@@ -23,6 +31,8 @@ from hsae_lens.circuits import (
     patch_nodes,
 )
 from hsae_lens.circuits.instead import Replacement
+from hsae_lens.circuits.plots import circuit_figure, circuit_svg, curve_svg, plot_circuit, plot_curves
+from hsae_lens.circuits.sites import model_order, sites_of
 from hsae_lens.evaluation.downstream import check_able
 from hsae_lens.models import activations_at, open_model, run_changed
 from hsae_lens.pairs import LogitDiff, Pair, TokenizedTask, read_pairs, tokenize_pairs
@@ -192,11 +202,14 @@ def test_normalised_inputs_too(model: Any, task: TokenizedTask, mode: str) -> No
             torch.testing.assert_close(x - split.rest + split.bias, sae(x))
 
 
-@pytest.mark.parametrize("kind", ["standard", "jumprelu"])
+@pytest.mark.parametrize("kind", ["standard", "jumprelu", "abstopk"])
 def test_saelens_other_architectures(model: Any, task: TokenizedTask, kind: str) -> None:
     ours = dictionary(model, HOOKS[1], task.clean)
     if kind == "standard":
         sae: Any = StandardSAE(StandardSAEConfig(d_in=32, d_sae=48, dtype="float64"))
+    elif kind == "abstopk":
+        settings: Any = {"k": 48, "rescale_acts_by_decoder_norm": False}
+        sae = AbsTopKSAE(AbsTopKSAEConfig(d_in=32, d_sae=48, dtype="float64", **settings))
     else:
         sae = JumpReLUSAE(JumpReLUSAEConfig(d_in=32, d_sae=48, dtype="float64"))
         sae.threshold.data.fill_(0.1)
@@ -204,8 +217,9 @@ def test_saelens_other_architectures(model: Any, task: TokenizedTask, kind: str)
     with torch.no_grad():
         for name in ("W_enc", "W_dec", "b_enc", "b_dec"):
             getattr(sae, name).copy_(getattr(ours, name))
-    with pytest.raises(ValueError, match="needs budgets"):
-        attribute_budgets(model, sae, task.clean, task.metric, progress=False)
+    if kind != "abstopk":
+        with pytest.raises(ValueError, match="needs budgets"):
+            attribute_budgets(model, sae, task.clean, task.metric, progress=False)
     found = attribute_budgets(
         model, sae, task.clean, task.metric, [4, 48], task.corrupt, progress=False
     )
@@ -224,6 +238,60 @@ def test_saelens_other_architectures(model: Any, task: TokenizedTask, kind: str)
         expected = (leaves[0] - other) * gradient
     expected[:, 0] = 0
     torch.testing.assert_close(found.sites[HOOKS[1]].per_pair(48), expected.detach())
+    split = sites_of(sae, model)[0].split(activations_at(model, task.clean, HOOKS[1:])[HOOKS[1]], 4)
+    assert (split.latents < 0).any() == (kind == "abstopk")
+    sizes = split.code.values.abs()
+    assert (sizes.diff(dim=-1) <= 0).all()
+    assert sizes[..., -1].equal(sae.encode(split.x).detach().abs().sort(descending=True)[0][..., 3])
+
+
+def test_ranks_are_by_size() -> None:
+    acts = torch.tensor([[3.0, -5.0, 0.0, 1.0]])  # as of AbsTopK
+    assert ablate(ranks=(1, 1))(acts).tolist() == [[3, 0, 0, 1]]
+    assert ablate(ranks=(2, 9))(acts).tolist() == [[0, -5, 0, 0]]
+
+
+def test_sites_are_in_the_model_s_order(model: Any, task: TokenizedTask) -> None:
+    in_order = ["hook_embed", "blocks.0.hook_resid_pre", "blocks.0.attn.hook_z",
+                "blocks.0.hook_attn_out", "blocks.0.hook_resid_mid", "blocks.0.mlp.hook_post",
+                "blocks.0.hook_mlp_out", "blocks.0.hook_resid_post", "blocks.1.hook_resid_pre",
+                "blocks.10.hook_resid_pre", "ln_final.hook_normalized"]  # fmt: skip
+    assert sorted(sorted(in_order), key=model_order) == in_order
+    hooks = ["blocks.1.attn.hook_z", "blocks.1.hook_resid_post"]
+    saes = [dictionary(model, hook, task.clean) for hook in hooks]
+    assert [site.hook_name for site in sites_of(saes[::-1], model)] == hooks
+    found = attribute_budgets(model, saes[::-1], task.clean, task.metric, [3], progress=False)
+    edges = latent_edges(
+        model, saes[::-1], found.nodes(3).head(9), 3, task.clean, task.metric, progress=False
+    )
+    assert set(edges["to_site"]) == {hooks[1]}
+
+
+@pytest.mark.parametrize("upper_first", [True, False])
+def test_a_graph_stands_the_model_s_way_up(upper_first: bool) -> None:
+    """Whichever site contributes more."""
+    nodes = pd.DataFrame({"k": 8, "site": HOOKS, "position": 1, "token": "a", "latent": [11, 22],
+                          "effect": [1.0, 2.0], "share": 0.5, "first_k": 8})  # fmt: skip
+    figure = circuit_figure(nodes[::-1] if upper_first else nodes, ["<bos>", "a"], ["b", "c"])
+    heights = {text.get_text(): text.xy[1] for text in figure.axes[0].texts}
+    assert heights["11"] < heights["22"]
+    assert heights[HOOKS[0]] < heights[HOOKS[1]]
+    # Only the last site's nodes lead to the answer.
+    (line,) = figure.axes[0].get_lines()
+    assert line.get_ydata()[0] == heights["22"]
+
+
+def test_any_token_can_be_drawn(tmp_path: Path) -> None:
+    """matplotlib takes what stands between two dollars for a formula."""
+    token, name = r"$\foo$_^{", "runs/$a_$"
+    nodes = pd.DataFrame({"k": 8, "site": HOOKS, "position": [0, 1], "token": token,
+                          "latent": 1, "effect": 1.0, "share": 0.5, "first_k": 8})  # fmt: skip
+    plot_circuit(nodes, [token, token], [token, token], tmp_path / "graph.png")
+    assert "foo" in circuit_svg(nodes, [token, token], [token, token])
+    curve = pd.DataFrame({"sae": name, "k": 8, "nodes": [1, 2], "faithfulness": [0.1, 0.2],
+                          "completeness": [0.9, 0.8]})  # fmt: skip
+    plot_curves(curve, tmp_path / "curve.png")
+    assert name in curve_svg(curve, "faithfulness")
 
 
 @pytest.mark.parametrize("replace", get_args(Replacement))

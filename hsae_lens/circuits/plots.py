@@ -10,9 +10,8 @@ from typing import Any
 import pandas as pd
 from matplotlib.figure import Figure
 
-from hsae_lens.circuits.sites import ERROR
-from hsae_lens.files import replacing
-from hsae_lens.plots import COLOURS, figure_svg
+from hsae_lens.circuits.sites import ERROR, model_order
+from hsae_lens.plots import COLOURS, figure_svg, plain, save_png
 
 STYLES = ["-", "--", ":", "-."]
 MEASURES = {
@@ -25,8 +24,7 @@ ROWS = 10  # nodes drawn at one token of one site
 
 def plot_curves(curve: pd.DataFrame, path: Path) -> None:
     """:func:`curves_figure` as PNG."""
-    with replacing(path) as fresh:
-        curves_figure(curve).savefig(fresh, dpi=150)
+    save_png(curves_figure(curve), path)
 
 
 def curve_svg(curve: pd.DataFrame, measure: str) -> str:
@@ -65,7 +63,7 @@ def _curve(axes: Any, curve: pd.DataFrame, measure: str) -> None:
     axes.grid(alpha=0.3)
     axes.spines[["top", "right"]].set_visible(False)
     for sae, style in styles.items():
-        axes.plot([], [], style, color="#444444", label=str(sae))
+        axes.plot([], [], style, color="#444444", label=plain(sae))
     for k, colour in budgets.items():
         axes.plot([], [], color=colour, linewidth=4, label=f"k = {k}")
 
@@ -83,8 +81,7 @@ def plot_circuit(
     edges: pd.DataFrame | None = None,
 ) -> None:
     """:func:`circuit_figure` as PNG."""
-    with replacing(path) as fresh:
-        circuit_figure(nodes, tokens, answer, edges).savefig(fresh, dpi=150)
+    save_png(circuit_figure(nodes, tokens, answer, edges), path)
 
 
 def circuit_svg(
@@ -109,12 +106,12 @@ def circuit_figure(
     the largest budget it has; with ``edges``, also between sites.
 
     Args:
-        nodes: columns ``k``, ``site``, ``position``, ``latent``, ``effect``, ``first_k``; ``site``
-            in the model's order.
+        nodes: columns ``k``, ``site``, ``position``, ``latent``, ``effect``, ``first_k``. Sites are
+            drawn in the model's order, the last one uppermost.
         tokens: text of each position.  answer: the right and the wrong one.
     """
     last = nodes.sort_values("k").drop_duplicates(["site", "position", "latent"], keep="last")
-    sites = list(nodes["site"].unique())
+    sites = sorted(nodes["site"].unique(), key=model_order)
     drawn, middles, width = _places(last, sites)
     height = 2.0 * len(sites)
     figure = Figure((max(6.5, 0.72 * width + 1), 1.5 * height + 1.6), layout="constrained")
@@ -134,19 +131,20 @@ def circuit_figure(
         end = drawn.get((edge["to_site"], edge["to_position"], edge["to_latent"]))
         if start and end and edges is not None:
             _line(axes, start[1:], end[1:], edge["effect"] / edges["effect"].abs().max())
-    axes.annotate(f"{answer[0].strip()!r} rather than {answer[1].strip()!r}", output, ha="center",
-                  va="center", fontsize=10, bbox={"boxstyle": "round", "fc": "white"})  # fmt: skip
+    right, wrong = (plain(repr(word.strip())) for word in answer)
+    axes.annotate(f"{right} rather than {wrong}", output, ha="center", va="center", fontsize=10,
+                  bbox={"boxstyle": "round", "fc": "white"})  # fmt: skip
     for k, colour in colours.items():
         axes.scatter([], [], s=90, color=colour, edgecolors="#1c2430", label=f"from k = {k}")
     if (last["latent"] == ERROR).any():
         axes.scatter([], [], s=90, color="#bbbbbb", edgecolors="#1c2430", label="error node")
-    axes.set_xticks(list(middles.values()), [f"{tokens[p].strip()}\n({p})" for p in middles])
+    axes.set_xticks(list(middles.values()), [f"{plain(tokens[p].strip())}\n({p})" for p in middles])
     axes.set_xlim(-0.7, max(width - 0.3, 6))
     axes.set_ylim(-0.7, height + 0.3)
     axes.set_yticks([])
     axes.spines[["top", "right", "left"]].set_visible(False)
     for n, site in enumerate(sites):
-        axes.annotate(site, (-0.65, 2.0 * n - 0.55), fontsize=8, color="#5b6573")
+        axes.annotate(plain(site), (-0.65, 2.0 * n - 0.55), fontsize=8, color="#5b6573")
     figure.legend(loc="outside lower center", ncols=4, frameon=False)
     return figure
 

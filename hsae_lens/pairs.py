@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import logging
+import warnings
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +22,20 @@ COLUMNS = (
 """Columns that a file of pairs may have, in the order of :class:`Pair`."""
 
 
+def _csv(path: Path) -> pd.DataFrame:
+    """As text: an answer may be a digit, and a prompt the word "null"."""
+    with warnings.catch_warnings():
+        # That all rows are longer than the header: prompts with commas that are not in quotes.
+        warnings.simplefilter("error", pd.errors.ParserWarning)
+        return pd.read_csv(path, dtype=str, keep_default_na=False, index_col=False)
+
+
 def _json_lines(path: Path) -> pd.DataFrame:
     return pd.read_json(path, lines=True, dtype=False)
 
 
 READERS: dict[str, Callable[[Path], pd.DataFrame]] = {
-    # As text: an answer may be a digit, and a prompt the word "null".
-    ".csv": lambda path: pd.read_csv(path, dtype=str, keep_default_na=False),
+    ".csv": _csv,
     ".jsonl": _json_lines,
     ".json": _json_lines,  # feature-circuits' suffix
     ".parquet": pd.read_parquet,
@@ -128,25 +137,39 @@ def read_pairs(path: str | Path) -> list[Pair]:
     Answers are taken as they stand: most tokenizers want a leading space in them.
 
     Raises:
-        FileNotFoundError, ValueError: if there is no such file, or it has other columns, another
-            format, no rows, or gaps.
+        FileNotFoundError, ValueError: if there is no such file, or it cannot be read, or has other
+            columns, another format, no rows, or gaps.
     """
     path = Path(path).expanduser()
     if not path.exists():
         raise FileNotFoundError(f"No pairs at {path}.")
     if path.suffix not in READERS:
         raise ValueError(f"Cannot read pairs from {path}: expected {', '.join(READERS)}.")
-    table = READERS[path.suffix](path)
+    try:
+        table = READERS[path.suffix](path)
+    except Exception as error:  # pandas and pyarrow raise whatever their parsers do
+        raise ValueError(
+            f"{path} is damaged, empty, not UTF-8 or not {path.suffix[1:]}: "
+            f"{(str(error).splitlines() or [type(error).__name__])[0]}"
+        ) from error
     for columns in COLUMNS:
         if set(columns) <= set(table.columns) and len(table):
-            if gaps := table.index[table[list(columns)].isna().any(axis=1)].tolist():
-                raise ValueError(f"{path} lacks a prompt or an answer in row {gaps[0] + 1}.")
-            return [Pair(*row) for row in table[list(columns)].astype(str).itertuples(index=False)]
+            rows = table[list(columns)].itertuples(index=False, name=None)
+            return [_pair(path, n, row) for n, row in enumerate(rows, 1)]
     raise ValueError(
-        f"{path} has {len(table)} rows with the columns {', '.join(table.columns)}. Pairs need "
-        + " or ".join(", ".join(columns) for columns in COLUMNS)
-        + "."
+        f"{path} has {len(table)} rows with the columns {', '.join(map(str, table.columns))}. "
+        f"Pairs need {' or '.join(', '.join(columns) for columns in COLUMNS)}."
     )
+
+
+def _pair(path: Path, n: int, row: Sequence[Any]) -> Pair:
+    for text in row:
+        # A number is text (the year 1732), but lists and truth values are a mistake.
+        if isinstance(text, bool) or not isinstance(text, str | Integral) or text == "":
+            raise ValueError(
+                f"{path} lacks a prompt or an answer in row {n}, or it is not text: {text!r}."
+            )
+    return Pair(*map(str, row))
 
 
 def tokenize_pairs(
@@ -185,7 +208,8 @@ def tokenize_pairs(
     chosen = max(by_length.values(), key=len, default=[])
     wanted = len(pairs) if n is None else n
     needed = max(1, wanted if fewest is None else fewest)
-    reason = refused or "prompts are of different lengths"
+    different = "prompts are of different lengths" if len(by_length) > 1 else "there are no more"
+    reason = refused or different
     if len(chosen) < needed:
         raise ValueError(
             f"The task {name!r} has {len(chosen)} pairs of one length with single-token answers, "

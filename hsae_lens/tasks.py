@@ -36,14 +36,24 @@ def make_task(name: str, tokenizer: Any, n: int = 64, seed: int = 0) -> Tokenize
         ValueError: for an unknown name (the nearest are said), or if the tokenizer leaves fewer
             than ``n`` pairs whose answers are single tokens and whose lengths agree.
     """
-    name = name.replace("-", "_")
-    name = ALIASES.get(name, name)
-    if name not in TASKS:
-        raise ValueError(f"Unknown task {name!r}.{near(name, TASKS)}")
+    name = task_name(name)
     every = list(TASKS[name]())
     random.Random(seed).shuffle(every)
     different = {pair.clean: pair for pair in every}
     return tokenize_pairs(name, different.values(), tokenizer, n)
+
+
+def task_name(name: str) -> str:
+    """What :data:`TASKS` calls a task.
+
+    Raises:
+        ValueError: for an unknown name (the nearest are said).
+    """
+    name = name.replace("-", "_")
+    name = ALIASES.get(name, name)
+    if name not in TASKS:
+        raise ValueError(f"Unknown task {name!r}.{near(name, TASKS)}")
+    return name
 
 
 # Every prompt begins with words that decide nothing: many SAEs are not trained on the first

@@ -31,7 +31,13 @@ from hsae_lens.circuits import (
     patch_nodes,
 )
 from hsae_lens.circuits.instead import Replacement
-from hsae_lens.circuits.plots import circuit_figure, circuit_svg, curve_svg, plot_circuit, plot_curves
+from hsae_lens.circuits.plots import (
+    circuit_figure,
+    circuit_svg,
+    curve_svg,
+    plot_circuit,
+    plot_curves,
+)
 from hsae_lens.circuits.sites import model_order, sites_of
 from hsae_lens.evaluation.downstream import check_able
 from hsae_lens.models import activations_at, open_model, run_changed
@@ -501,7 +507,7 @@ def test_the_curve_ends_where_it_must(
 def test_circuits_are_judged_as_they_were_found(
     model: Any, saes: Any, task: TokenizedTask, replace: Replacement
 ) -> None:
-    """The most of what an attribution predicts is what ablation measures, for one node at a time."""
+    """What attribution predicts for the largest nodes is about what ablation then measures."""
     sae, pairs = saes[1], (task.clean, task.metric, task.corrupt)
     found = attribute_budgets(
         model, sae, task.clean, task.metric, [8], task.corrupt, replace=replace, steps=16,
@@ -725,6 +731,46 @@ def test_pairs_from_files(tmp_path: Path) -> None:
     (tmp_path / "pairs.txt").touch()
     with pytest.raises(ValueError, match="expected .csv"):
         read_pairs(tmp_path / "pairs.txt")
+
+
+HEADER = b"clean,corrupt,right,wrong\n"
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.csv", b"", "is damaged, empty, not UTF-8 or not csv: No columns"),
+        ("a.csv", HEADER, "has 0 rows"),
+        ("a.csv", HEADER + b"caf\xe9,tea,a,b\n", "not UTF-8 or not csv: 'utf-8' codec"),
+        ("a.csv", HEADER + b"a,b,c\n", "lacks a prompt or an answer in row 1"),
+        ("a.csv", HEADER + b"a,b,c,d\na,b,,d\n", "lacks a prompt or an answer in row 2"),
+        ("a.csv", HEADER + b"a,b,c,d\na,b,c,d,e\n", "not csv: .*Expected 4 fields"),
+        ("a.csv", HEADER + b"a, b,c,d,e\n", "not csv: "),
+        ("a.csv", b"\0\1\2", "columns"),
+        ("a.jsonl", b"", "has 0 rows|not jsonl"),
+        ("a.jsonl", b'{"clean": "a"', "not jsonl: "),
+        ("a.jsonl", b"[1, 2]\n", "not jsonl|has 1 rows with the columns 0"),
+        ("a.jsonl", b'{"clean": "a", "corrupt": "b", "right": null, "wrong": "d"}\n', "in row 1"),
+        ("a.jsonl", b'{"clean": "a", "corrupt": "b", "right": ["c"], "wrong": "d"}', r"\['c'\]"),
+        ("a.jsonl", b'{"clean": "a", "corrupt": "b", "right": true, "wrong": "d"}\n', "not text"),
+        ("a.parquet", b"PAR1 and no more", "not parquet: "),
+        ("a.parquet", b"", "not parquet: "),
+    ],
+)
+def test_a_damaged_file_of_pairs_is_one_line(
+    tmp_path: Path, name: str, content: bytes, message: str
+) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(ValueError, match=message) as caught:
+        read_pairs(tmp_path / name)
+    assert str(tmp_path / name) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_folder_is_no_file_of_pairs(tmp_path: Path) -> None:
+    (tmp_path / "pairs.csv").mkdir()
+    with pytest.raises(ValueError, match="is damaged"):
+        read_pairs(tmp_path / "pairs.csv")
 
 
 def test_an_unslicable_metric_sees_all_pairs_at_once(model: Any, saes: Any, task: Any) -> None:

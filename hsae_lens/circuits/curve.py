@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from typing import Any, Literal, get_args
 
@@ -17,6 +18,7 @@ from hsae_lens.circuits.instead import Replacement
 from hsae_lens.circuits.metric import Metric
 from hsae_lens.circuits.sites import ERROR
 
+logger = logging.getLogger(__name__)
 Errors = Literal["default", "keep", "remove"]
 SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
 
@@ -46,9 +48,9 @@ def circuit_curve(
     Args:
         attribution: of the same SAEs. Best made on other pairs than those judged here.
         clean, corrupt, metric: the pairs to judge on; see :func:`attribute_budgets`.
-        sizes: numbers of nodes; those beyond what contributes are cut to it.
-        replace: see :class:`Ablator`; None is what the attribution was made for. ∅ does not depend on the budget, except with "zero" on SAEs
-            of different biases.
+        sizes: numbers of nodes; those beyond what contributes are cut to it, and the log says so.
+        replace: see :class:`Ablator`; None is what the attribution was made for. ∅ does not depend
+            on the budget, except with "zero" on SAEs of different biases.
         errors: which error nodes are in a circuit: "remove" none, so that only latents can explain;
             "keep" all; "default" lets them compete with latents, and a dictionary that has learnt
             nothing then scores well: its error node is the activation itself.
@@ -75,10 +77,11 @@ def circuit_curve(
             f"Replacing everything leaves the metric at {of_nothing:.3g} of {of_model:.3g}: there "
             "is nothing at these sites to explain."
         )
-    ranked = {k: attribution.nodes(k, by_position) for k in attribution.budgets}
-    if errors != "default":
-        ranked = {k: nodes[nodes["latent"] != ERROR] for k, nodes in ranked.items()}
-    plan = [(k, size) for k in ranked for size in sorted({min(s, len(ranked[k])) for s in sizes})]
+    ranked = _ranked(attribution, errors, by_position)
+    if short := [f"{len(nodes)} at k={k}" for k, nodes in ranked.items() if len(nodes) < sizes[-1]]:
+        logger.warning("Only so many nodes contribute, %s: larger circuits are cut to them.",
+                       ", ".join(short))  # fmt: skip
+    plan = [(k, size) for k in ranked for size in _cut(sizes, len(ranked[k]))]
     rows = []
     for k, size in tqdm(plan, "Circuits", disable=not progress):
         chosen = ablator.of(ranked[k].head(size))
@@ -110,6 +113,32 @@ def check_sizes(sizes: Sequence[int]) -> None:
         raise ValueError(
             f"sizes must be ascending, not negative and without repeats, got {list(sizes)}."
         )
+
+
+def check_area(
+    attributions: Sequence[Attribution], sizes: Sequence[int], errors: Errors = "remove"
+) -> None:
+    """Raises ValueError if so few nodes contribute that :func:`areas` would have no two sizes."""
+    most = [len(nodes) for one in attributions for nodes in _ranked(one, errors).values()]
+    if len({size for n in most for size in _cut(sizes, n)} - {0}) < 2:
+        raise ValueError(
+            f"A curve needs circuits of two sizes above 0. {max(most)} nodes contribute, and the "
+            f"sizes asked for are {list(sizes)}."
+        )
+
+
+def _ranked(
+    attribution: Attribution, errors: Errors, by_position: bool = True
+) -> dict[int, pd.DataFrame]:
+    """Each budget's nodes, the first to be put into a circuit first."""
+    ranked = {k: attribution.nodes(k, by_position) for k in attribution.budgets}
+    if errors == "default":
+        return ranked
+    return {k: nodes[nodes["latent"] != ERROR] for k, nodes in ranked.items()}
+
+
+def _cut(sizes: Sequence[int], most: int) -> list[int]:
+    return sorted({min(size, most) for size in sizes})
 
 
 def _check_fits(attribution: Attribution, ablator: Ablator, by_position: bool) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,21 +12,23 @@ from typing import Any, get_args
 import torch
 from sae_lens import SAE
 
-from hsae_lens.budgets import resolve_budgets
-from hsae_lens.circuits.ablation import Replacement
 from hsae_lens.circuits.controls import neuron_basis
-from hsae_lens.circuits.curve import Errors, check_sizes
+from hsae_lens.circuits.curve import Errors
+from hsae_lens.circuits.instead import Replacement
 from hsae_lens.circuits.sites import sites_of
+from hsae_lens.cli.flags import budgets_from
+from hsae_lens.devices import model_dtype
 from hsae_lens.evaluation.downstream import check_able
 from hsae_lens.evaluation.judged import Judged
 from hsae_lens.evaluation.run import CONTROL, random_control
 from hsae_lens.models import activations_at, open_model_of
 from hsae_lens.near import near
-from hsae_lens.pairs import TokenizedTask, read_pairs, tokenize_pairs
+from hsae_lens.pairs import Pair, TokenizedTask, read_pairs, tokenize_pairs
 from hsae_lens.sae import HierarchicalTopKSAE, largest_budget
 from hsae_lens.saved import open_sae
-from hsae_lens.tasks import make_task
+from hsae_lens.tasks import make_task, task_name
 
+logger = logging.getLogger(__name__)
 OURS, NEURONS = "the SAE", "neurons"
 FEWEST = 8  # pairs: with fewer a perfect score could be luck, and half of them find nothing
 
@@ -49,6 +53,7 @@ class CircuitsConfig:
         out (str): Folder for the tables, the pictures and the page.
         model (str | None): What to open. None is what the first SAE says it was trained on.
         device (str): Where to run, "cpu" or "cuda".
+        dtype (str): Of the language model: float32, bfloat16, float16, or auto.
     """
 
     sae: list[str]
@@ -64,6 +69,7 @@ class CircuitsConfig:
     out: str = "runs/circuits"
     model: str | None = None
     device: str = "cpu"
+    dtype: str = "auto"
 
 
 @dataclass(frozen=True)
@@ -90,22 +96,17 @@ class Plan:
             ValueError: for settings, SAEs, budgets, tasks and pairs that do not fit, or a task that
                 the model cannot do.
         """
-        sizes = _whole_numbers(cfg.sizes, "sizes")
-        check_sizes(sizes)
-        if len([size for size in sizes if size > 0]) < 2:
-            raise ValueError(f"Two sizes above 0 are needed for a curve, got {sizes}.")
-        for value, known in ((cfg.replace, Replacement), (cfg.errors, Errors)):
-            if value not in get_args(known):
-                raise ValueError(f"Unknown {value!r}.{near(value, get_args(known))}")
-        dictionaries = {OURS: [open_sae(name, cfg.device, "float32") for name in cfg.sae]}
-        saes, wanted = dictionaries[OURS], _whole_numbers(cfg.budgets, "budgets")
-        budgets = {OURS: resolve_budgets(wanted, _largest(saes))}
+        check_settings(cfg)
+        saes = _opened(cfg)
+        dictionaries, budgets = {OURS: saes}, {OURS: budgets_from(cfg.budgets)}
         for name in cfg.beside:
+            if name in (*dictionaries, CONTROL, NEURONS):
+                raise ValueError(f"Two SAEs here would be called {name!r}: give another path.")
             dictionaries[name] = [_of_hook(name, saes[0], cfg.device), *saes[1:]]
-            budgets[name] = [k for k in wanted if k <= _largest(dictionaries[name])]
+            budgets[name] = _within(name, dictionaries[name], budgets[OURS])
             if not budgets[name]:
-                raise ValueError(f"{name} has no budget among {wanted}: its k is smaller.")
-        model = open_model_of(saes[0], cfg.model, cfg.device)
+                raise ValueError(f"{name} has no budget among {cfg.budgets}: its k is smaller.")
+        model = open_model_of(saes[0], cfg.model, cfg.device, cfg.dtype)
         saes = dictionaries[OURS] = [site.sae for site in sites_of(saes, model)]
         task = open_task(cfg.task, model.tokenizer, cfg.pairs)
         accuracy = check_able(task, model)
@@ -114,17 +115,67 @@ class Plan:
             f"{task.name}: the model is right on {accuracy:.0%} of {len(task)} pairs. "
             f"{len(finding)} find the circuits, {len(judging)} others judge them."
         )
-        if cfg.controls:
-            for label, control in _controls(saes, model, finding).items():
-                dictionaries[label], budgets[label] = control, budgets[OURS]
-        return cls(model, accuracy, finding, judging, dictionaries, budgets, sizes)
+        for label, control in _controls(saes, model, finding).items() if cfg.controls else ():
+            if within := _within(label, control, budgets[OURS]):
+                dictionaries[label], budgets[label] = control, within
+        return cls(model, accuracy, finding, judging, dictionaries, budgets, sizes_from(cfg.sizes))
 
 
-def _whole_numbers(text: str, name: str) -> list[int]:
-    try:
-        return [int(number) for number in text.split(",")]
-    except ValueError:
-        raise ValueError(f"{name} are whole numbers with commas, got {text!r}.") from None
+def check_settings(cfg: CircuitsConfig) -> None:
+    """Raises ValueError for what can be seen to be wrong before anything is opened."""
+    budgets_from(cfg.budgets)
+    sizes_from(cfg.sizes)
+    for name, known in (("replace", Replacement), ("errors", Errors)):
+        value = getattr(cfg, name)
+        if value not in get_args(known):
+            raise ValueError(f"Unknown {name} {value!r}.{near(value, get_args(known))}")
+    if cfg.steps < 1:
+        raise ValueError(f"Integrated gradients need 1 step at least, got {cfg.steps}.")
+    model_dtype(cfg.dtype, cfg.device)
+    _pairs_of(cfg.task, cfg.pairs)
+    out = Path(cfg.out)
+    there = next(place for place in (out, *out.absolute().parents) if place.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK):
+        raise ValueError(f"Cannot write to {out}: {there} is not a folder that may be written to.")
+
+
+def sizes_from(text: str) -> list[int]:
+    """Numbers of nodes written with commas, ascending and each once.
+
+    Raises:
+        ValueError: if one is not a whole number, or fewer than two are above 0.
+    """
+    parts = [part.strip() for part in text.split(",")]
+    if not all(part.isdecimal() and len(part) < 10 for part in parts):
+        raise ValueError(f"sizes are whole numbers with commas, as in 1,4,16; got {text!r}.")
+    sizes = sorted({int(part) for part in parts})
+    if len([size for size in sizes if size > 0]) < 2:
+        raise ValueError(f"Two sizes above 0 are needed for a curve, got {text!r}.")
+    return sizes
+
+
+def _opened(cfg: CircuitsConfig) -> list[SAE[Any]]:
+    """The SAEs of the circuit's own sites.
+
+    Raises:
+        ValueError: if one lacks a budget.
+    """
+    wanted, saes = budgets_from(cfg.budgets), []
+    for name in cfg.sae:
+        saes.append(open_sae(name, cfg.device, "float32"))
+        if above := [k for k in wanted if k > largest_budget(saes[-1])]:
+            raise ValueError(
+                f"The budgets {above} are outside 1..k={largest_budget(saes[-1])} of {name}."
+            )
+    return saes
+
+
+def _within(label: str, saes: Sequence[SAE[Any]], wanted: list[int]) -> list[int]:
+    """The budgets that SAEs to compare with have too; says which they lack."""
+    largest = min(largest_budget(sae) for sae in saes)
+    if lacking := [k for k in wanted if k > largest]:
+        logger.warning("Left out: %s at the budgets %s, above its %d.", label, lacking, largest)
+    return [k for k in wanted if k <= largest]
 
 
 def _of_hook(name: str, like: SAE[Any], device: str) -> SAE[Any]:
@@ -143,12 +194,26 @@ def open_task(name: str, tokenizer: Any, n: int) -> TokenizedTask:
         ValueError: for fewer than :data:`FEWEST` pairs, and for what :func:`make_task` and
             :func:`tokenize_pairs` refuse.
     """
+    pairs = _pairs_of(name, n)
+    if pairs is None:
+        return make_task(name, tokenizer, n)
+    return tokenize_pairs(Path(name).stem, pairs, tokenizer, min(n, len(pairs)), FEWEST)
+
+
+def _pairs_of(name: str, n: int) -> list[Pair] | None:
+    """The pairs of a file, None for a task that has a name."""
     if n < FEWEST:
         raise ValueError(f"{n} pairs show nothing that guessing could not: {FEWEST} at least.")
     if not Path(name).suffix:
-        return make_task(name, tokenizer, n)
+        task_name(name)
+        return None
     pairs = read_pairs(name)
-    return tokenize_pairs(Path(name).stem, pairs, tokenizer, min(n, len(pairs)), FEWEST)
+    if len(pairs) < FEWEST:
+        raise ValueError(
+            f"{name} has {len(pairs)} pair{'s' if len(pairs) > 1 else ''}, {FEWEST} are needed: "
+            "half of them find the circuits, the others judge them."
+        )
+    return pairs
 
 
 def _controls(saes: list[SAE[Any]], model: Any, task: TokenizedTask) -> dict[str, list[SAE[Any]]]:
@@ -164,7 +229,3 @@ def _controls(saes: list[SAE[Any]], model: Any, task: TokenizedTask) -> dict[str
         random.append(random_control(sae, seen))
         neurons.append(neuron_basis(sae, seen.mean(0)))
     return {CONTROL: list(random), NEURONS: list(neurons)}
-
-
-def _largest(saes: Sequence[SAE[Any]]) -> int:
-    return min(largest_budget(sae) for sae in saes)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -13,14 +14,15 @@ from sae_lens import SAE
 
 from hsae_lens._version import __version__
 from hsae_lens.circuits.attribution import Attribution, attribute_budgets
-from hsae_lens.circuits.curve import areas, circuit_curve, nesting
+from hsae_lens.circuits.curve import areas, check_area, circuit_curve, nesting
 from hsae_lens.circuits.edges import latent_edges
 from hsae_lens.circuits.plan import OURS, CircuitsConfig, Plan
 from hsae_lens.circuits.plots import plot_circuit, plot_curves
-from hsae_lens.circuits.sites import ERROR
+from hsae_lens.circuits.sites import ERROR, model_order
+from hsae_lens.devices import name_of
 from hsae_lens.evaluation.latents import describe_latents
 from hsae_lens.evaluation.run import by_sae
-from hsae_lens.files import write_csv, write_json
+from hsae_lens.files import replacing_files, write_csv, write_json
 from hsae_lens.models import model_name_of
 from hsae_lens.pairs import TokenizedTask
 from hsae_lens.sae import HierarchicalTopKSAE
@@ -44,24 +46,31 @@ class Found:
     latents: pd.DataFrame
 
 
-def find_circuits(cfg: CircuitsConfig) -> Found:
+Page = Callable[[Found, Path], Any]
+"""Writes a run's page to a path, as :func:`hsae_lens.report.write_circuits` does."""
+
+
+def find_circuits(cfg: CircuitsConfig, page: Page | None = None) -> Found:
     """Finds and judges a task's circuits at every budget and writes them to ``cfg.out``.
 
     Leaves ``nodes.csv`` (a row per budget and node that contributes a hundredth of everything or
     more), ``curve.csv`` (:func:`circuit_curve`, an ``sae`` column first), ``areas.csv``,
     ``nesting.csv``, ``latents.csv`` (what the latents fire on and promote), ``edges.csv`` with
-    several sites, ``curve.png``, ``graph.png`` and ``run.json``.
+    several sites, ``curve.png``, ``graph.png``, ``run.json`` and, with ``page``,
+    ``circuits.html``. They replace an earlier run's at the end: what is refused or interrupted
+    leaves the folder as it was.
 
     Raises:
-        ValueError: if the model cannot do the task, before time is spent on it, or for SAEs,
-            budgets, tasks and pairs that do not fit.
+        ValueError: if the model cannot do the task, before time is spent on it, for SAEs, budgets,
+            tasks and pairs that do not fit, or at the end if something could not be drawn: the
+            tables are there then.
     """
     started = time.perf_counter()
     plan = Plan.of(cfg)
-    model, finding, judging = plan.model, plan.finding, plan.judging
-    found, curves = {}, []
+    model, finding, saes = plan.model, plan.finding, plan.dictionaries[OURS]
+    found = {}
     for label, mine in plan.dictionaries.items():
-        print(f"Circuits of {label}.")
+        print(f"Attributing to {label}.")
         found[label] = attribute_budgets(
             model,
             mine,
@@ -69,10 +78,44 @@ def find_circuits(cfg: CircuitsConfig) -> Found:
             finding.metric,
             plan.budgets[label],
             finding.corrupt,
+            replace=cfg.replace,
             steps=cfg.steps,
         )
+    # The judging takes most of the time: what else could fail comes before it.
+    check_area(list(found.values()), plan.sizes, cfg.errors)
+    nodes = shown_nodes(found[OURS], finding, model.tokenizer)
+    edges = _edges(plan, nodes, found[OURS])
+    latents = _described(saes, model, nodes)
+    curve = _judged(plan, found, cfg)
+    facts = {
+        "task": finding.name,
+        "model": cfg.model or model_name_of(saes[0]),
+        "dtype": name_of(next(model.parameters()).dtype),
+        "accuracy": plan.accuracy,
+        "finding": len(finding),
+        "judging": len(plan.judging),
+        "tokens": token_texts(finding, model.tokenizer),
+        "answer": [
+            model.tokenizer.decode([int(word[0])]) for word in (finding.right, finding.wrong)
+        ],
+        "settings": asdict(cfg),
+        "hsae_lens": __version__,
+        "torch": torch.__version__,
+        "seconds": round(time.perf_counter() - started),
+    }
+    shared = nesting(found[OURS], SHARE)
+    result = Found(facts, nodes, curve, areas(curve), shared, edges, latents)
+    _write(result, Path(cfg.out), page)
+    return result
+
+
+def _judged(plan: Plan, found: dict[str, Attribution], cfg: CircuitsConfig) -> pd.DataFrame:
+    """:func:`circuit_curve` of each SAE on the pairs that have not found its circuits."""
+    judging, curves = plan.judging, []
+    for label, mine in plan.dictionaries.items():
+        print(f"Circuits of {label}.")
         curve = circuit_curve(
-            model,
+            plan.model,
             mine,
             found[label],
             judging.clean,
@@ -83,40 +126,15 @@ def find_circuits(cfg: CircuitsConfig) -> Found:
             errors=cfg.errors,
         )
         curves.append(curve.assign(sae=label))
-    curve, saes = by_sae(curves), plan.dictionaries[OURS]
-    nodes = shown_nodes(found[OURS], finding, model.tokenizer)
-    facts = {
-        "task": finding.name,
-        "model": cfg.model or model_name_of(saes[0]),
-        "accuracy": plan.accuracy,
-        "finding": len(finding),
-        "judging": len(judging),
-        "tokens": token_texts(finding, model.tokenizer),
-        "answer": [
-            model.tokenizer.decode([int(word[0])]) for word in (finding.right, finding.wrong)
-        ],
-        "settings": asdict(cfg),
-        "hsae_lens": __version__,
-        "torch": torch.__version__,
-    }
-    result = Found(
-        facts,
-        nodes,
-        curve,
-        areas(curve),
-        nesting(found[OURS], SHARE),
-        _edges(model, saes, nodes, found[OURS].budgets[0], finding),
-        _described(saes, model, nodes),
-    )
-    facts["seconds"] = round(time.perf_counter() - started)
-    _write(result, Path(cfg.out))
-    return result
+    return by_sae(curves)
 
 
 def shown_nodes(
     attribution: Attribution, task: TokenizedTask, tokenizer: Any, share: float = SHARE
 ) -> pd.DataFrame:
-    """At each budget the nodes that contribute ``share`` of everything or more.
+    """At each budget the nodes that contribute ``share`` of everything or more, or the most.
+
+    Sites are in the model's order, the largest contribution of each first.
 
     Returns:
         Columns ``k``, ``site``, ``position``, ``token`` (of the first pair), ``latent`` (-1: the
@@ -127,7 +145,8 @@ def shown_nodes(
     for k in attribution.budgets:
         nodes = attribution.nodes(k)
         nodes = nodes.assign(k=k, share=nodes["effect"] / nodes["effect"].sum())
-        tables.append(nodes[nodes["share"].abs() >= share])
+        shown = nodes[(nodes["share"].abs() >= share) | (nodes.index == 0)]
+        tables.append(shown.sort_values("site", key=lambda s: s.map(model_order), kind="stable"))
     table = pd.concat(tables, ignore_index=True)
     node = ["site", "position", "latent"]
     table["first_k"] = table.groupby(node)["k"].transform("min")
@@ -143,14 +162,20 @@ def token_texts(task: TokenizedTask, tokenizer: Any) -> list[str]:
     return [a if a == b else f"{a}/{b.strip()}" for a, b in zip(clean, corrupt, strict=True)]
 
 
-def _edges(
-    model: Any, saes: list[SAE[Any]], nodes: pd.DataFrame, k: int, task: TokenizedTask
-) -> pd.DataFrame | None:
+def _edges(plan: Plan, nodes: pd.DataFrame, attribution: Attribution) -> pd.DataFrame | None:
     """Edges of the smallest budget's circuit, which is small enough to draw."""
+    saes, task, k = plan.dictionaries[OURS], plan.finding, attribution.budgets[0]
     if len(saes) < 2:
         return None
     return latent_edges(
-        model, saes, nodes[nodes["k"] == k], k, task.clean, task.metric, task.corrupt
+        plan.model,
+        saes,
+        nodes[nodes["k"] == k],
+        k,
+        task.clean,
+        task.metric,
+        task.corrupt,
+        replace=attribution.replace,
     )
 
 
@@ -168,14 +193,37 @@ def _described(saes: list[SAE[Any]], model: Any, nodes: pd.DataFrame) -> pd.Data
     return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()
 
 
-def _write(found: Found, out: Path) -> None:
-    for name in OUTPUTS:  # of an earlier run: a folder must not mix them
-        (out / name).unlink(missing_ok=True)
-    for name in ("nodes", "curve", "areas", "nesting", "edges", "latents"):
-        table = getattr(found, name)
-        if table is not None:
-            write_csv(table, out / f"{name}.csv")
-    write_json(found.facts, out / "run.json")
-    plot_curves(found.curve, out / "curve.png")
+def _write(found: Found, out: Path, page: Page | None) -> None:
+    """Tables, pictures and the page, all at once in the place of an earlier run's.
+
+    Raises:
+        ValueError: after that, if a picture or the page could not be drawn.
+    """
+    with replacing_files(out, OUTPUTS) as fresh:
+        for name in ("nodes", "curve", "areas", "nesting", "edges", "latents"):
+            table = getattr(found, name)
+            if table is not None:
+                write_csv(table, fresh / f"{name}.csv")
+        write_json(found.facts, fresh / "run.json")
+        failed = _draw(found, fresh, page)
+    if failed:
+        raise ValueError(f"The tables are in {out}, but could not be drawn: {'; '.join(failed)}.")
+
+
+def _draw(found: Found, out: Path, page: Page | None) -> list[str]:
+    """Draws what it can; which files are missing, and why."""
     words = found.facts["tokens"], found.facts["answer"]
-    plot_circuit(found.nodes, *words, out / "graph.png", found.edges)
+    drawings: dict[str, Callable[[Path], Any]] = {
+        "curve.png": lambda path: plot_curves(found.curve, path),
+        "graph.png": lambda path: plot_circuit(found.nodes, *words, path, found.edges),
+    }
+    if page is not None:
+        drawings["circuits.html"] = lambda path: page(found, path)
+    failed = []
+    for name, draw in drawings.items():
+        try:
+            draw(out / name)
+        except Exception as error:  # whatever it is, the tables took the time and must not be lost
+            reason = " ".join(str(error).split())
+            failed.append(f"{name} ({type(error).__name__}: {reason})")
+    return failed

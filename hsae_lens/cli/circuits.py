@@ -42,6 +42,7 @@ def add_circuits(commands: Any) -> None:
         "out": "folder for the tables, the pictures and the page",
         "model": "hub name, local folder, or smollm2-135m; None is what the SAE says",
         "device": "where to run: cpu or cuda",
+        "dtype": "of the language model: float32, bfloat16, float16; auto is the faster here",
     }
     from hsae_lens.circuits.plan import CircuitsConfig
 
@@ -66,10 +67,10 @@ def _circuits(parsed: argparse.Namespace) -> None:
     from hsae_lens.circuits.run import find_circuits
     from hsae_lens.report import write_circuits
 
-    found = find_circuits(config_of(parsed, CircuitsConfig))
-    page = write_circuits(found, f"{parsed.out}/circuits.html")
+    found = find_circuits(config_of(parsed, CircuitsConfig), write_circuits)
     print(found.areas.to_string(index=False, float_format=lambda value: f"{value:.3f}"))
-    print(f"Wrote {parsed.out} in {found.facts['seconds']} s; open {page} in a browser.")
+    print(f"Wrote {parsed.out} in {found.facts['seconds']} s; "
+          f"open {parsed.out}/circuits.html in a browser.")  # fmt: skip
 
 
 def _latents(parsed: argparse.Namespace) -> None:

@@ -11,7 +11,7 @@ import pandas as pd
 from hsae_lens.circuits.plan import NEURONS, OURS
 from hsae_lens.circuits.plots import MEASURES, circuit_svg, curve_svg
 from hsae_lens.circuits.run import Found
-from hsae_lens.circuits.sites import ERROR
+from hsae_lens.circuits.sites import ERROR, model_order
 from hsae_lens.evaluation.run import CONTROL
 from hsae_lens.report.shell import table_html, write_page
 
@@ -89,6 +89,7 @@ def _nodes(found: Found) -> str:
     )
     order = wide.abs().max(axis=1).sort_values(ascending=False).index
     table = wide.loc[order].reset_index()
+    table = table.sort_values("site", key=lambda s: s.map(model_order), kind="stable")
     table.columns = [f"share at k={c}" if isinstance(c, int) else str(c) for c in table.columns]
     if len(found.latents):
         words = found.latents[["site", "latent", "fires_on", "promotes"]]
@@ -147,7 +148,7 @@ def _how(found: Found) -> str:
         "speak for the right word.",
         "Faithfulness: (m(C) − m(∅)) / (m(M) − m(∅)), completeness the same of everything but C; "
         "m is the metric’s mean, M the model, ∅ every node replaced.",
-        f"A node is replaced by {empty}.",
+        f"A node is replaced by {empty}. Contributions are those of this replacement too.",
         f"Error nodes, what a budget’s latents leave of an activation, {errors}.",
         "Special tokens and positions the SAE was not trained on are left as they are.",
     ]
@@ -159,7 +160,7 @@ def _how(found: Found) -> str:
     return (
         "<h2>How these figures were made</h2>"
         f"<p><code>hsae circuits</code> of hsae_lens {escape(facts['hsae_lens'])} with torch "
-        f"{escape(facts['torch'])}, in {facts['seconds']} s. Settings: "
-        f"<code>{escape(json.dumps(settings))}</code></p>"
+        f"{escape(facts['torch'])}, the model in {facts['dtype']}, in {facts['seconds']} s. "
+        f"Settings: <code>{escape(json.dumps(settings))}</code></p>"
         f"<ul>{''.join(f'<li>{item}</li>' for item in items)}</ul>"
     )

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from hsae_lens import HierarchicalTopKSAE, HierarchicalTopKSAEConfig, load_pretrained
-from hsae_lens.circuits import attribute_budgets, neuron_basis
+from hsae_lens.circuits import attribute_budgets
 from hsae_lens.circuits.instead import Replacement
 from hsae_lens.circuits.plan import CircuitsConfig, open_task
 from hsae_lens.circuits.plots import circuit_figure
@@ -112,33 +112,6 @@ def _silent(sae: Any, model: Any, tokens: torch.Tensor) -> int:
     return int((acts == 0).flatten(0, 1).all(0).nonzero()[0])
 
 
-def test_two_sites_at_once(tmp_path: Path) -> None:
-    """The shipped SAE, and the model's own neurons further up."""
-    sae = load_pretrained("smollm2-135m-res-htopk", "blocks.15.hook_resid_post")
-    upper = neuron_basis(sae, sae.b_dec.detach())
-    upper.cfg.metadata.hook_name = "blocks.20.hook_resid_post"
-    upper.save_model(tmp_path / "upper")
-    found = find_circuits(
-        CircuitsConfig(
-            [SHIPPED, str(tmp_path / "upper")],
-            [],
-            budgets="16",
-            pairs=16,
-            sizes="1,4",
-            steps=1,
-            controls=False,
-            dtype="float32",
-            out=str(tmp_path / "out"),
-        )
-    )
-    assert found.edges is not None
-    assert set(found.edges["to_site"]) == {"blocks.20.hook_resid_post"}
-    assert (tmp_path / "out" / "edges.csv").exists()
-    figure = circuit_figure(found.nodes, found.facts["tokens"], found.facts["answer"], found.edges)
-    names = {text.get_text() for text in figure.axes[0].texts}
-    assert {"3307", "blocks.15.hook_resid_post", "blocks.20.hook_resid_post"} <= names
-
-
 # --- the command on a small model ---
 
 
@@ -163,27 +136,35 @@ def pairs_file(tiny_gemma2: Any, tmp_path_factory: pytest.TempPathFactory) -> Pa
     return path
 
 
-@pytest.fixture(scope="module")
-def small_sae(tiny_gemma2: Any, tmp_path_factory: pytest.TempPathFactory) -> str:
-    """A dictionary with budgets above its width, of an activation around zero."""
+def save_small(folder: Path, hook: str = HOOK, stock: bool = False) -> str:
+    """A dictionary with budgets above its width, of an activation around zero.
+
+    A stock one's latents are not looked up in CPython's reference, which takes seconds.
+    """
     cfg = HierarchicalTopKSAEConfig(
         d_in=32, d_sae=96, k=40, rescale_acts_by_decoder_norm=False, apply_b_dec_to_input=False
     )
-    cfg.metadata.hook_name, cfg.metadata.context_size = HOOK, 32
+    cfg.metadata.hook_name, cfg.metadata.context_size = hook, 32
     sae = HierarchicalTopKSAE(cfg)
     with torch.no_grad():
         rows = torch.randn(96, 32, generator=torch.Generator().manual_seed(0))
         sae.W_dec.copy_(rows / rows.norm(dim=-1, keepdim=True))
         sae.W_enc.copy_(0.3 * sae.W_dec.T)
-    folder = tmp_path_factory.mktemp("saes") / "$small_$"
-    sae.save_model(folder)
+    (sae.at_k(40) if stock else sae).save_model(folder)
     return str(folder)
 
 
 @pytest.fixture(scope="module")
-def settings(gemma2_folder: Path, pairs_file: Path, small_sae: str) -> dict[str, Any]:
+def small_sae(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return save_small(tmp_path_factory.mktemp("saes") / "$small_$")
+
+
+@pytest.fixture(scope="module")
+def settings(
+    gemma2_folder: Path, pairs_file: Path, tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, Any]:
     return {
-        "sae": [small_sae],
+        "sae": [save_small(tmp_path_factory.mktemp("saes") / "$stock_$", stock=True)],
         "beside": [],
         "task": str(pairs_file),
         "model": str(gemma2_folder),
@@ -203,12 +184,15 @@ def files_of(folder: Path) -> dict[str, bytes]:
 def test_whatever_replaces_a_node(
     settings: dict[str, Any],
     replace: Replacement,
+    small_sae: str,
     tmp_path: Path,
     caplog: pytest.LogCaptureFixture,
     tiny_gemma2: Any,
 ) -> None:
     """Attribution is told. And no ``$``, no size and no budget above the width ends it."""
-    cfg = CircuitsConfig(**settings, replace=replace, out=str(tmp_path), controls=replace == "zero")
+    cfg = CircuitsConfig(**settings, replace=replace, out=str(tmp_path))
+    if replace == "zero":  # one with controls is enough
+        cfg.sae = [small_sae]
     found = find_circuits(cfg, write_circuits)
     assert {file.name for file in tmp_path.iterdir()} == set(OUTPUTS) - {"edges.csv"}
     assert "$" in "".join(found.facts["tokens"])
@@ -216,7 +200,7 @@ def test_whatever_replaces_a_node(
     assert "larger circuits are cut" in caplog.text
     # The first half's own attribution, by hand.
     task = open_task(settings["task"], tiny_gemma2.tokenizer, N).halves()[0]
-    sae = open_sae(settings["sae"][0])
+    sae = open_sae(cfg.sae[0])
     by_hand = attribute_budgets(
         tiny_gemma2, sae, task.clean, task.metric, [4], task.corrupt, replace=replace
     ).nodes(4)
@@ -227,6 +211,26 @@ def test_whatever_replaces_a_node(
         assert "Left out: neurons at the budgets [40], above its 32" in caplog.text
         assert set(found.curve[found.curve["sae"] == "neurons"]["k"]) == {4}
         assert set(found.curve[found.curve["sae"] == "random decoder"]["k"]) == {4, 40}
+
+
+def test_two_sites_at_once(settings: dict[str, Any], tmp_path: Path) -> None:
+    """Tables, picture and page have them in the model's order, though given upside down."""
+    lower = "blocks.0.hook_resid_post"
+    other = save_small(tmp_path / "lower", lower, stock=True)
+    cfg = CircuitsConfig(**settings, out=str(tmp_path / "out"), controls=False)
+    found = find_circuits(dataclasses.replace(cfg, sae=[*cfg.sae, other]), write_circuits)
+    assert found.edges is not None
+    assert set(found.edges["to_site"]) == {HOOK}
+    assert (tmp_path / "out" / "edges.csv").exists()
+    for _, nodes in pd.read_csv(tmp_path / "out" / "nodes.csv").groupby("k"):
+        assert list(nodes["site"].unique()) == [lower, HOOK]
+    figure = circuit_figure(found.nodes, found.facts["tokens"], found.facts["answer"], found.edges)
+    heights = {text.get_text(): text.xy[1] for text in figure.axes[0].texts}
+    assert heights[lower] < heights[HOOK]
+    page = (tmp_path / "out" / "circuits.html").read_text()
+    cells = page[page.index("Its nodes") :]
+    assert cells.index(f"<td>{lower}") < cells.index(f"<td>{HOOK}")
+    assert cells.rindex(f"<td>{lower}", 0, cells.index("<h2>")) < cells.index(f"<td>{HOOK}")
 
 
 def test_what_is_refused_or_interrupted_leaves_the_folder_as_it_was(
@@ -264,7 +268,9 @@ def test_what_is_refused_or_interrupted_leaves_the_folder_as_it_was(
 def test_circuits_of_one_size_are_refused_before_they_are_judged(
     settings: dict[str, Any], tmp_path: Path
 ) -> None:
-    cfg = CircuitsConfig(**{**settings, "sizes": "90000,100000", "budgets": "4", "out": str(tmp_path / "out")})
+    cfg = CircuitsConfig(
+        **{**settings, "sizes": "90000,100000", "budgets": "4", "out": str(tmp_path / "out")}
+    )
     with pytest.raises(ValueError, match="two sizes above 0.* nodes contribute"):
         find_circuits(dataclasses.replace(cfg, controls=False))
     assert not (tmp_path / "out").exists()

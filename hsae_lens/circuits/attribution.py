@@ -45,7 +45,7 @@ class Shared:
 
     def terms(self, n: int, gradients: torch.Tensor) -> torch.Tensor:
         """What the latents contribute at the n-th budget, ``[..., context, d_sae]``."""
-        return -self.latents[n] * (gradients @ self.W_dec.T)
+        return (-self.latents[n] * (gradients.to(self.W_dec) @ self.W_dec.T)).cpu()
 
 
 @dataclass(frozen=True)
@@ -195,7 +195,9 @@ def attribute_budgets(
             ]
         )
     joined = {
-        site.hook_name: _joined(site, resolved, [part[n] for part in parts])
+        site.hook_name: _joined(
+            site, resolved, [part[n] for part in parts], replacing.means(site, resolved)
+        )
         for n, site in enumerate(sites)
     }
     return Attribution(joined, resolved, torch.cat(values), replace)
@@ -302,12 +304,12 @@ def frozen(model: Any) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class _Part:
-    """A batch's share of a :class:`SiteAttribution`, by the same names."""
+    """A batch's share of a :class:`SiteAttribution`: the same names; and the metric's gradient."""
 
     terms: torch.Tensor
     latents: torch.Tensor
     errors: torch.Tensor
-    shared: Shared | None
+    gradient: torch.Tensor
 
 
 @torch.no_grad()
@@ -330,24 +332,24 @@ def _contributions(
         latents.append(instead.code.indices)
     explained = torch.stack(terms).sum(0).cumsum(-1)
     by_latents = torch.stack([explained[..., k - 1] for k in budgets])
-    shared = None
     if instead.means is not None:
-        by_latents -= torch.einsum("kpd,npd->knp", instead.means @ site.W_dec, gradient)
-        shared = Shared(instead.means.cpu(), gradient.cpu(), site.W_dec.cpu())
+        by_latents -= torch.einsum("kpf,npf->knp", instead.means, toward)
     # The error node contributes what the first k latents do not.
     errors = ((own.x - instead.x) * gradient).sum(-1) - by_latents
-    return _Part(torch.cat(terms, -1).cpu(), torch.cat(latents, -1).cpu(), errors.cpu(), shared)
+    return _Part(
+        torch.cat(terms, -1).cpu(), torch.cat(latents, -1).cpu(), errors.cpu(), gradient.cpu()
+    )
 
 
 def _terms(code: OrderedCode, toward: torch.Tensor) -> torch.Tensor:
     return code.values * toward.gather(-1, code.indices)
 
 
-def _joined(site: Site, budgets: list[int], parts: list[_Part]) -> SiteAttribution:
-    terms, shared = torch.cat([part.terms for part in parts]), parts[0].shared
-    if shared is not None:
-        gradients = [part.shared.gradients for part in parts if part.shared is not None]
-        shared = Shared(shared.latents, torch.cat(gradients), shared.W_dec)
+def _joined(
+    site: Site, budgets: list[int], parts: list[_Part], means: torch.Tensor | None
+) -> SiteAttribution:
+    terms = torch.cat([part.terms for part in parts])
+    gradients = torch.cat([part.gradient for part in parts])
     return SiteAttribution(
         site.hook_name,
         site.d_sae,
@@ -356,5 +358,5 @@ def _joined(site: Site, budgets: list[int], parts: list[_Part]) -> SiteAttributi
         torch.cat([part.latents for part in parts]),
         torch.arange(1, budgets[-1] + 1).repeat(terms.shape[-1] // budgets[-1]),
         torch.cat([part.errors for part in parts], 1),
-        shared,
+        None if means is None else Shared(means, gradients, site.W_dec),
     )

@@ -76,7 +76,11 @@ class Replacing:
         names = [site.hook_name for site in sites]
         seen = [activations_at(model, tokens, names) for tokens in prompts]
         self._seen = {name: torch.cat([part[name] for part in seen]) for name in names if seen}
+        self._mean_x: dict[str, torch.Tensor] = {}
         self._means: dict[str, tuple[list[int], torch.Tensor]] = {}
+        for name, x in self._seen.items() if replace == "mean" else ():
+            wide = torch.promote_types(x.dtype, torch.float32)
+            self._mean_x[name] = x.flatten(2).mean(0, keepdim=True, dtype=wide)
 
     def activation(self, site: Site, own: Split, rows: slice) -> torch.Tensor:
         """The activation with every node replaced, ``[b or 1, context, d_in]``, at any budget.
@@ -86,21 +90,25 @@ class Replacing:
         """
         if self.replace == "zero":
             return own.bias
-        seen = self._seen[site.hook_name].flatten(2).to(own.x)
-        return seen[rows] if self.replace == "resample" else seen.mean(0, keepdim=True)
+        if self.replace == "mean":
+            return self._mean_x[site.hook_name].to(own.x)
+        return self._seen[site.hook_name][rows].flatten(2).to(own.x)
 
     def of(self, site: Site, own: Split, rows: slice, budgets: list[int]) -> Instead:
         """What takes the nodes' place in some pairs; see :meth:`activation`."""
-        x = self.activation(site, own, rows)
+        x, code = self.activation(site, own, rows), None
         if self.replace == "resample":
-            seen = self._seen[site.hook_name][rows]
-            return Instead(x, code=site.split(seen, budgets[-1]).code)
-        if self.replace == "mean":
-            if self._means.get(site.hook_name, ([],))[0] != budgets:  # else as for the last batch
-                means = mean_latents(site, self._seen[site.hook_name], budgets)
-                self._means[site.hook_name] = (budgets, means)
-            return Instead(x, means=self._means[site.hook_name][1])
-        return Instead(x)
+            code = site.split(self._seen[site.hook_name][rows], budgets[-1]).code
+        return Instead(x, code, self.means(site, budgets))
+
+    def means(self, site: Site, budgets: list[int]) -> torch.Tensor | None:
+        """What :func:`mean_latents` gives if means replace; the latest budgets' are kept."""
+        if self.replace != "mean":
+            return None
+        name = site.hook_name
+        if name not in self._means or self._means[name][0] != budgets:
+            self._means[name] = (budgets, mean_latents(site, self._seen[name], budgets))
+        return self._means[name][1]
 
 
 @torch.no_grad()

@@ -211,6 +211,8 @@ def test_whatever_replaces_a_node(
         assert "Left out: neurons at the budgets [40], above its 32" in caplog.text
         assert set(found.curve[found.curve["sae"] == "neurons"]["k"]) == {4}
         assert set(found.curve[found.curve["sae"] == "random decoder"]["k"]) == {4, 40}
+    else:
+        assert "No controls: they are made from hierarchical SAEs" in caplog.text
 
 
 def test_two_sites_at_once(settings: dict[str, Any], tmp_path: Path) -> None:

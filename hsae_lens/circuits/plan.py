@@ -96,14 +96,14 @@ class Plan:
             ValueError: for settings, SAEs, budgets, tasks and pairs that do not fit, or a task that
                 the model cannot do.
         """
-        check_settings(cfg)
-        saes = _opened(cfg)
-        dictionaries, budgets = {OURS: saes}, {OURS: budgets_from(cfg.budgets)}
+        wanted, sizes = check_settings(cfg)
+        saes = [_with_budgets(name, wanted, cfg.device) for name in cfg.sae]
+        dictionaries, budgets = {OURS: saes}, {OURS: wanted}
         for name in cfg.beside:
             if name in (*dictionaries, CONTROL, NEURONS):
                 raise ValueError(f"Two SAEs here would be called {name!r}: give another path.")
             dictionaries[name] = [_of_hook(name, saes[0], cfg.device), *saes[1:]]
-            budgets[name] = _within(name, dictionaries[name], budgets[OURS])
+            budgets[name] = _within(name, dictionaries[name], wanted)
             if not budgets[name]:
                 raise ValueError(f"{name} has no budget among {cfg.budgets}: its k is smaller.")
         model = open_model_of(saes[0], cfg.model, cfg.device, cfg.dtype)
@@ -116,15 +116,18 @@ class Plan:
             f"{len(finding)} find the circuits, {len(judging)} others judge them."
         )
         for label, control in _controls(saes, model, finding).items() if cfg.controls else ():
-            if within := _within(label, control, budgets[OURS]):
+            if within := _within(label, control, wanted):
                 dictionaries[label], budgets[label] = control, within
-        return cls(model, accuracy, finding, judging, dictionaries, budgets, sizes_from(cfg.sizes))
+        return cls(model, accuracy, finding, judging, dictionaries, budgets, sizes)
 
 
-def check_settings(cfg: CircuitsConfig) -> None:
-    """Raises ValueError for what can be seen to be wrong before anything is opened."""
-    budgets_from(cfg.budgets)
-    sizes_from(cfg.sizes)
+def check_settings(cfg: CircuitsConfig) -> tuple[list[int], list[int]]:
+    """The budgets and sizes that are asked for.
+
+    Raises:
+        ValueError: for what can be seen to be wrong before anything is opened.
+    """
+    budgets, sizes = budgets_from(cfg.budgets), sizes_from(cfg.sizes)
     for name, known in (("replace", Replacement), ("errors", Errors)):
         value = getattr(cfg, name)
         if value not in get_args(known):
@@ -137,6 +140,7 @@ def check_settings(cfg: CircuitsConfig) -> None:
     there = next(place for place in (out, *out.absolute().parents) if place.exists())
     if not there.is_dir() or not os.access(there, os.W_OK):
         raise ValueError(f"Cannot write to {out}: {there} is not a folder that may be written to.")
+    return budgets, sizes
 
 
 def sizes_from(text: str) -> list[int]:
@@ -154,20 +158,12 @@ def sizes_from(text: str) -> list[int]:
     return sizes
 
 
-def _opened(cfg: CircuitsConfig) -> list[SAE[Any]]:
-    """The SAEs of the circuit's own sites.
-
-    Raises:
-        ValueError: if one lacks a budget.
-    """
-    wanted, saes = budgets_from(cfg.budgets), []
-    for name in cfg.sae:
-        saes.append(open_sae(name, cfg.device, "float32"))
-        if above := [k for k in wanted if k > largest_budget(saes[-1])]:
-            raise ValueError(
-                f"The budgets {above} are outside 1..k={largest_budget(saes[-1])} of {name}."
-            )
-    return saes
+def _with_budgets(name: str, wanted: list[int], device: str) -> SAE[Any]:
+    sae = open_sae(name, device, "float32")
+    largest = largest_budget(sae)
+    if above := [k for k in wanted if k > largest]:
+        raise ValueError(f"The budgets {above} are outside 1..k={largest} of {name}.")
+    return sae
 
 
 def _within(label: str, saes: Sequence[SAE[Any]], wanted: list[int]) -> list[int]:
@@ -220,6 +216,7 @@ def _controls(saes: list[SAE[Any]], model: Any, task: TokenizedTask) -> dict[str
     """A random decoder and the model's neurons for each site, if all SAEs are hierarchical."""
     ours = [sae for sae in saes if isinstance(sae, HierarchicalTopKSAE)]
     if len(ours) < len(saes):
+        logger.warning("No controls: they are made from hierarchical SAEs.")
         return {}
     random, neurons = [], []
     tokens = torch.cat([task.clean, task.corrupt])

@@ -293,6 +293,7 @@ WRONG = {
     "--errors all": "Known: default, keep, remove",
     "--dtype float99": "Unknown dtype 'float99'",
     "--device banana": "Unknown device 'banana'",
+    "--dtype float32 --device cuda:99": "The device 'cuda:99' was asked for",
     "--beside {sae} --beside {sae}": "Two SAEs here would be called",
     "--beside {other}": "is of blocks.0.hook_resid_post, not of blocks.1",
 }
@@ -317,8 +318,11 @@ def test_a_mistake_is_one_line_before_any_work(
     assert not out.exists()
     out.write_text("a file")
     assert main(["circuits", "--sae", small_sae, "--out", str(out)]) == 1
-    assert "Cannot write to" in capsys.readouterr().err
+    assert f"Cannot write to {out}: Not a directory" in capsys.readouterr().err
     assert out.read_text() == "a file"
+    if Path("/proc").is_dir():  # where nobody makes a folder
+        assert main(["circuits", "--sae", small_sae, "--out", "/proc/none/out"]) == 1
+        assert "Cannot write to /proc/none/out" in capsys.readouterr().err
 
 
 def test_a_pair_too_few_is_said_with_the_reason(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-import os
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +17,7 @@ from hsae_lens.circuits.curve import Errors
 from hsae_lens.circuits.instead import Replacement
 from hsae_lens.circuits.sites import sites_of
 from hsae_lens.cli.flags import budgets_from
-from hsae_lens.devices import model_dtype
+from hsae_lens.devices import model_device, model_dtype
 from hsae_lens.evaluation.downstream import check_able
 from hsae_lens.evaluation.judged import Judged
 from hsae_lens.evaluation.run import CONTROL, random_control
@@ -134,13 +134,20 @@ def check_settings(cfg: CircuitsConfig) -> tuple[list[int], list[int]]:
             raise ValueError(f"Unknown {name} {value!r}.{near(value, get_args(known))}")
     if cfg.steps < 1:
         raise ValueError(f"Integrated gradients need 1 step at least, got {cfg.steps}.")
+    model_device(cfg.device)
     model_dtype(cfg.dtype, cfg.device)
     _pairs_of(cfg.task, cfg.pairs)
-    out = Path(cfg.out)
-    there = next(place for place in (out, *out.absolute().parents) if place.exists())
-    if not there.is_dir() or not os.access(there, os.W_OK):
-        raise ValueError(f"Cannot write to {out}: {there} is not a folder that may be written to.")
+    _check_writable(Path(cfg.out))
     return budgets, sizes
+
+
+def _check_writable(out: Path) -> None:
+    there = next(place for place in (out, *out.absolute().parents) if place.exists())
+    try:
+        with tempfile.TemporaryDirectory(dir=there, prefix=".writing-"):
+            pass
+    except OSError as error:
+        raise ValueError(f"Cannot write to {out}: {error.strerror} ({there}).") from error
 
 
 def sizes_from(text: str) -> list[int]:

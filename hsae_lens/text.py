@@ -2,15 +2,31 @@
 
 from __future__ import annotations
 
+import logging
+import math
 import random
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from datasets import Dataset, load_dataset
+from datasets import (
+    Dataset,
+    Features,
+    IterableDataset,
+    Value,
+    get_dataset_split_names,
+    load_dataset,
+    load_from_disk,
+)
+from datasets.exceptions import DatasetGenerationError
+from pyarrow import ArrowInvalid
 from sae_lens.tokenization_and_batching import concat_and_batch_sequences
 from tqdm.auto import tqdm
+
+from hsae_lens.near import near
+
+logger = logging.getLogger(__name__)
 
 DEFAULT_CONTEXT = 128  # tokens in a sequence, where an SAE does not say
 FORMATS = {
@@ -19,7 +35,12 @@ FORMATS = {
     ".jsonl": "json",
     ".json": "json",
     ".parquet": "parquet",
+    ".csv": "csv",
 }
+ABOUT = ("readme", "license", "notice", "citation", "changelog", "dataset_infos")
+"""How the names of files begin that are about the data beside them."""
+SEPARATOR = "<|endoftext|>"  # on a line of its own it ends a document of a plain text file
+PIECE = 1 << 16  # characters of a document that SAELens tokenizes at a time
 
 
 def cpython_reference() -> list[str]:
@@ -30,62 +51,248 @@ def cpython_reference() -> list[str]:
 
 
 def open_text(path: str | Path, streaming: bool = False) -> Any:
-    """A local text, JSONL, JSON or parquet file, or a folder of one kind, as a SAELens dataset.
+    """Local text, JSONL, JSON, parquet or CSV as the data set SAELens trains on.
 
-    Plain text becomes one row per paragraph (blank-line separated). Other formats keep their
-    columns; SAELens reads ``text``, ``tokens`` or ``input_ids``.
+    A file; a folder of one kind of them (a README or licence beside it is not data), of which the
+    split ``train`` is read if it has several; or a folder that ``datasets`` saved to disk. Plain
+    text becomes rows of ``text``, long documents several of them, cut between paragraphs. Other
+    formats keep their columns; SAELens reads ``text``, ``tokens`` or ``input_ids``. Rows whose
+    ``text`` is null are left out.
 
     Raises:
         FileNotFoundError: if there is nothing there.
-        ValueError: if the format is not one of these, or a folder mixes them.
+        ValueError: if the format is not one of these, a folder mixes them, has several splits but
+            no ``train``, or the data is damaged, not UTF-8 or empty.
     """
+    path = _existing(path)
+    try:
+        if _is_plain_text(path):
+            return _open_plain_text(path, streaming)
+        return _without_nulls(_data_set(path, streaming), path)
+    except UnicodeDecodeError as error:
+        raise ValueError(_not_utf8(path, error)) from error
+    except (DatasetGenerationError, ArrowInvalid) as error:
+        raise ValueError(f"{path} is damaged: {error.__cause__ or error}.") from error
+    except StopIteration as error:  # how datasets says that a file has no rows
+        raise ValueError(_empty(path)) from error
+
+
+def documents_of(path: str | Path) -> list[str]:
+    """The documents of a local file or folder with a ``text`` column.
+
+    A plain text file is one document, unless lines that are ``<|endoftext|>`` divide it. In the
+    other formats each row is one.
+
+    Raises:
+        FileNotFoundError, ValueError: as :func:`open_text`, or if there is no such column.
+    """
+    path = _existing(path)
+    if _is_plain_text(path):
+        documents = list(_plain_text(path))
+    else:
+        dataset = open_text(path)
+        columns = dataset.column_names
+        if "text" not in columns:
+            raise ValueError(f"{path} has no 'text' column, only {', '.join(columns)}.")
+        documents = [text for text in dataset["text"] if text.strip()]
+    if not documents:
+        raise ValueError(_empty(path))
+    return documents
+
+
+def hold_out(documents: Sequence[str], share: float, seed: int = 0) -> tuple[list[str], list[str]]:
+    """Splits whole documents into (kept, held out), ``share`` of the characters held out.
+
+    Of a single document the end is held out.
+
+    Raises:
+        ValueError: if one part would be empty.
+    """
+    if len(documents) == 1:
+        kept, held = _cut(documents[0], 1 - share)
+    else:
+        kept, held = list(documents), []
+        random.Random(seed).shuffle(kept)
+        wanted = share * sum(map(len, kept))
+        while kept and sum(map(len, held)) < wanted:
+            held.append(kept.pop())
+    if not held or not kept:
+        raise ValueError(
+            f"The text is too short to hold out {share:.0%} of it: "
+            f"{len(documents)} documents of {sum(map(len, documents)):,} characters."
+        )
+    return kept, held
+
+
+def _cut(document: str, share: float) -> tuple[list[str], list[str]]:
+    """The first ``share`` of a document and the rest, cut between paragraphs if it has any."""
+    about = int(share * len(document))
+    for gap in ("\n\n", "\n", " "):
+        at = document.rfind(gap, 0, about)
+        if at > 0:
+            return [document[:at]], [document[at + len(gap) :]]
+    return [document], []
+
+
+def _existing(path: str | Path) -> Path:
     path = Path(path).expanduser()
     if not path.exists():
-        raise FileNotFoundError(f"No text at {path}.")
-    files = sorted(f for f in path.rglob("*") if f.suffix in FORMATS) if path.is_dir() else [path]
+        beside = [file.name for file in path.parent.iterdir()] if path.parent.is_dir() else []
+        raise FileNotFoundError(f"No text at {path}.{near(path.name, beside) if beside else ''}")
+    return path
+
+
+def _files(path: Path) -> list[Path]:
+    """The file itself, or the files with data in a folder.
+
+    Raises:
+        ValueError: if there are none, they are of several kinds, or empty.
+    """
+    files = [path] if path.is_file() else _data_files(path)
     kinds = {FORMATS.get(file.suffix) for file in files}
     if len(kinds) != 1 or None in kinds:
         raise ValueError(
             f"Cannot read {path} as a dataset: expected one kind of {', '.join(FORMATS)}, found "
             f"{', '.join(sorted({f.suffix or f.name for f in files})) or 'no such file'}."
         )
-    kind = kinds.pop()
-    options: dict[str, Any] = {"sample_by": "paragraph"} if kind == "text" else {}
-    dataset: Any = load_dataset(
-        kind, data_files=[str(f) for f in files], split="train", streaming=streaming, **options
-    )
+    if not any(file.stat().st_size > 1000 or file.read_bytes().strip() for file in files):
+        raise ValueError(_empty(path))
+    return files
+
+
+def _data_files(folder: Path) -> list[Path]:
+    inside = [f.relative_to(folder) for f in folder.rglob("*") if f.suffix in FORMATS]
+    files = [f for f in inside if not any(part.startswith(".") for part in f.parts)]
+    if any(FORMATS[f.suffix] != "text" for f in files):
+        files = [f for f in files if not f.name.lower().startswith(ABOUT)]
+    return sorted(folder / f for f in files)
+
+
+def _saved_by_datasets(path: Path) -> bool:
+    return any((path / name).is_file() for name in ("dataset_dict.json", "state.json"))
+
+
+def _is_plain_text(path: Path) -> bool:
+    return not _saved_by_datasets(path) and FORMATS[_files(path)[0].suffix] == "text"
+
+
+def _plain_text(path: Path, longest: float = math.inf) -> Iterator[str]:
+    """The documents of plain text files; those of over ``longest`` characters cut between lines.
+
+    Raises:
+        ValueError: if a file is not UTF-8.
+    """
+    for file in _files(path):
+        try:
+            with file.open(encoding="utf-8-sig") as lines:
+                pieces = _pieces(lines, longest)
+                yield from (piece.strip("\n") for piece in pieces if piece.strip())
+        except UnicodeDecodeError as error:
+            raise ValueError(_not_utf8(file, error)) from error
+
+
+def _pieces(lines: Iterable[str], longest: float) -> Iterator[str]:
+    piece: list[str] = []
+    length = 0
+    for line in lines:
+        ends = line.strip() == SEPARATOR
+        if ends or length + len(line) > longest:
+            yield "".join(piece)
+            piece, length = [], 0
+        if not ends:
+            piece.append(line)
+            length += len(line)
+    yield "".join(piece)
+
+
+def _open_plain_text(path: Path, streaming: bool) -> Dataset | IterableDataset:
+    """Plain text as rows. It is read through once before, so that a bad byte is found in time.
+
+    Raises:
+        ValueError: if there is only white space, or a file is not UTF-8.
+    """
+    if not sum(1 for _ in _rows(str(path))):
+        raise ValueError(_empty(path))
+    if not streaming:
+        return Dataset.from_list(list(_rows(str(path))))
+    features = Features({"text": Value("string")})
+    return IterableDataset.from_generator(_rows, features, gen_kwargs={"path": str(path)})
+
+
+def _rows(path: str) -> Iterator[dict[str, str]]:
+    return ({"text": piece} for piece in _plain_text(Path(path), PIECE))
+
+
+def _data_set(path: Path, streaming: bool) -> Any:
+    """What ``datasets`` makes of a data file or a folder, one split of it."""
+    if _saved_by_datasets(path):
+        saved: Any = load_from_disk(str(path))
+        return saved if isinstance(saved, Dataset) else saved[_split_of(path, list(saved))]
+    kind = FORMATS[_files(path)[0].suffix]
+    if path.is_file():
+        return load_dataset(kind, data_files=[str(path)], split="train", streaming=streaming)
+    folder = str(path.resolve())  # a bare name could be one of the hub's
+    split = _split_of(path, get_dataset_split_names(folder))
+    return load_dataset(folder, split=split, streaming=streaming)
+
+
+def _split_of(path: Path, splits: Sequence[str]) -> str:
+    """Which split to train on: ``train``, or the only one.
+
+    Raises:
+        ValueError: if there are several and none is ``train``.
+    """
+    if len(splits) == 1:
+        return splits[0]
+    if "train" not in splits:
+        raise ValueError(
+            f"{path} has the splits {', '.join(splits)} and no 'train': give one of them, its "
+            "folder or file."
+        )
+    logger.info("Reading the split 'train' of %s, which has %s.", path, ", ".join(splits))
+    return "train"
+
+
+def _without_nulls(dataset: Any, path: Path) -> Any:
+    """The rows whose ``text`` is not null.
+
+    Raises:
+        ValueError: if there are none, or ``text`` is not text.
+    """
+    first = next(iter(dataset), None)
+    if first is None:
+        raise ValueError(_empty(path))
+    if "text" not in first:
+        return dataset
+    if isinstance(dataset, Dataset):
+        nulls = dataset.data.column("text").null_count
+        if nulls:
+            logger.warning("Left out %d rows of %s whose 'text' is null.", nulls, path)
+            # In memory: a data set saved to disk would get its cache file among the user's.
+            dataset = dataset.filter(_has_text, keep_in_memory=True)
+    else:
+        dataset = dataset.filter(_has_text)
+    first = next(iter(dataset), None)
+    if first is None:
+        raise ValueError(_empty(path))
+    if not isinstance(first["text"], str):
+        raise ValueError(f"'text' in {path} holds {first['text']!r}, which is no text.")
     return dataset
 
 
-def documents_of(path: str | Path) -> list[str]:
-    """The documents of a local file or folder with a ``text`` column.
-
-    Raises:
-        ValueError: if there is no such column.
-    """
-    dataset = open_text(path)
-    if "text" not in dataset.column_names:
-        raise ValueError(f"{path} has no 'text' column, only {', '.join(dataset.column_names)}.")
-    return [text for text in dataset["text"] if text.strip()]
+def _has_text(row: dict[str, Any]) -> bool:
+    return row["text"] is not None
 
 
-def hold_out(documents: Sequence[str], share: float, seed: int = 0) -> tuple[list[str], list[str]]:
-    """Splits whole documents into (kept, held out), ``share`` of the characters held out.
+def _empty(path: Path) -> str:
+    return f"{path} is empty: there is no text in it."
 
-    Raises:
-        ValueError: if one part would be empty.
-    """
-    shuffled = list(documents)
-    random.Random(seed).shuffle(shuffled)
-    wanted = share * sum(map(len, shuffled))
-    held: list[str] = []
-    while shuffled and sum(map(len, held)) < wanted:
-        held.append(shuffled.pop())
-    if not held or not shuffled:
-        raise ValueError(
-            f"{len(documents)} documents are too few to hold out {share:.0%} of whole documents."
-        )
-    return shuffled, held
+
+def _not_utf8(path: Path, error: UnicodeDecodeError) -> str:
+    return (
+        f"{path} is not UTF-8 text ({error.reason}, byte {error.object[error.start]:#x}). Convert "
+        f"it, for instance with iconv -f latin1 -t utf-8."
+    )
 
 
 def tokenize(
@@ -102,26 +309,51 @@ def tokenize(
     Raises:
         ValueError: if the text does not fill one sequence.
     """
+    return tokenize_documents(documents, tokenizer, context_size, progress)[0]
+
+
+def tokenize_documents(
+    documents: Iterable[str], tokenizer: Any, context_size: int, progress: bool = True
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """As :func:`tokenize`, with the number of the document each sequence starts in.
+
+    The tokens do not say it: every sequence begins with BOS, whether it goes on with a document or
+    begins one. Sequences of one document are not independent of each other.
+
+    Returns:
+        int64 ``[n_sequences, context_size]`` and ``[n_sequences]``.
+
+    Raises:
+        ValueError: as :func:`tokenize`.
+    """
     bos = tokenizer.bos_token_id
     # verbose=False: a document may be longer than the model's context, it is cut afterwards.
-    tokens = (
+    tokens = [
         torch.tensor(
             tokenizer(document, add_special_tokens=False, verbose=False)["input_ids"],
             dtype=torch.int64,
         )
         for document in tqdm(documents, desc="Tokenizing", disable=not progress, leave=False)
-    )
-    sequences = list(
-        concat_and_batch_sequences(
-            tokens,
-            context_size,
-            begin_batch_token_id=bos,
-            sequence_separator_token_id=bos,
-        )
-    )
+    ]
+    sequences = list(_batched(tokens, context_size, bos))
     if not sequences:
         raise ValueError(f"The text is shorter than one sequence of {context_size} tokens.")
-    return torch.stack(sequences)
+    # The same batching of the documents' numbers, with -1 wherever the tokens have a BOS.
+    numbers = [torch.where(ids == bos, -1, n) for n, ids in enumerate(tokens)]
+    rows = torch.stack(list(_batched(numbers, context_size, -1)))
+    first = rows[torch.arange(len(rows)), (rows >= 0).int().argmax(dim=-1)]
+    return torch.stack(sequences), first.cummax(0).values.clamp(min=0)
+
+
+def _batched(
+    documents: Iterable[torch.Tensor], context_size: int, bos: int
+) -> Iterator[torch.Tensor]:
+    return concat_and_batch_sequences(
+        iter(documents),
+        context_size,
+        begin_batch_token_id=bos,
+        sequence_separator_token_id=bos,
+    )
 
 
 def sample_tokens(
@@ -135,8 +367,7 @@ def sample_tokens(
     """
     context_size = context_size or DEFAULT_CONTEXT
     texts = documents_of(path) if path else cpython_reference()
-    everything = tokenize(texts, tokenizer, context_size)
-    documents = document_of_each(everything, tokenizer.bos_token_id)
+    everything, documents = tokenize_documents(texts, tokenizer, context_size)
     n = min(len(everything), max(1, n_tokens // context_size))
     evenly = torch.linspace(0, len(everything) - 1, n).long()
     return everything[evenly], documents[evenly]
@@ -173,8 +404,7 @@ def sequences_of(
         )
     if column == "text":
         documents = (document for document in dataset["text"] if document)
-        sequences = tokenize(documents, tokenizer, context_size or DEFAULT_CONTEXT, progress)
-        return sequences, document_of_each(sequences, tokenizer.bos_token_id)
+        return tokenize_documents(documents, tokenizer, context_size or DEFAULT_CONTEXT, progress)
     rows = [torch.as_tensor(row, dtype=torch.int64) for row in dataset[column]]
     shortest = min(map(len, rows), default=0)
     context_size = context_size or shortest
@@ -184,15 +414,6 @@ def sequences_of(
             f"of {context_size or 1}. Give longer rows, or text."
         )
     return torch.stack([row[:context_size] for row in rows]), torch.arange(len(rows))
-
-
-def document_of_each(tokens: torch.Tensor, bos: int) -> torch.Tensor:
-    """Which document each sequence starts in ``[n_sequences]``; BOS separates documents.
-
-    Sequences that continue one document are not independent of each other.
-    """
-    begun = (tokens[:, 1:] == bos).sum(-1).cumsum(0)
-    return torch.cat([begun.new_zeros(1), begun[:-1]])
 
 
 def token_dataset(tokens: torch.Tensor) -> Dataset:

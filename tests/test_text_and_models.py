@@ -9,7 +9,7 @@ from typing import Any
 import pandas as pd
 import pytest
 import torch
-from datasets import Dataset
+from datasets import Dataset, DatasetDict
 from sae_lens import SAETransformerBridge
 
 from hsae_lens import models, text
@@ -53,22 +53,60 @@ def test_what_cannot_be_had_is_said(monkeypatch: pytest.MonkeyPatch, tmp_path: P
 
 
 def test_local_text_formats_hold_the_same_documents(tmp_path: Path) -> None:
-    documents = ["first one\nwith two lines", "second one"]
-    (tmp_path / "a.txt").write_text("\n\n".join(documents))
+    documents = ["first one\nwith two lines\n\nand paragraphs", "second one"]
+    (tmp_path / "a.txt").write_text("\n<|endoftext|>\n".join(documents) + "\n")
     rows = "\n".join(json.dumps({"text": d}) for d in documents)
     (tmp_path / "b.jsonl").write_text(rows)
     pd.DataFrame({"text": documents}).to_parquet(tmp_path / "c.parquet")
+    pd.DataFrame({"text": documents}).to_csv(tmp_path / "c.csv")
     folder = tmp_path / "folder"
     folder.mkdir()
     (folder / "d.jsonl").write_text(rows)
-    for source in ("a.txt", "b.jsonl", "c.parquet", "folder"):
+    two_files = tmp_path / "two_files"
+    two_files.mkdir()
+    for n, document in enumerate(documents):
+        (two_files / f"{n}.txt").write_text(document)
+    (tmp_path / "null.jsonl").write_text(rows + '\n{"text": null}\n{"id": 3}')
+    Dataset.from_dict({"text": [*documents, None]}).save_to_disk(tmp_path / "saved")
+    sources = ("a.txt", "b.jsonl", "c.parquet", "c.csv", "folder", "two_files", "null.jsonl")
+    for source in (*sources, "saved"):
+        before = sorted(tmp_path.rglob("*"))
         assert text.documents_of(tmp_path / source) == documents, source
-        streamed = text.open_text(tmp_path / source, streaming=True)
-        assert [row["text"] for row in streamed] == documents
+        for streaming in (False, True):
+            read = text.open_text(tmp_path / source, streaming)
+            assert [row["text"] for row in read] == documents, (source, streaming)
+            assert [row["text"] for row in read] == documents, "a second epoch"
+        assert sorted(tmp_path.rglob("*")) == before, "nothing written beside the user's data"
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_splits_of_cloned_and_saved_data_sets(streaming: bool, tmp_path: Path) -> None:
+    hub = tmp_path / "json"  # also the name of a format of datasets'
+    (hub / "data").mkdir(parents=True)
+    (hub / "README.md").write_text("---\nlicense: mit\n---\n# About the data\n")
+    (hub / "LICENSE.txt").write_text("MIT")
+    (hub / ".git").mkdir()
+    (hub / ".git" / "note.txt").write_text("not data")
+    for split in ("train", "test"):
+        file = hub / "data" / f"{split}-00000-of-00001.parquet"
+        pd.DataFrame({"text": [split]}).to_parquet(file)
+    saved = {split: Dataset.from_dict({"text": [split]}) for split in ("train", "test", "more")}
+    DatasetDict(saved).save_to_disk(tmp_path / "saved")
+    DatasetDict({"only": saved["more"]}).save_to_disk(tmp_path / "one")
+    DatasetDict({n: saved[n] for n in ("test", "more")}).save_to_disk(tmp_path / "no-train")
+    for folder, split in (
+        (hub, "train"),
+        (tmp_path / "saved", "train"),
+        (tmp_path / "one", "more"),
+    ):
+        assert [row["text"] for row in text.open_text(folder, streaming)] == [split]
+    with pytest.raises(ValueError, match="splits test, more and no 'train': give one of them"):
+        text.open_text(tmp_path / "no-train", streaming)
+    assert text.documents_of(tmp_path / "no-train" / "test") == ["test"]
 
 
 def test_text_that_cannot_be_read_is_said(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match="No text at"):
+    with pytest.raises(FileNotFoundError, match="No text at .*none.txt"):
         text.open_text(tmp_path / "none.txt")
     (tmp_path / "a.docx").write_text("x")
     with pytest.raises(ValueError, match=r"expected one kind of .txt, .*found .docx"):
@@ -79,6 +117,44 @@ def test_text_that_cannot_be_read_is_said(tmp_path: Path) -> None:
         text.open_text(tmp_path)
     with pytest.raises(ValueError, match="no 'text' column, only body"):
         text.documents_of(tmp_path / "c.jsonl")
+    with pytest.raises(FileNotFoundError, match=r"No text at .*c.json\. Did you mean 'c.jsonl'"):
+        text.open_text(tmp_path / "c.json")
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize(
+    ("name", "content", "why"),
+    [
+        ("a.txt", b"", "is empty"),
+        ("a.txt", b" \n\n", "is empty"),
+        ("a.txt", b"good\n" * 99999 + b"caf\xe9", r"a.txt is not UTF-8.* 0xe9.*iconv"),
+        ("a.jsonl", b"", "is empty"),
+        ("a.jsonl", b"\n", "is empty"),
+        ("a.jsonl", b'{"text": null}', "is empty"),
+        ("a.jsonl", b'{"text": "caf\xe9"}', r"a.jsonl is not UTF-8.*iconv"),
+        ("a.jsonl", b'{"text": "a"}\nnonsense', "a.jsonl is damaged: .*JSON"),
+        ("a.jsonl", b'{"text": 5}', "'text' in .*a.jsonl holds 5, which is no text"),
+        ("a.parquet", b"nonsense", "a.parquet is damaged: .*Parquet"),
+    ],
+)
+def test_damaged_text_is_one_line(
+    streaming: bool, name: str, content: bytes, why: str, tmp_path: Path
+) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(ValueError, match=why) as said:
+        text.open_text(tmp_path / name, streaming)
+    assert "\n" not in str(said.value)
+    with pytest.raises(ValueError, match=why):
+        text.documents_of(tmp_path / name)
+
+
+def test_a_long_document_is_tokenized_in_pieces(tmp_path: Path) -> None:
+    (tmp_path / "long.txt").write_text("A line of words.\n" * 20_000)
+    pieces = [row["text"] for row in text.open_text(tmp_path / "long.txt")]
+    assert 5 < len(pieces) < 8
+    assert max(map(len, pieces)) <= text.PIECE
+    (whole,) = text.documents_of(tmp_path / "long.txt")
+    assert "\n".join(pieces) == whole
 
 
 def test_tokens_are_saelens_sequences(tiny_gemma2: Any) -> None:
@@ -91,10 +167,31 @@ def test_tokens_are_saelens_sequences(tiny_gemma2: Any) -> None:
         text.tokenize(["short"], tiny_gemma2.tokenizer, 4096, progress=False)
 
 
-def test_sequences_of_one_document_are_kept_together() -> None:
-    bos = 9
-    tokens = torch.tensor([[9, 1, 1], [9, 1, 9], [9, 2, 2], [9, 9, 3], [9, 3, 3]])
-    assert text.document_of_each(tokens, bos).tolist() == [0, 0, 1, 1, 2]
+@pytest.mark.parametrize("lengths", [(3, 3, 3), (7, 3, 1), (2, 5, 4), (3, 11, 6), (1, 1, 1, 9)])
+def test_each_sequence_knows_its_document(lengths: tuple[int, ...], tiny_gemma2: Any) -> None:
+    """Also after a document that ends with its sequence: the next one begins with BOS anyway."""
+    tokenizer = tiny_gemma2.tokenizer
+    documents = ["abcdefg"[n] * length for n, length in enumerate(lengths)]
+    words = [tokenizer(d, add_special_tokens=False)["input_ids"] for d in documents]
+    rows = Dataset.from_dict({"text": documents})
+    tokens, of = text.sequences_of(rows, tokenizer, 4, progress=False)
+    assert torch.equal(tokens, text.tokenize(documents, tokenizer, 4, progress=False))
+    ids = [set(word) for word in words]
+    for row, document in zip(tokens.tolist(), of.tolist(), strict=True):
+        first = next(token for token in row if token != tokenizer.bos_token_id)
+        assert first in ids[document]
+
+
+def test_a_text_file_is_one_document_to_the_bootstrap(tmp_path: Path, tiny_gemma2: Any) -> None:
+    paragraphs = text.cpython_reference()[:12]
+    (tmp_path / "a.txt").write_text("\n\n".join(paragraphs))
+    rows = "\n".join(json.dumps({"text": p}) for p in paragraphs)
+    (tmp_path / "b.jsonl").write_text(rows)
+    found = {}
+    for name in ("a.txt", "b.jsonl"):
+        _, documents = text.sample_tokens(tmp_path / name, tiny_gemma2.tokenizer, 16, 8192)
+        found[name] = len(documents.unique())
+    assert found == {"a.txt": 1, "b.jsonl": 12}
 
 
 def test_a_data_set_is_its_sequences_and_documents(tiny_gemma2: Any) -> None:
@@ -124,5 +221,14 @@ def test_whole_documents_are_held_out() -> None:
     assert sorted(kept + held) == sorted(documents)
     assert len(held) == 2
     assert (kept, held) == text.hold_out(documents, 0.2)
-    with pytest.raises(ValueError, match="too few"):
-        text.hold_out(["only one"], 0.1)
+
+
+def test_the_end_of_a_single_document_is_held_out() -> None:
+    paragraphs = [f"Paragraph {n}.\nIts second line." for n in range(20)]
+    (kept,), (held,) = text.hold_out(["\n\n".join(paragraphs)], 0.1)
+    assert kept.split("\n\n") + held.split("\n\n") == paragraphs
+    assert 2 <= len(held.split("\n\n")) <= 3
+    assert text.hold_out(["several words of one line"], 0.3) == (["several words of"], ["one line"])
+    for documents in ([], ["word"]):
+        with pytest.raises(ValueError, match="too short to hold out 10%"):
+            text.hold_out(documents, 0.1)

@@ -69,6 +69,29 @@ def replacing_files(folder: str | Path, owned: Sequence[str] = ()) -> Iterator[P
         raise
 
 
+@contextmanager
+def replacing_folder(folder: str | Path) -> Iterator[Path]:
+    """Gives an empty folder beside ``folder`` to fill, and puts it in its place if all went well.
+
+    ``folder`` is there whole or not at all, whenever the process is killed; one that was there
+    before goes when the new one is complete. A killed process leaves a hidden ``.saving-…`` beside.
+    """
+    folder = Path(folder).resolve()  # of a link, what it points to is replaced
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".saving-") as beside:
+        fresh, former = Path(beside) / folder.name, Path(beside) / ".former"
+        fresh.mkdir()
+        yield fresh
+        try:
+            if folder.exists():
+                os.replace(folder, former)
+            os.replace(fresh, folder)
+        except BaseException:
+            if former.exists() and not folder.exists():
+                os.replace(former, folder)
+            raise
+
+
 def _set_aside(folder: Path, names: Sequence[str]) -> None:
     stale = [name for name in names if (folder / name).exists()]
     if not stale:

@@ -2,30 +2,148 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import shutil
 import signal
+import threading
+import zipfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import datasets
 import numpy as np
 import torch
-from sae_lens import LanguageModelSAETrainingRunner, SAETrainer, TrainingSAE, logger
+from sae_lens import (
+    LanguageModelSAERunnerConfig,
+    LanguageModelSAETrainingRunner,
+    SAETrainer,
+    TrainingSAE,
+    logger,
+)
+from sae_lens.constants import (
+    ACTIVATION_SCALER_CFG_FILENAME,
+    ACTIVATIONS_STORE_STATE_FILENAME,
+    SAE_CFG_FILENAME,
+    SAE_WEIGHTS_FILENAME,
+    TRAINER_STATE_FILENAME,
+)
 from sae_lens.saes.sae import TrainStepInput, TrainStepOutput
 from sae_lens.training._interruption import InterruptedException
 from sae_lens.util import get_special_token_ids
+from safetensors import SafetensorError, safe_open
 from tqdm.auto import tqdm
 from typing_extensions import override
 
+from hsae_lens.files import replacing_files, replacing_folder
 from hsae_lens.lagged import LAG, Lagged, lag_on
 from hsae_lens.models import hook_activations
+from hsae_lens.near import near
 from hsae_lens.training import HierarchicalTopKTrainingSAE
 
 SEQUENCES_PER_SHARD = 1024  # shuffled together when activations are cached
 MAX_GRAD_NORM = 1.0  # SAELens' trainer clips at this norm and has no setting for it
+CHECKPOINT = (
+    SAE_CFG_FILENAME,
+    SAE_WEIGHTS_FILENAME,
+    TRAINER_STATE_FILENAME,
+    ACTIVATION_SCALER_CFG_FILENAME,
+    ACTIVATIONS_STORE_STATE_FILENAME,
+)
+"""The files that a run goes on from."""
+CACHE = "hsae_activations.json"  # marks a data set that cache_activations wrote
+CACHE_FILES = (CACHE, "dataset_info.json", "state.json")  # and *.arrow
 
 
-class HierarchicalTopKTrainer(SAETrainer[Any, Any]):
+class InterruptibleTrainer(SAETrainer[Any, Any]):
+    """SAELens' trainer with checkpoints that are whole, and stops that leave no half-done step.
+
+    A stop may be asked for at any moment. While batches are waited for (for a step or for the
+    estimate of their norm) it comes at once; a step, with its logs and its checkpoint, is finished
+    before.
+    """
+
+    stop_requested = False
+    between_steps = True  # the weights, the statistics and the counts agree
+
+    @classmethod
+    def adopt(cls, trainer: SAETrainer[Any, Any]) -> Self:
+        """The same trainer, with this class's methods: both objects share one state.
+
+        SAELens' runner builds its trainer itself and keeps reading from it afterwards.
+        """
+        adopted = cls.__new__(cls)
+        adopted.__dict__ = trainer.__dict__
+        return adopted
+
+    def request_stop(self, *_: Any) -> None:
+        """Stops between steps, or at the second request at once.
+
+        Raises:
+            InterruptedException: if that is now.
+        """
+        if self.between_steps or self.stop_requested:
+            raise InterruptedException()
+        self.stop_requested = True
+
+    @override
+    def maybe_reset_sparsity(self) -> dict[str, Any]:
+        """Where SAELens' loop begins: the last step is done, the next batch not there yet."""
+        log = super().maybe_reset_sparsity()
+        self.between_steps = True
+        if self.stop_requested:
+            raise InterruptedException()
+        return log
+
+    @override
+    def step(self, batch: torch.Tensor) -> TrainStepOutput:
+        self.between_steps = False
+        return super().step(batch)
+
+    @override
+    def full_sparsity_window_log(self) -> dict[str, Any]:
+        """Where SAELens' loop ends: folding the norm into the weights must not be cut short."""
+        self.between_steps = False
+        return super().full_sparsity_window_log()
+
+    @override
+    def save_checkpoint(
+        self,
+        checkpoint_name: str,
+        base_path: Path | str | None = None,
+        wandb_aliases: list[str] | None = None,
+    ) -> None:
+        """As SAELens' ``save_checkpoint``; the folder is there whole or not at all.
+
+        SAELens writes weights, optimizer, statistics and position one after the other.
+        """
+        base = self.cfg.checkpoint_path if base_path is None else base_path
+        if base is None:  # SAELens only uploads it
+            return super().save_checkpoint(checkpoint_name, None, wandb_aliases)
+        with replacing_folder(Path(base) / checkpoint_name) as fresh:
+            super().save_checkpoint(checkpoint_name, fresh.parent, wandb_aliases)
+
+
+def missing_from_checkpoint(folder: str | Path) -> list[str]:
+    """The files a run cannot go on without that a folder lacks, or that are cut short."""
+    return [name for name in CHECKPOINT if not _is_whole(Path(folder) / name)]
+
+
+def _is_whole(file: Path) -> bool:
+    if file.suffix == ".pt":
+        return zipfile.is_zipfile(file)  # torch.save writes the directory of its archive last
+    if file.suffix == ".safetensors":
+        with contextlib.suppress(SafetensorError, OSError), safe_open(file, "pt"):
+            return True
+        return False
+    with contextlib.suppress(ValueError, OSError):
+        json.loads(file.read_bytes())
+        return True
+    return False
+
+
+class HierarchicalTopKTrainer(InterruptibleTrainer):
     """SAELens' trainer with one training step written for sparse codes.
 
     Statistics, schedules, logging, checkpoints and evaluation are SAELens'. The step counts firings
@@ -33,17 +151,12 @@ class HierarchicalTopKTrainer(SAETrainer[Any, Any]):
     inside it instead of in a pass of its own.
     """
 
-    stop_requested = False
     bad_steps: Lagged
 
+    @override
     @classmethod
-    def adopt(cls, trainer: SAETrainer[Any, Any]) -> HierarchicalTopKTrainer:
-        """The same trainer, with this class's step: both objects share one state.
-
-        SAELens' runner builds its trainer itself and keeps reading from it afterwards.
-        """
-        adopted = cls.__new__(cls)
-        adopted.__dict__ = trainer.__dict__
+    def adopt(cls, trainer: SAETrainer[Any, Any]) -> Self:
+        adopted = super().adopt(trainer)
         adopted.bad_steps = Lagged()
         adopted.sae.checks_activations = lag_on(adopted.sae.device) == 0
         return adopted
@@ -56,12 +169,6 @@ class HierarchicalTopKTrainer(SAETrainer[Any, Any]):
                 "Activations or the loss of the last steps were NaN or infinite; they were skipped."
             )
         return trained
-
-    @override
-    def step(self, batch: torch.Tensor) -> TrainStepOutput:
-        if self.stop_requested:
-            raise InterruptedException()
-        return super().step(batch)
 
     @override
     def _train_step(
@@ -129,41 +236,101 @@ class HierarchicalTopKTrainer(SAETrainer[Any, Any]):
 
 
 class HierarchicalTopKTrainingRunner(LanguageModelSAETrainingRunner):
-    """SAELens' language model runner, faster, and safe to interrupt.
+    """SAELens' language model runner, faster, and safe to interrupt or kill.
 
     Takes the same arguments. On SIGINT or SIGTERM the step in progress is finished and a whole
     checkpoint (weights, optimizer, schedules, statistics, dataset position) is written to
-    ``checkpoint_path``; ``resume_from_checkpoint`` goes on from there. A second signal stops at
-    once. Other architectures run through SAELens' own step.
+    ``checkpoint_path``; ``resume_from_checkpoint`` goes on from there. Before the first step there
+    is nothing to save. A second signal stops at once, within a step and within a save, and writes
+    nothing: what earlier checkpoints hold is left. In a thread other than the main one Python
+    handles no signals. Killed at any moment, the folders in ``checkpoint_path`` are whole, and
+    ``output_path`` is as it was or whole. Other architectures run through SAELens' own step.
     """
+
+    def __init__(self, cfg: Any, *args: Any, **kwargs: Any) -> None:
+        resumed = cfg.resume_from_checkpoint
+        missing = missing_from_checkpoint(resumed) if resumed is not None else []
+        if missing:
+            raise ValueError(
+                f"{resumed} is no whole checkpoint: {', '.join(missing)} missing or cut short. Go "
+                "on from another."
+            )
+        super().__init__(cfg, *args, **kwargs)
+
+    @override
+    def _compile_llm_if_needed(self) -> None:
+        # Here SAELens has the model, but neither the data nor a compiled forward pass yet.
+        if self.cfg.model_class_name == "HookedTransformer" and not self.cfg.use_cached_activations:
+            _check_hook(self.model, self.cfg)
+        super()._compile_llm_if_needed()
 
     @override
     def run_trainer_with_interruption_handling(
         self, trainer: SAETrainer[Any, Any]
     ) -> TrainingSAE[Any]:
-        if not isinstance(trainer.sae, HierarchicalTopKTrainingSAE):
-            return super().run_trainer_with_interruption_handling(trainer)
-        fast = HierarchicalTopKTrainer.adopt(trainer)
+        ours = isinstance(trainer.sae, HierarchicalTopKTrainingSAE)
+        adopted = (HierarchicalTopKTrainer if ours else InterruptibleTrainer).adopt(trainer)
+        with _on_signals(adopted.request_stop):
+            try:
+                return adopted.fit()
+            except InterruptedException:
+                self._save_interrupted(adopted)
+                raise
 
-        def request_stop(*_: Any) -> None:
-            if fast.stop_requested:
-                raise InterruptedException()
-            fast.stop_requested = True
+    def _save_interrupted(self, trainer: InterruptibleTrainer) -> None:
+        if not trainer.between_steps:
+            logger.warning("Interrupted within a step: not saved. Earlier checkpoints are intact.")
+        elif self.cfg.checkpoint_path is not None and trainer.n_training_steps:
+            trainer.save_checkpoint(checkpoint_name=str(trainer.n_training_samples))
+            logger.warning(
+                f"Interrupted. Go on with resume_from_checkpoint="
+                f"{self.cfg.checkpoint_path}/{trainer.n_training_samples}"
+            )
 
-        former = {s: signal.signal(s, request_stop) for s in (signal.SIGINT, signal.SIGTERM)}
-        try:
-            return fast.fit()
-        except InterruptedException:
-            if self.cfg.checkpoint_path is not None:
-                fast.save_checkpoint(checkpoint_name=str(fast.n_training_samples))
-                logger.warning(
-                    f"Interrupted. Go on with resume_from_checkpoint="
-                    f"{self.cfg.checkpoint_path}/{fast.n_training_samples}"
-                )
-            raise
-        finally:
-            for s, handler in former.items():
-                signal.signal(s, handler)
+    @override
+    def save_final_sae(
+        self,
+        sae: TrainingSAE[Any],
+        output_path: str,
+        log_feature_sparsity: torch.Tensor | None = None,
+    ) -> None:
+        """As SAELens' ``save_final_sae``; a killed run leaves no folder that looks finished."""
+        saved = replacing_files if Path(output_path).exists() else replacing_folder
+        with saved(output_path) as fresh:
+            super().save_final_sae(sae, str(fresh), log_feature_sparsity)
+
+
+def _check_hook(model: Any, cfg: LanguageModelSAERunnerConfig[Any]) -> None:
+    """Runs two tokens to the hook, before anything is collected there.
+
+    Raises:
+        ValueError: if the model has no such hook (the nearest are said), or its width is not d_in.
+    """
+    tokens = torch.zeros(1, 2, dtype=torch.int64)
+    try:
+        acts = hook_activations(model, tokens, cfg.hook_name)
+    except ValueError as error:
+        raise ValueError(f"{error}{near(cfg.hook_name, model.hook_dict)}") from error
+    width = acts[0, 0].numel() if cfg.hook_head_index is None else acts.shape[-1]
+    if width != cfg.sae.d_in:
+        raise ValueError(
+            f"d_in is {cfg.sae.d_in}, but {cfg.hook_name} of {cfg.model_name} has width {width}: "
+            f"set d_in to {width}."
+        )
+
+
+@contextlib.contextmanager
+def _on_signals(handler: Callable[..., None]) -> Iterator[None]:
+    """SIGINT and SIGTERM go to ``handler``; only the main thread can ask for that."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    former = {s: signal.signal(s, handler) for s in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for s, its in former.items():
+            signal.signal(s, its)
 
 
 @torch.no_grad()
@@ -189,7 +356,7 @@ def cache_activations(
         model: a hooked model.
         tokens: ``[n_sequences, context_size]``.
         hook_name: a TransformerLens hook.
-        folder: replaced if it exists.
+        folder: replaced if this function wrote it, once the new one is complete.
         seqpos_slice: positions of a sequence to keep, as in SAELens' runner.
         batch_size: sequences per forward pass.
 
@@ -197,9 +364,10 @@ def cache_activations(
         The folder: rows of ``{hook_name: float32 [context_size, d_in], token_ids}``.
 
     Raises:
-        ValueError: if the model has no such hook.
+        ValueError: if the model has no such hook, or the folder holds anything else.
     """
     folder, generator = Path(folder), torch.Generator().manual_seed(seed)
+    _refuse_others(folder)
     special = torch.tensor(get_special_token_ids(model.tokenizer))
     context_size = tokens.shape[1]
     order = torch.randperm(len(tokens), generator=generator)
@@ -220,9 +388,34 @@ def cache_activations(
             shuffled = torch.randperm(len(ids), generator=generator)[: n_rows * context_size]
             shuffled = shuffled.view(n_rows, context_size)
             shards.append(_activation_rows(hook_name, acts[shuffled], ids[shuffled]))
-    shutil.rmtree(folder, ignore_errors=True)
-    datasets.concatenate_datasets(shards).save_to_disk(str(folder))
+    with replacing_folder(folder) as fresh:
+        datasets.concatenate_datasets(shards).save_to_disk(str(fresh))
+        (fresh / CACHE).write_text(json.dumps({"hook_name": hook_name, "seed": seed}))
     return folder
+
+
+def delete_activations(folder: str | Path) -> None:
+    """Deletes what :func:`cache_activations` wrote.
+
+    Raises:
+        ValueError: if the folder holds anything else.
+    """
+    _refuse_others(Path(folder))
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def _refuse_others(folder: Path) -> None:
+    if folder.is_mount():
+        raise ValueError(f"{folder} is a mount point and cannot be replaced: give a folder in it.")
+    if not folder.exists():
+        return
+    names = [file.name for file in folder.iterdir()]
+    others = [n for n in names if n not in CACHE_FILES and not n.endswith(".arrow")]
+    if others or (names and CACHE not in names):
+        raise ValueError(
+            f"{folder} holds files that cache_activations did not write ("
+            f"{', '.join(sorted(others or names)[:3])}): give another folder, or move them."
+        )
 
 
 def _activation_rows(hook_name: str, acts: torch.Tensor, ids: torch.Tensor) -> datasets.Dataset:

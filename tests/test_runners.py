@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from datasets import Dataset, load_from_disk
 from sae_lens import (
     SAE,
     ActivationsStore,
@@ -34,7 +35,10 @@ from hsae_lens.runner import (
     HierarchicalTopKTrainer,
     HierarchicalTopKTrainingRunner,
     cache_activations,
+    delete_activations,
+    missing_from_checkpoint,
 )
+from hsae_lens.text import token_dataset
 
 HOOK = "blocks.1.hook_resid_post"
 
@@ -212,6 +216,121 @@ def test_interruption_saves_everything_and_resumes(
     assert SAE.load_from_disk(tmp_path / "out").cfg.metadata.l0 > 0
 
 
+def signalling_step(at: int, signals: int) -> Any:
+    """SAELens' or our step, within which so many signals arrive."""
+
+    def interrupted(plain: Any) -> Any:
+        def step(self: Any, *args: Any, **kwargs: Any) -> Any:
+            if self.n_training_steps == at:
+                for _ in range(signals):
+                    signal.raise_signal(signal.SIGINT)
+            return plain(self, *args, **kwargs)
+
+        return step
+
+    return interrupted
+
+
+def updates_of(checkpoint: Path) -> int:
+    """How many updates the weights of a checkpoint have had, by the optimizer."""
+    state = torch.load(checkpoint / "trainer_state.pt", weights_only=False)
+    updates = int(state["optimizer"]["state"][0]["step"])
+    assert state["n_training_samples"] == 128 * updates
+    return updates
+
+
+def test_a_second_signal_saves_no_half_done_step(
+    tmp_path: Path, tiny_gemma2: Any, tiny_dataset: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    step = signalling_step(at=5, signals=2)(HierarchicalTopKTrainer._train_step)
+    monkeypatch.setattr(HierarchicalTopKTrainer, "_train_step", step)
+    cfg = runner_config(tmp_path, n_checkpoints=5)
+    runner = HierarchicalTopKTrainingRunner(
+        cfg, override_dataset=tiny_dataset, override_model=tiny_gemma2
+    )
+    with pytest.raises(InterruptedException):
+        runner.run()
+    (only,) = Path(cfg.checkpoint_path).iterdir()
+    assert updates_of(only) == 4, "the one before the signals"
+
+
+def test_a_signal_while_the_model_runs_stops_at_once(
+    tmp_path: Path, tiny_gemma2: Any, tiny_dataset: Any
+) -> None:
+    cfg = runner_config(tmp_path)
+    runner = HierarchicalTopKTrainingRunner(
+        cfg, override_dataset=tiny_dataset, override_model=tiny_gemma2
+    )
+    plain, calls = runner.activations_store.get_activations, 0
+
+    def signalled(tokens: torch.Tensor) -> torch.Tensor:
+        nonlocal calls
+        calls += 1
+        if calls == 6:
+            signal.raise_signal(signal.SIGTERM)
+        return plain(tokens)
+
+    runner.activations_store.get_activations = signalled
+    with pytest.raises(InterruptedException):
+        runner.run()
+    assert calls == 6
+    (checkpoint,) = Path(cfg.checkpoint_path).iterdir()
+    assert updates_of(checkpoint) > 0
+    state = torch.load(checkpoint / "trainer_state.pt", weights_only=False)
+    assert state["n_training_steps"] == updates_of(checkpoint)
+
+
+def test_other_architectures_are_saved_whole_too(
+    tmp_path: Path, tiny_gemma2: Any, tiny_dataset: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    step = signalling_step(at=3, signals=1)(SAETrainer._train_step)
+    monkeypatch.setattr(SAETrainer, "_train_step", step)
+    cfg = runner_config(tmp_path, TopKTrainingSAEConfig(d_in=32, d_sae=64, k=8))
+    with pytest.raises(InterruptedException):
+        HierarchicalTopKTrainingRunner(
+            cfg, override_dataset=tiny_dataset, override_model=tiny_gemma2
+        ).run()
+    (checkpoint,) = Path(cfg.checkpoint_path).iterdir()
+    assert updates_of(checkpoint) == 4
+    assert missing_from_checkpoint(checkpoint) == []
+
+
+def test_runs_in_a_thread(tmp_path: Path, tiny_gemma2: Any, tiny_dataset: Any) -> None:
+    cfg = runner_config(tmp_path, training_tokens=256)
+    runner = HierarchicalTopKTrainingRunner(
+        cfg, override_dataset=tiny_dataset, override_model=tiny_gemma2
+    )
+    thread = threading.Thread(target=runner.run)
+    thread.start()
+    thread.join()
+    assert (tmp_path / "out" / "sae_weights.safetensors").exists()
+
+
+def test_what_cannot_be_trained_is_said_before_anything_is_collected(
+    tmp_path: Path, tiny_gemma2: Any, tiny_dataset: Any
+) -> None:
+    def run(sae: Any = None, **settings: Any) -> None:
+        HierarchicalTopKTrainingRunner(
+            runner_config(tmp_path, sae, **settings),
+            override_dataset=tiny_dataset,
+            override_model=tiny_gemma2,
+        )
+
+    with pytest.raises(ValueError, match=r"d_in is 24, but blocks.1.*width 32: set d_in to 32"):
+        run(sae_config(d_in=24))
+    near = r"no hook 'blocks.1.hook_resid_pots'.* Did you mean 'blocks.1.hook_resid_post'"
+    with pytest.raises(ValueError, match=near):
+        run(hook_name="blocks.1.hook_resid_pots")
+    head = {"hook_name": "blocks.0.attn.hook_z", "hook_head_index": 1}
+    with pytest.raises(ValueError, match="width 16"):
+        run(**head)
+    run(sae_config(d_in=16), **head)
+    (tmp_path / "cut").mkdir()
+    (tmp_path / "cut" / "trainer_state.pt").write_bytes(b"PK cut short")
+    with pytest.raises(ValueError, match=r"cut is no whole checkpoint: cfg.json, .*trainer_state"):
+        run(resume_from_checkpoint=str(tmp_path / "cut"))
+
+
 def test_nan_activations_stop_training_with_the_checkpoint_intact(
     tmp_path: Path, tiny_gemma2: Any, tiny_dataset: Any
 ) -> None:
@@ -332,3 +451,36 @@ def test_cached_activations_train(
     runner.run()
     with pytest.raises(ValueError, match="no hook"):
         cache_activations(tiny_gemma2, tiny_tokens, "blocks.9.hook_resid_post", tmp_path / "x")
+
+
+def test_a_cache_replaces_only_what_it_wrote(
+    tmp_path: Path, tiny_gemma2: Any, tiny_tokens: torch.Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def cache(folder: Path, n: int) -> int:
+        cache_activations(tiny_gemma2, tiny_tokens[:n], HOOK, folder)
+        return len(load_from_disk(str(folder)))
+
+    folder = tmp_path / "acts"
+    folder.mkdir()
+    assert cache(folder, 8) < cache(folder, 16), "an empty folder, and an earlier cache"
+    before = {file: file.read_bytes() for file in folder.iterdir()}
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Dataset, "save_to_disk", lambda self, path: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            cache(folder, 4)
+    assert {file: file.read_bytes() for file in folder.iterdir()} == before
+    assert list(tmp_path.iterdir()) == [folder], "nothing half-written is left"
+
+    (folder / "notes.txt").write_text("mine")
+    others = tmp_path / "saelens"
+    token_dataset(tiny_tokens).save_to_disk(others)
+    for foreign, name in ((folder, "notes.txt"), (others, "data-00000-of-00001.arrow")):
+        with pytest.raises(ValueError, match=f"did not write .*{name}.*give another folder"):
+            cache(foreign, 4)
+        with pytest.raises(ValueError, match="did not write"):
+            delete_activations(foreign)
+        assert (foreign / name).exists()
+    (folder / "notes.txt").unlink()
+    delete_activations(folder)
+    assert not folder.exists()

@@ -2,28 +2,45 @@
 
 from __future__ import annotations
 
+import argparse
+import contextlib
+import io
+import json
+import os
+import re
 from collections.abc import Sequence
+from dataclasses import MISSING, Field, fields
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from types import NoneType
+from typing import Any, ClassVar, get_args, get_type_hints
 
 import yaml
-from sae_lens import LanguageModelSAERunnerConfig
+from sae_lens import LanguageModelSAERunnerConfig, LoggingConfig
+from sae_lens.config import _validate_seqpos
 from sae_lens.llm_sae_training_runner import _parse_cfg_args
+from sae_lens.registry import SAE_TRAINING_CLASS_REGISTRY
 from sae_lens.util import str_to_dtype
 
-from hsae_lens.models import open_model, opened_here
+from hsae_lens.devices import AUTO, model_device, model_dtype, name_of
+from hsae_lens.models import ModelUnavailableError, open_model, opened_here
 from hsae_lens.near import near
 from hsae_lens.runner import HierarchicalTopKTrainingRunner
 from hsae_lens.sae import ARCHITECTURE
-from hsae_lens.text import open_text
+from hsae_lens.text import FORMATS, open_text
 
 USAGE = """\
-usage: hsae train [--recipe NAME_or_file.yaml] [any flag of SAELens' training command]
+usage: hsae train [--recipe NAME_or_file.yaml] [--model_dtype auto|float32|bfloat16|float16]
+                  [any flag of SAELens' training command]
 
 The default architecture is hierarchical_topk. --model_name also takes a local Hugging Face folder
-or smollm2-135m; --dataset_path also takes a local .txt, .md, .jsonl, .json or .parquet file, or a
-folder of them. A recipe gives values for flags; flags on the command line win.
+or smollm2-135m; --dataset_path also takes a local .txt, .md, .jsonl, .json, .parquet or .csv file,
+a folder of them, or a data set saved to disk. A recipe gives values for flags, null for none; flags
+on the command line win.
+
+--dtype is SAELens': the type of the activations. The language model's own is --model_dtype. Models
+that only hsae opens (local folders, smollm2-135m) are by default in "auto", bfloat16 where this
+machine multiplies it faster than float32; those SAELens opens are in its default.
 
 recipes in the package: {recipes}
 
@@ -34,6 +51,10 @@ example:
 
 SAELens' flags:
 """
+MODEL_DTYPE = "model_dtype"  # our own flag
+COMMA_LISTS = ("budgets", "budget_weights")  # written 1,2,4 on the command line
+SET_AFTERWARDS = ("seqpos_slice", "exclude_special_tokens")
+"""Flags of which SAELens' command line cannot take a list (with None, or at all)."""
 
 
 def train(arguments: Sequence[str]) -> Any:
@@ -41,31 +62,74 @@ def train(arguments: Sequence[str]) -> Any:
 
     Raises:
         ValueError: for an unknown recipe, a key that is no flag, or bad values.
+        FileNotFoundError, ModelUnavailableError: if the text or the model is not there.
     """
     arguments = list(arguments)
     if not arguments or {"-h", "--help"} & set(arguments):
         print(USAGE.format(recipes=", ".join(recipe_names())), flush=True)
-    cfg = parse(arguments)
-    model = dataset = None
-    if opened_here(cfg.model_name):
-        model = _open_here(cfg)
-    if Path(cfg.dataset_path).expanduser().is_file() or _folder_of_text(cfg.dataset_path):
-        dataset = open_text(cfg.dataset_path, streaming=cfg.streaming)
-    runner = HierarchicalTopKTrainingRunner(cfg, override_dataset=dataset, override_model=model)
+    cfg, dtype = _parse(arguments)
+    _check(cfg)
+    dataset = _open_data(cfg)
+    model = _open_model(cfg, dtype)
+    try:
+        runner = HierarchicalTopKTrainingRunner(cfg, override_dataset=dataset, override_model=model)
+    except ConnectionError as error:
+        raise ValueError(f"{error}. Check the network, or give a local folder.") from error
     return runner.run()
 
 
-def _open_here(cfg: LanguageModelSAERunnerConfig[Any]) -> Any:
-    """A model SAELens could not open; ``dtype`` in model_from_pretrained_kwargs is the model's."""
-    dtype = (cfg.model_from_pretrained_kwargs or {}).get("dtype", cfg.dtype)
-    cfg.model_from_pretrained_kwargs = {}
-    model = open_model(cfg.model_name, cfg.llm_device or cfg.device, str_to_dtype(dtype))
-    if "hook_resid" in cfg.hook_name and cfg.sae.d_in != model.cfg.d_model:
+def _check(cfg: LanguageModelSAERunnerConfig[Any]) -> None:
+    """Refuses what would fail later: devices, number formats, and files where folders should be."""
+    for device in (cfg.device, cfg.llm_device, cfg.act_store_device):
+        model_device(device or cfg.device)
+    for dtype in (cfg.dtype, cfg.sae.dtype):
+        str_to_dtype(dtype)
+    for flag in ("output_path", "checkpoint_path"):
+        folder = getattr(cfg, flag)
+        if folder is not None:
+            path = Path(folder)
+            there = next(p for p in (path, *path.absolute().parents) if p.exists())
+            if not there.is_dir() or not os.access(there, os.W_OK):
+                what = "cannot be written to" if there.is_dir() else "is a file"
+                raise ValueError(f"--{flag} {folder}: {there} {what}. Give another folder.")
+
+
+def _open_data(cfg: LanguageModelSAERunnerConfig[Any]) -> Any:
+    """Local data, or None for SAELens to fetch it from the hub."""
+    name = cfg.dataset_path
+    if not name:
+        if cfg.use_cached_activations:
+            return None
+        raise ValueError("--dataset_path is missing: give local text, or a name on the hub.")
+    if _looks_local(name, FORMATS) or Path(name).exists():
+        return open_text(name, streaming=cfg.streaming)
+    return None
+
+
+def _looks_local(name: str, suffixes: Sequence[str] | dict[str, str] = ()) -> bool:
+    """Whether a name is a path: the hub's are ``name`` or ``organisation/name``."""
+    return name.startswith((".", "/", "~")) or name.count("/") > 1 or Path(name).suffix in suffixes
+
+
+def _open_model(cfg: LanguageModelSAERunnerConfig[Any], dtype: str | None) -> Any:
+    """A model that SAELens could not open, or None for it to open the model."""
+    name, given = cfg.model_name, cfg.model_from_pretrained_kwargs or {}
+    device = cfg.llm_device or cfg.device
+    if _looks_local(name) and not Path(name).expanduser().is_dir():
+        raise ModelUnavailableError(f"No model at {name}: there is no such folder.")
+    if cfg.model_class_name != "HookedTransformer" or not opened_here(name):
+        if dtype is not None:
+            kwargs = {**given, "dtype": name_of(model_dtype(dtype, device))}
+            cfg.model_from_pretrained_kwargs = kwargs
+        return None
+    others = set(given) - {"dtype", "center_writing_weights"}
+    if others:
         raise ValueError(
-            f"--d_in is {cfg.sae.d_in} but {cfg.hook_name} of {cfg.model_name} has width "
-            f"{model.cfg.d_model}."
+            f"--model_from_pretrained_kwargs {', '.join(sorted(others))} cannot be used with "
+            f"{name}, whose weights are not processed: leave them out."
         )
-    return model
+    cfg.model_from_pretrained_kwargs = {}
+    return open_model(name, device, dtype or given.get("dtype", AUTO))
 
 
 def parse(arguments: Sequence[str]) -> LanguageModelSAERunnerConfig[Any]:
@@ -73,13 +137,48 @@ def parse(arguments: Sequence[str]) -> LanguageModelSAERunnerConfig[Any]:
 
     SAELens' own parser reads every flag, the recipe's values too: they are put before the command
     line's, so that later ones win.
+
+    Raises:
+        ValueError: for an unknown recipe or flag (the nearest are said), or a bad value.
     """
-    arguments, recipe = _take_option(list(arguments), "--recipe")
-    flags = _recipe_flags(load_recipe(recipe)) if recipe else []
-    chosen = [*flags, *arguments]
-    if not any(a.split("=")[0] in ("--architecture", "--sae") for a in chosen):
-        chosen = ["--architecture", ARCHITECTURE, *chosen]
-    return _parse_cfg_args(chosen)
+    return _parse(arguments)[0]
+
+
+def _parse(arguments: Sequence[str]) -> tuple[LanguageModelSAERunnerConfig[Any], str | None]:
+    """The runner's config, and the language model's dtype if one is asked for."""
+    given, recipe = _take_option(list(arguments), "--recipe")
+    flags: list[str] = []
+    afterwards: dict[str, Any] = {}
+    if recipe:
+        values = load_recipe(recipe)
+        chosen = _value_of(given, ("--architecture", "--sae")) or values.get("architecture")
+        flags, afterwards = _recipe_flags(values, known_flags(chosen or ARCHITECTURE))
+    flags, dtype = _take_option([*flags, *given], f"--{MODEL_DTYPE}")
+    if _value_of(flags, ("--architecture", "--sae")) is None:
+        flags = ["--architecture", ARCHITECTURE, *flags]
+    cfg = _config(flags)
+    for name, value in afterwards.items():
+        if _value_of(given, (f"--{name}",)) is None:
+            setattr(cfg, name, value)
+    _validate_seqpos(seqpos=cfg.seqpos_slice, context_size=cfg.context_size)
+    return cfg, dtype
+
+
+def _config(flags: list[str]) -> LanguageModelSAERunnerConfig[Any]:
+    """What SAELens' parser makes of flags; its complaints, of a screen each, as one line."""
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said):
+            return _parse_cfg_args(flags)
+    except argparse.ArgumentError as error:
+        raise ValueError(str(error).replace("_parse_", "")) from error
+    except SystemExit as leaving:
+        if not leaving.code:
+            raise
+        complaint = said.getvalue().strip().split("\n")[-1].split("error: ")[-1]
+        unknown = re.search(r"unrecognized arguments: --?(\S+)", complaint)
+        hint = near(unknown[1], known_flags(ARCHITECTURE)) if unknown else ""
+        raise ValueError(f"{complaint}.{hint}") from leaving
 
 
 def recipe_names() -> list[str]:
@@ -88,12 +187,23 @@ def recipe_names() -> list[str]:
     return sorted(Path(f.name).stem for f in folder.iterdir() if f.name.endswith(".yaml"))
 
 
+class _AsWritten(yaml.SafeLoader):
+    """Values stay the text they are written as, like the command line's; null is None.
+
+    YAML itself makes 1e-3 a text, 12:30 a number and no a bool.
+    """
+
+    yaml_implicit_resolvers: ClassVar[Any] = {
+        first: [(tag, pattern) for tag, pattern in resolvers if tag.endswith(":null")]
+        for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
+
+
 def load_recipe(name_or_file: str) -> dict[str, Any]:
-    """A recipe's keys and values, by name or from a YAML file.
+    """A recipe's keys and values, by name or from a YAML file; values are as they are written.
 
     Raises:
-        ValueError: if there is no such recipe (the nearest names are said), or it is not a flat
-            mapping.
+        ValueError: if there is no such recipe (the nearest names are said), or it is no mapping.
     """
     path: Any = Path(name_or_file).expanduser()
     if not path.is_file():
@@ -103,39 +213,130 @@ def load_recipe(name_or_file: str) -> dict[str, Any]:
                 f"No recipe {name_or_file!r}: neither a file nor a name.{near(name_or_file, names)}"
             )
         path = resources.files("hsae_lens") / "recipes" / f"{name_or_file}.yaml"
-    recipe = yaml.safe_load(path.read_text())
-    if not isinstance(recipe, dict) or any(isinstance(v, dict) for v in recipe.values()):
+    try:
+        recipe = yaml.load(path.read_text(encoding="utf-8"), _AsWritten)
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        why = " ".join(str(error).split())
+        raise ValueError(f"The recipe {name_or_file} is not YAML: {why}") from error
+    if not isinstance(recipe, dict):
         raise ValueError(f"The recipe {name_or_file} must be a flat mapping of flags to values.")
     return recipe
 
 
-def _recipe_flags(recipe: dict[str, Any]) -> list[str]:
+def known_flags(architecture: str) -> dict[str, tuple[Any, Any]]:
+    """The flags of ``hsae train`` with their types and defaults.
+
+    Raises:
+        ValueError: for an unknown architecture.
+    """
+    if architecture not in SAE_TRAINING_CLASS_REGISTRY:
+        hint = near(architecture, SAE_TRAINING_CLASS_REGISTRY)
+        raise ValueError(f"Unknown architecture {architecture!r}.{hint}")
+    sae = SAE_TRAINING_CLASS_REGISTRY[architecture][1]
+    flags: dict[str, tuple[Any, Any]] = {"architecture": (str, ""), MODEL_DTYPE: (str, AUTO)}
+    for owner in (LanguageModelSAERunnerConfig, LoggingConfig, sae):
+        types = get_type_hints(owner)
+        for field in fields(owner):
+            name = f"sae.{field.name}" if field.name in flags else field.name  # as SAELens names it
+            flags[name] = (types[field.name], _default(field))
+    return {name: flag for name, flag in flags.items() if name not in ("sae", "logger", "metadata")}
+
+
+def _default(field: Field[Any]) -> Any:
+    return field.default if field.default_factory is MISSING else field.default_factory()
+
+
+def _recipe_flags(
+    recipe: dict[str, Any], known: dict[str, tuple[Any, Any]]
+) -> tuple[list[str], dict[str, Any]]:
+    """A recipe as flags, and what can only be set on the config afterwards.
+
+    Raises:
+        ValueError: for a key that is no flag (the nearest are said) or a value it cannot have.
+    """
     flags: list[str] = []
+    afterwards: dict[str, Any] = {}
     for key, value in recipe.items():
+        if key not in known:
+            raise ValueError(f"The recipe's key {key!r} is no flag.{near(str(key), known)}")
+        kind, default = known[key]
         if value is None:
-            continue
-        flags.append("-k" if key == "k" else f"--{key}")
-        if isinstance(value, list) and key not in ("budgets", "budget_weights"):
-            flags.extend(map(str, value))
-        elif isinstance(value, list):  # ours are written 1,2,4
-            flags.append(",".join(map(str, value)))
+            flags += _none(key, kind, default)
+        elif isinstance(value, dict):
+            flags.append(f"--{key}={_json(key, value, kind)}")
+        elif isinstance(value, list) and key in SET_AFTERWARDS:
+            afterwards[key] = _whole_numbers(key, value)
         else:
-            flags.append(str(value).lower() if isinstance(value, bool) else str(value))
-    return flags
+            flags.append(f"--{key}={_text(key, value, kind)}")
+    return flags, afterwards
+
+
+def _none(key: str, kind: Any, default: Any) -> list[str]:
+    """None on SAELens' command line: a flag without a value, where None is not the default."""
+    if default is None:
+        return []
+    if NoneType not in get_args(kind):
+        raise ValueError(f"The recipe's {key} is null, which it cannot be: leave the key out.")
+    return [f"--{key}"]
+
+
+def _text(key: str, value: Any, kind: Any) -> str:
+    if isinstance(value, list):
+        if key not in COMMA_LISTS or not all(isinstance(v, str) for v in value):
+            raise ValueError(f"The recipe's {key} is {value}: it takes one value, no such list.")
+        return ",".join(value)
+    if int in (kind, *get_args(kind)):
+        with contextlib.suppress(ValueError, OverflowError):
+            if float(value) == int(float(value)) and "e" in value.lower():  # 1e9, say
+                return str(int(float(value)))
+    return str(value)
+
+
+def _json(key: str, value: dict[str, Any], kind: Any) -> str:
+    if kind not in (dict[str, Any], dict[str, Any] | None):
+        raise ValueError(f"The recipe's {key} is a mapping: it must be a flat mapping of flags.")
+    return json.dumps(_typed(value))
+
+
+def _typed(value: Any) -> Any:
+    """What YAML makes of the texts in a mapping."""
+    if isinstance(value, dict):
+        return {name: _typed(v) for name, v in value.items()}
+    if isinstance(value, list):
+        return [_typed(v) for v in value]
+    return yaml.safe_load(value) if isinstance(value, str) else value
+
+
+def _whole_numbers(key: str, value: list[Any]) -> list[int] | tuple[int | None, ...]:
+    try:
+        if key == "seqpos_slice":
+            return tuple(None if v is None else int(v) for v in value)
+        return [int(v) for v in value]
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"The recipe's {key} is {value}: it takes whole numbers.") from error
+
+
+def _value_of(arguments: Sequence[str], names: Sequence[str]) -> str | None:
+    """The value of a flag, under any of its names."""
+    for name in names:
+        value = _take_option(list(arguments), name)[1]
+        if value is not None:
+            return value
+    return None
 
 
 def _take_option(arguments: list[str], name: str) -> tuple[list[str], str | None]:
-    for n, argument in enumerate(arguments):
+    """The other arguments, and the last value of this option."""
+    others: list[str] = []
+    value = None
+    rest = iter(arguments)
+    for argument in rest:
         if argument == name:
-            if n + 1 == len(arguments):
+            value = next(rest, None)
+            if value is None:
                 raise ValueError(f"{name} needs a value.")
-            return arguments[:n] + arguments[n + 2 :], arguments[n + 1]
-        if argument.startswith(f"{name}="):
-            return arguments[:n] + arguments[n + 1 :], argument.split("=", 1)[1]
-    return arguments, None
-
-
-def _folder_of_text(dataset_path: str) -> bool:
-    """A folder of plain files. Folders that ``datasets`` saved itself are left to SAELens."""
-    path = Path(dataset_path).expanduser()
-    return bool(dataset_path) and path.is_dir() and not (path / "dataset_info.json").exists()
+        elif argument.startswith(f"{name}="):
+            value = argument.split("=", 1)[1]
+        else:
+            others.append(argument)
+    return others, value

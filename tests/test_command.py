@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -11,7 +12,6 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
-import yaml
 from sae_lens import SAE
 
 from hsae_lens.cli import main
@@ -107,18 +107,156 @@ def test_the_reference_recipe_is_the_papers_setting() -> None:
     assert "fineweb" in cfg.dataset_path
 
 
+def recipe(folder: Path, text: str) -> list[str]:
+    (folder / "mine.yaml").write_text(text)
+    return ["--recipe", str(folder / "mine.yaml")]
+
+
 def test_a_recipe_file_flags_win_and_other_architectures(tmp_path: Path) -> None:
-    recipe = {"k": 16, "d_sae": 64, "budgets": [1, 4, 16], "budget_weights": [1, 2, 3], "lr": 1e-3}
-    (tmp_path / "mine.yaml").write_text(yaml.safe_dump(recipe | {"seqpos_slice": [2, 30]}))
-    cfg = parse(["--recipe", str(tmp_path / "mine.yaml"), "--lr", "0.5"])
+    mine = recipe(tmp_path, "k: 16\nd_sae: 64\nbudgets: [1, 4, 16]\nbudget_weights: [1, 2e-1, 3]")
+    cfg = parse([*mine, "--lr", "0.5"])
     assert (cfg.sae.k, cfg.sae.budgets, cfg.lr) == (16, [1, 4, 16], 0.5)
-    assert cfg.sae.budget_weights == [1, 2, 3]
-    assert tuple(cfg.seqpos_slice) == (2, 30)
+    assert cfg.sae.budget_weights == [1, 0.2, 3]
+    assert parse([*mine, "--budgets", "1,2,3"]).sae.budgets == [1, 2, 3]
     assert parse(["--budgets", "all", "-k", "4"]).sae.budgets is None
     assert parse(["--architecture", "topk", "-k", "4"]).sae.architecture() == "topk"
+    topk = recipe(tmp_path, "architecture: topk\nk: 4")
+    assert parse(topk).sae.architecture() == "topk"
+    assert parse([*topk, "--architecture=batchtopk"]).sae.architecture() == "batchtopk"
     (tmp_path / "bad.yaml").write_text("- 1\n- 2\n")
     with pytest.raises(ValueError, match="flat mapping"):
         load_recipe(str(tmp_path / "bad.yaml"))
+
+
+@pytest.mark.parametrize(
+    ("line", "of", "value"),
+    [
+        ("output_path: null", "cfg.output_path", None),
+        ("checkpoint_path: ~", "cfg.checkpoint_path", None),
+        ("checkpoint_path:", "cfg.checkpoint_path", None),
+        ("decoder_init_norm: null", "cfg.sae.decoder_init_norm", None),
+        ("sequence_separator_token: null", "cfg.sequence_separator_token", None),
+        ("budgets: null", "cfg.sae.budgets", None),
+        ("lr_end: null\nlr: 1.0", "cfg.lr_end", 0.1),  # what SAELens makes of None
+        ("output_path: 'null'", "cfg.output_path", "null"),
+        ("seqpos_slice: [2, 30]", "cfg.seqpos_slice", (2, 30)),
+        ("seqpos_slice: [2, null]", "cfg.seqpos_slice", (2, None)),
+        ("seqpos_slice: [4, -2, 2]", "cfg.seqpos_slice", (4, -2, 2)),
+        ("exclude_special_tokens: [0, 2]", "cfg.exclude_special_tokens", [0, 2]),
+        ("exclude_special_tokens: true", "cfg.exclude_special_tokens", True),
+        ("streaming: false", "cfg.streaming", False),
+        ("streaming: no", "cfg.streaming", False),
+        ("lr: 1e-3", "cfg.lr", 1e-3),
+        ("adam_beta1: .5", "cfg.adam_beta1", 0.5),
+        ("training_tokens: 1e9", "cfg.training_tokens", 10**9),
+        ("training_tokens: 1.5e3", "cfg.training_tokens", 1500),
+        ("training_tokens: 1_000", "cfg.training_tokens", 1000),
+        ("hook_head_index: 3", "cfg.hook_head_index", 3),
+        ("prefetch_llm_batches: 2", "cfg.prefetch_llm_batches", 2),
+        ("run_name: 2026-01-02", "cfg.logger.run_name", "2026-01-02"),
+        ("run_name: 12:30", "cfg.logger.run_name", "12:30"),
+        ("run_name: no", "cfg.logger.run_name", "no"),
+        ("run_name: -x", "cfg.logger.run_name", "-x"),
+        ("wandb_id: 0123", "cfg.logger.wandb_id", "0123"),
+        ("model_kwargs: {a: 1, b: [x, ~]}", "cfg.model_kwargs", {"a": 1, "b": ["x", None]}),
+        ("dtype: bfloat16", "cfg.dtype", "bfloat16"),
+        ("sae.dtype: bfloat16", "cfg.sae.dtype", "bfloat16"),
+    ],
+)  # fmt: skip
+def test_a_recipe_says_every_kind_of_value(
+    line: str, of: str, value: object, tmp_path: Path
+) -> None:
+    cfg = parse([*recipe(tmp_path, line), "--verbose", "false"])
+    assert eval(of, {"cfg": cfg}) == value
+    assert type(eval(of, {"cfg": cfg})) is type(value)
+
+
+def test_the_command_line_wins_over_a_recipes_null_and_lists(tmp_path: Path) -> None:
+    mine = recipe(tmp_path, "output_path: null\nseqpos_slice: [2, null]\nmodel_dtype: float16")
+    cfg = parse([*mine, "--output_path", "x", "--seqpos_slice", "3", "30"])
+    assert (cfg.output_path, tuple(cfg.seqpos_slice)) == ("x", (3, 30))
+    assert parse([*mine, "--seqpos_slice=3"]).seqpos_slice == (3,)
+
+
+@pytest.mark.parametrize(
+    ("line", "why"),
+    [
+        ("d_sea: 64", "key 'd_sea' is no flag. Did you mean 'd_sae'"),
+        ("logger: {log_to_wandb: true}", "key 'logger' is no flag"),
+        ("lr: {peak: 1}", "lr is a mapping"),
+        ("lr: [1, 2]", "lr is .* it takes one value"),
+        ("budgets: [1, null]", "budgets is .* no such list"),
+        ("seqpos_slice: [2, x]", "seqpos_slice is .* whole numbers"),
+        ("seqpos_slice: [2, 30, 0]", "step|slice"),
+        ("d_sae: null", "d_sae is null, which it cannot be: leave the key out"),
+        ("training_tokens: 1.5", "--training_tokens: invalid int value: '1.5'"),
+        ("streaming: maybe", "--streaming.*Boolean value expected.*'maybe'"),
+        ("architecture: topq", "Unknown architecture 'topq'. Did you mean 'topk'"),
+        ("a: b: c", "mine.yaml is not YAML: mapping values are not allowed"),
+    ],
+)
+def test_a_wrong_recipe_is_one_line(line: str, why: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=why) as said:
+        parse(recipe(tmp_path, line))
+    assert "\n" not in str(said.value)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "why"),
+    [
+        ({"d_in": 31}, "d_in is 31, but blocks.1.hook_resid_post .* set d_in to 32"),
+        ({"hook_name": "blocks.1.hook_resid_pots"}, "Did you mean 'blocks.1.hook_resid_post'"),
+        ({"device": "banana"}, "Unknown device 'banana': take cpu"),
+        ({"llm_device": "cuda:77"}, "'cuda:77' was asked for, but"),
+        ({"dtype": "float99"}, "Invalid dtype: float99. Must be one of .*float32"),
+        ({"model_dtype": "float99"}, "Unknown dtype 'float99'. Did you mean"),
+        ({"dataset_path": "{tmp}/textt.txt"}, "No text at .*textt.txt. Did you mean 'text.txt'"),
+        ({"dataset_path": "{tmp}/empty.txt"}, "empty.txt is empty"),
+        ({"dataset_path": "{tmp}/latin.txt"}, "latin.txt is not UTF-8"),
+        ({"dataset_path": ""}, "--dataset_path is missing"),
+        ({"model_name": "./nonesuch"}, "No model at ./nonesuch"),
+        ({"output_path": "{tmp}/text.txt"}, "--output_path .*text.txt is a file"),
+        ({"checkpoint_path": "{tmp}/text.txt/x"}, "--checkpoint_path .*text.txt is a file"),
+        ({"budgets": "1,x"}, "argument --budgets: invalid budgets value: '1,x'"),
+        ({"model_from_pretrained_kwargs": '{"fold_ln": true}'}, "fold_ln cannot be used with"),
+        ({"resume_from_checkpoint": "{tmp}"}, "is no whole checkpoint"),
+    ],
+    ids=str,
+)
+def test_a_mistake_in_training_is_one_line_and_leaves_nothing(
+    wrong: dict[str, object],
+    why: str,
+    gemma2_folder: Path,
+    text_file: Path,
+    tmp_path: Path,
+    says: Callable[..., Said],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "empty.txt").touch()
+    (tmp_path / "latin.txt").write_bytes(b"caf\xe9 au lait")
+    before = {file: file.read_bytes() for file in tmp_path.rglob("*") if file.is_file()}
+    paths = {"model_name": gemma2_folder, "dataset_path": text_file}
+    wrong = {flag: str(value).replace("{tmp}", str(tmp_path)) for flag, value in wrong.items()}
+    settings = {**SMALL, "k": 4, "is_dataset_tokenized": "false", "verbose": "false"}
+    status, _, error = says("train", *flags({**settings, **paths, **wrong}))
+    assert status == 1
+    (line,) = [line for line in error.splitlines() if line.startswith("hsae: ")]
+    assert re.search(why, line)
+    assert "Traceback" not in error
+    assert {f: f.read_bytes() for f in tmp_path.rglob("*") if f.is_file()} == before
+    assert not [folder for folder in tmp_path.rglob("*") if folder.is_dir()]
+
+
+def test_rows_without_text_are_left_out_of_training(
+    gemma2_folder: Path, text_file: Path, tmp_path: Path, says: Callable[..., Said]
+) -> None:
+    rows = [{"text": None}, *({"text": p} for p in text_file.read_text().split("\n\n")), {"id": 1}]
+    (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    paths = {"model_name": gemma2_folder, "dataset_path": tmp_path / "rows.jsonl"}
+    settings = {**SMALL, "k": 4, "is_dataset_tokenized": "false", "n_checkpoints": 0}
+    assert says("train", *flags({**settings, **paths, "output_path": tmp_path / "out"}))[0] == 0
+    assert SAE.load_from_disk(tmp_path / "out").cfg.k == 4
 
 
 @pytest.mark.parametrize("kind", ["jsonl", "parquet", "folder"])
@@ -171,5 +309,9 @@ def test_expected_errors_are_one_line(says: Callable[..., Said]) -> None:
     status, _, error = says("demo", "--text", "/no/such/file.txt")
     assert status == 1
     assert error.strip().endswith("No text at /no/such/file.txt.")
-    assert says("train", "--nonsense", 1)[0] == 2
+    status, _, error = says("train", "--d_sea", 1)
+    assert status == 1
+    assert error.startswith("hsae: unrecognized arguments: --d_sea 1. Did you mean 'd_sae' or")
+    assert error.count("\n") == 1
+    assert says("train", "--b_dec_init", "ones")[0] == 1
     assert says("nonsense")[0] == 2

@@ -257,7 +257,7 @@ def test_a_second_signal_saves_no_half_done_step(
 def test_a_signal_while_the_model_runs_stops_at_once(
     tmp_path: Path, tiny_gemma2: Any, tiny_dataset: Any
 ) -> None:
-    cfg = runner_config(tmp_path)
+    cfg = runner_config(tmp_path, n_batches_in_buffer=64)
     runner = HierarchicalTopKTrainingRunner(
         cfg, override_dataset=tiny_dataset, override_model=tiny_gemma2
     )
@@ -266,14 +266,14 @@ def test_a_signal_while_the_model_runs_stops_at_once(
     def signalled(tokens: torch.Tensor) -> torch.Tensor:
         nonlocal calls
         calls += 1
-        if calls == 6:
+        if calls == 10:
             signal.raise_signal(signal.SIGTERM)
         return plain(tokens)
 
     runner.activations_store.get_activations = signalled
     with pytest.raises(InterruptedException):
         runner.run()
-    assert calls == 6
+    assert calls == 10, "the buffer is not filled up first"
     (checkpoint,) = Path(cfg.checkpoint_path).iterdir()
     assert updates_of(checkpoint) > 0
     state = torch.load(checkpoint / "trainer_state.pt", weights_only=False)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import shutil
 import signal
 import threading
@@ -90,11 +91,15 @@ class InterruptibleTrainer(SAETrainer[Any, Any]):
     @override
     def maybe_reset_sparsity(self) -> dict[str, Any]:
         """Where SAELens' loop begins: the last step is done, the next batch not there yet."""
+        self._between_steps()  # before the reset: a run that goes on does it then
         log = super().maybe_reset_sparsity()
+        self._between_steps()
+        return log
+
+    def _between_steps(self) -> None:
         self.between_steps = True
         if self.stop_requested:
             raise InterruptedException()
-        return log
 
     @override
     def step(self, batch: torch.Tensor) -> TrainStepOutput:
@@ -242,12 +247,17 @@ class HierarchicalTopKTrainingRunner(LanguageModelSAETrainingRunner):
     checkpoint (weights, optimizer, schedules, statistics, dataset position) is written to
     ``checkpoint_path``; ``resume_from_checkpoint`` goes on from there. Before the first step there
     is nothing to save. A second signal stops at once, within a step and within a save, and writes
-    nothing: what earlier checkpoints hold is left. In a thread other than the main one Python
-    handles no signals. Killed at any moment, the folders in ``checkpoint_path`` are whole, and
-    ``output_path`` is as it was or whole. Other architectures run through SAELens' own step.
+    nothing; earlier checkpoints stay. In a thread other than the main one Python handles no
+    signals. Killed at any moment, the folders in ``checkpoint_path`` are whole, and a new
+    ``output_path`` appears whole. Other architectures run through SAELens' own step.
+
+    Raises:
+        ValueError: before anything is collected, if the checkpoint to go on from is not whole, the
+            model has no such hook or another width there, or results cannot be written.
     """
 
     def __init__(self, cfg: Any, *args: Any, **kwargs: Any) -> None:
+        check_folders(cfg)
         resumed = cfg.resume_from_checkpoint
         missing = missing_from_checkpoint(resumed) if resumed is not None else []
         if missing:
@@ -298,6 +308,18 @@ class HierarchicalTopKTrainingRunner(LanguageModelSAETrainingRunner):
         saved = replacing_files if Path(output_path).exists() else replacing_folder
         with saved(output_path) as fresh:
             super().save_final_sae(sae, str(fresh), log_feature_sparsity)
+
+
+def check_folders(cfg: LanguageModelSAERunnerConfig[Any]) -> None:
+    """Raises ValueError if results or checkpoints cannot be written where they are to go."""
+    for name in ("output_path", "checkpoint_path"):
+        folder = getattr(cfg, name)
+        if folder is not None:
+            path = Path(folder).absolute()
+            there = next(p for p in (path, *path.parents) if p.exists())
+            if not there.is_dir() or not os.access(there, os.W_OK):
+                what = "cannot be written to" if there.is_dir() else "is a file"
+                raise ValueError(f"{name} {folder}: {there} {what}. Give another folder.")
 
 
 def _check_hook(model: Any, cfg: LanguageModelSAERunnerConfig[Any]) -> None:

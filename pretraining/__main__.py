@@ -20,12 +20,13 @@ from sae_lens import LanguageModelSAERunnerConfig, LoggingConfig
 
 from hsae_lens import HierarchicalTopKSAE, HierarchicalTopKTrainingSAEConfig
 from hsae_lens.card import store_frontier, write_card
+from hsae_lens.devices import AUTO, model_dtype, name_of
 from hsae_lens.evaluation import evaluate_budgets
 from hsae_lens.files import replacing
 from hsae_lens.models import SMOLLM2, SMOLLM2_HUB_NAME, hook_activations, open_model
 from hsae_lens.plots import plot_frontier
 from hsae_lens.releases import TABLE
-from hsae_lens.runner import HierarchicalTopKTrainingRunner
+from hsae_lens.runner import HierarchicalTopKTrainingRunner, missing_from_checkpoint
 from hsae_lens.sources import checksum
 from hsae_lens.text import cpython_reference, hold_out, token_dataset, tokenize
 from pretraining.corpus import documents
@@ -59,27 +60,28 @@ def main() -> None:
     parser.add_argument("--characters-per-set", type=int, default=400_000)
     parser.add_argument("--runs", type=Path, default=Path("runs/pretrained"))
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--dtype", default=AUTO, help="of the model while the SAE is trained")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
+    args.dtype = name_of(model_dtype(args.dtype, args.device))  # another machine may choose another
 
     folder = args.runs / f"layer-{args.layer}"
     remember_settings(args, folder)
     kept, held = hold_out(documents(args.characters_per_set, seed=args.seed), 0.02, args.seed)
-    model = open_model(SMOLLM2, args.device, torch.bfloat16)
-    if not (folder / "sae").exists():
+    model = open_model(SMOLLM2, args.device, args.dtype)
+    time_file = folder / "time.txt"  # written when the SAE is saved
+    if not time_file.exists():
         started = time.perf_counter()
         train(args, model, kept, folder)
         minutes = (time.perf_counter() - started) / 60
-        (folder / "time.txt").write_text(
-            f"{minutes:.0f} minutes, {torch.get_num_threads()} threads"
-        )
+        with replacing(time_file) as fresh:
+            fresh.write_text(f"{minutes:.0f} minutes, {torch.get_num_threads()} threads")
     sae = HierarchicalTopKSAE.load_from_disk(folder / "sae", device=args.device)
     describe(sae, args, model, kept[:200])
-    time_file = folder / "time.txt"
-    sae.cfg.metadata.training_time = time_file.read_text() if time_file.exists() else None
+    sae.cfg.metadata.training_time = time_file.read_text()
     count_dead(sae, model, held)
     # Judged in float32: bfloat16 rounds cross-entropies.
-    evaluate(sae, open_model(SMOLLM2, args.device), held)
+    evaluate(sae, open_model(SMOLLM2, args.device, torch.float32), held)
     ship(sae)
 
 
@@ -89,8 +91,8 @@ def remember_settings(args: argparse.Namespace, folder: Path) -> None:
     file = folder / "settings.json"
     if file.exists() and file.read_text() != settings:
         raise SystemExit(f"{folder} was begun with {file.read_text()}; give another --runs.")
-    folder.mkdir(parents=True, exist_ok=True)
-    file.write_text(settings)
+    with replacing(file) as fresh:
+        fresh.write_text(settings)
 
 
 def train(args: argparse.Namespace, model: Any, texts: list[str], folder: Path) -> None:
@@ -134,9 +136,16 @@ def train(args: argparse.Namespace, model: Any, texts: list[str], folder: Path) 
 
 
 def latest_checkpoint(folder: Path) -> str | None:
-    """The newest whole checkpoint: its trainer state is written last."""
-    states = sorted(folder.rglob("trainer_state.pt"), key=lambda file: file.stat().st_mtime)
-    return str(states[-1].parent) if states else None
+    """The newest whole checkpoint; says which it passes over, and why."""
+    found = [file.parent for file in folder.rglob("cfg.json")]
+    for checkpoint in sorted(found, key=lambda path: path.stat().st_mtime, reverse=True):
+        missing = missing_from_checkpoint(checkpoint)
+        unfinished = any(part.startswith(".") for part in checkpoint.relative_to(folder).parts)
+        if not missing and not unfinished:
+            return str(checkpoint)
+        why = f"{', '.join(missing)} missing or cut short" if missing else "saving was interrupted"
+        print(f"Passed over the checkpoint {checkpoint}: {why}.")
+    return None
 
 
 def describe(
@@ -156,7 +165,11 @@ def describe(
         f"{args.steps // 20} steps of warm-up, decaying to 0 over the last {args.steps * 2 // 5}"
     )
     metadata.seed = args.seed
-    metadata.notes = NOTES
+    metadata.notes = [
+        *NOTES,
+        f"The model was run in {args.dtype} to train on; the figures above are of the model in "
+        "float32.",
+    ]
 
 
 def count_dead(sae: HierarchicalTopKSAE, model: Any, held: list[str]) -> None:

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
@@ -15,7 +16,8 @@ import torch
 from sae_lens import SAE
 
 from hsae_lens.cli import main
-from hsae_lens.train_command import load_recipe, parse, recipe_names
+from hsae_lens.devices import model_dtype
+from hsae_lens.train_command import _open_model, _parse, load_recipe, parse, recipe_names
 
 HSAE = Path(sys.executable).with_name("hsae")
 
@@ -215,8 +217,8 @@ def test_a_wrong_recipe_is_one_line(line: str, why: str, tmp_path: Path) -> None
         ({"dataset_path": "{tmp}/latin.txt"}, "latin.txt is not UTF-8"),
         ({"dataset_path": ""}, "--dataset_path is missing"),
         ({"model_name": "./nonesuch"}, "No model at ./nonesuch"),
-        ({"output_path": "{tmp}/text.txt"}, "--output_path .*text.txt is a file"),
-        ({"checkpoint_path": "{tmp}/text.txt/x"}, "--checkpoint_path .*text.txt is a file"),
+        ({"output_path": "{tmp}/text.txt"}, "output_path .*text.txt is a file"),
+        ({"checkpoint_path": "{tmp}/text.txt/x"}, "checkpoint_path .*text.txt is a file"),
         ({"budgets": "1,x"}, "argument --budgets: invalid budgets value: '1,x'"),
         ({"model_from_pretrained_kwargs": '{"fold_ln": true}'}, "fold_ln cannot be used with"),
         ({"resume_from_checkpoint": "{tmp}"}, "is no whole checkpoint"),
@@ -246,6 +248,20 @@ def test_a_mistake_in_training_is_one_line_and_leaves_nothing(
     assert "Traceback" not in error
     assert {f: f.read_bytes() for f in tmp_path.rglob("*") if f.is_file()} == before
     assert not [folder for folder in tmp_path.rglob("*") if folder.is_dir()]
+
+
+def test_the_models_dtype_is_its_own(gemma2_folder: Path) -> None:
+    def opened(*arguments: str) -> Any:
+        cfg, dtype = _parse(["--model_name", str(gemma2_folder), "--verbose", "false", *arguments])
+        return next(_open_model(cfg, dtype).parameters()).dtype
+
+    assert opened("--dtype", "float16") == model_dtype("auto")
+    assert opened("--model_dtype", "bfloat16") == torch.bfloat16
+    assert opened("--model_from_pretrained_kwargs", '{"dtype": "bfloat16"}') == torch.bfloat16
+    for arguments, told in (([], {}), (["--model_dtype", "float16"], {"dtype": "float16"})):
+        cfg, dtype = _parse(["--model_name", "gpt2", "--verbose", "false", *arguments])
+        assert _open_model(cfg, dtype) is None, "SAELens opens it"
+        assert cfg.model_from_pretrained_kwargs == {"center_writing_weights": False, **told}
 
 
 def test_rows_without_text_are_left_out_of_training(

@@ -7,6 +7,8 @@ import os
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from hsae_lens.text import hold_out
 
@@ -27,14 +29,37 @@ def test_the_corpus_is_distinct_varied_and_the_same_every_time() -> None:
     assert not set(kept) & set(held)
 
 
-def test_a_run_goes_on_from_its_newest_whole_checkpoint(tmp_path: Path) -> None:
+def checkpoint(folder: Path, time: int) -> Path:
+    """A small one with everything a run goes on from, as SAELens names it."""
+    folder.mkdir(parents=True)
+    for name in ("cfg.json", "activation_scaler.json"):
+        (folder / name).write_text("{}")
+    for name in ("sae_weights.safetensors", "activations_store_state.safetensors"):
+        save_file({"n": torch.zeros(1)}, folder / name)
+    torch.save({"n_training_steps": time}, folder / "trainer_state.pt")
+    os.utime(folder, (time, time))
+    return folder
+
+
+def test_a_run_goes_on_from_its_newest_whole_checkpoint(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert latest_checkpoint(tmp_path) is None
-    for n, name in enumerate(("a/200", "b/100", "b/300")):
-        (tmp_path / name).mkdir(parents=True)
-        if name != "b/300":  # cut off before the trainer's state was written
-            (tmp_path / name / "trainer_state.pt").touch()
-            os.utime(tmp_path / name / "trainer_state.pt", (n, n))
-    assert latest_checkpoint(tmp_path) == str(tmp_path / "b/100")
+    checkpoint(tmp_path / "a/200", 1)
+    whole = checkpoint(tmp_path / "b/100", 2)
+    broken = [checkpoint(tmp_path / f"b/30{n}", 3 + n) for n in range(3)]
+    (broken[0] / "activation_scaler.json").unlink()  # what SAELens writes after the state
+    state = broken[1] / "trainer_state.pt"
+    state.write_bytes(state.read_bytes()[:-40])
+    (broken[2] / "activations_store_state.safetensors").write_bytes(b"")
+    for n, folder in enumerate(broken):
+        os.utime(folder, (3 + n, 3 + n))
+    broken.append(checkpoint(tmp_path / "b/.saving-x/400", 9))
+    assert latest_checkpoint(tmp_path) == str(whole)
+    said = capsys.readouterr().out
+    for folder in broken:
+        assert f"Passed over the checkpoint {folder}: " in said
+    assert "a/200" not in said
 
 
 def test_a_run_with_other_settings_is_not_continued(tmp_path: Path) -> None:

@@ -55,8 +55,8 @@ def open_text(path: str | Path, streaming: bool = False) -> Any:
 
     A file; a folder of one kind of them (a README or licence beside it is not data), of which the
     split ``train`` is read if it has several; or a folder that ``datasets`` saved to disk. Plain
-    text becomes rows of ``text``, long documents several of them, cut between paragraphs. Other
-    formats keep their columns; SAELens reads ``text``, ``tokens`` or ``input_ids``. Rows whose
+    text becomes rows of ``text``, long documents several of them, cut between lines. Other formats
+    keep their columns; SAELens reads ``text``, ``tokens`` or ``input_ids``. Rows whose
     ``text`` is null are left out.
 
     Raises:
@@ -232,8 +232,12 @@ def _data_set(path: Path, streaming: bool) -> Any:
     if path.is_file():
         return load_dataset(kind, data_files=[str(path)], split="train", streaming=streaming)
     folder = str(path.resolve())  # a bare name could be one of the hub's
-    split = _split_of(path, get_dataset_split_names(folder))
-    return load_dataset(folder, split=split, streaming=streaming)
+    try:
+        splits = get_dataset_split_names(folder)
+    except ValueError as error:  # several configurations, say
+        why = " ".join(str(error).split())
+        raise ValueError(f"{path}: {why} Give one of its folders or files.") from error
+    return load_dataset(folder, split=_split_of(path, splits), streaming=streaming)
 
 
 def _split_of(path: Path, splits: Sequence[str]) -> str:

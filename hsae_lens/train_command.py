@@ -6,7 +6,7 @@ import argparse
 import contextlib
 import io
 import re
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -89,7 +89,7 @@ def _open_data(cfg: LanguageModelSAERunnerConfig[Any]) -> Any:
     return None
 
 
-def _looks_local(name: str, suffixes: Sequence[str] | dict[str, str] = ()) -> bool:
+def _looks_local(name: str, suffixes: Container[str] = ()) -> bool:
     """Whether a name is a path: the hub's are ``name`` or ``organisation/name``."""
     return name.startswith((".", "/", "~")) or name.count("/") > 1 or Path(name).suffix in suffixes
 

@@ -277,7 +277,7 @@ def test_rows_without_text_are_left_out_of_training(
 
 @pytest.mark.parametrize("kind", ["jsonl", "parquet", "folder"])
 def test_train_reads_local_data(
-    kind: str, gemma2_folder: Path, text_file: Path, tmp_path: Path
+    kind: str, gemma2_folder: Path, text_file: Path, tmp_path: Path, says: Callable[..., Said]
 ) -> None:
     rows = pd.DataFrame({"text": text_file.read_text().split("\n\n")})
     data = tmp_path / "data"
@@ -287,11 +287,12 @@ def test_train_reads_local_data(
         rows.to_parquet(path)
     else:
         path.write_text("\n".join(json.dumps(r) for r in rows.to_dict("records")))
-    hsae(
+    status, _, error = says(
         *("train", *flags({**SMALL, "is_dataset_tokenized": "false", "k": 4})),
         *("--model_name", gemma2_folder, "--dataset_path", data if kind == "folder" else path),
         *("--checkpoint_path", tmp_path / "c", "--output_path", tmp_path / "out"),
     )
+    assert status == 0, error
     assert SAE.load_from_disk(tmp_path / "out").cfg.k == 4
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import random
+import string
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +17,12 @@ from sae_lens import SAE
 from hsae_lens import HierarchicalTopKSAE, HierarchicalTopKSAEConfig, load_pretrained
 from hsae_lens.evaluation import absorption as module
 from hsae_lens.evaluation.absorption import absorption
+from hsae_lens.files import made_whole
 from hsae_lens.models import open_model
 
 pytest.importorskip("sae_bench")
 SHIPPED = ("smollm2-135m-res-htopk", "blocks.15.hook_resid_post")
+LETTERS = string.ascii_lowercase
 FEW: dict[str, Any] = {"words": 10, "progress": False}
 
 
@@ -91,6 +95,59 @@ def test_figures_are_sae_bench_s_over_letters_that_the_model_spells(
     assert row["absorption"] == pytest.approx(sum(by_hand) / len(by_hand))
     assert row["words"] < len(found)
     assert row["probe_f1"] == pytest.approx(f1.mean())
+
+
+@pytest.fixture(scope="module")
+def speller(gemma2_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """A tiny Gemma-2 with ten made-up words of one token for each letter."""
+    from transformers import AutoTokenizer, Gemma2Config, Gemma2ForCausalLM
+
+    folder = tmp_path_factory.mktemp("speller")
+    rng = random.Random(0)
+    words = [
+        letter + "".join(rng.sample("aeiou", 4)) + "x" for letter in LETTERS for _ in range(10)
+    ]
+    texts = [" " + module.TEMPLATE.format(word=word) for word in words]
+    tokenizer = AutoTokenizer.from_pretrained(gemma2_folder).train_new_from_iterator(texts, 2000)
+    tokenizer.save_pretrained(folder)
+    torch.manual_seed(0)
+    config = Gemma2Config.from_pretrained(gemma2_folder, vocab_size=len(tokenizer))
+    Gemma2ForCausalLM(config).save_pretrained(folder)
+    return open_model(folder, dtype="float32")
+
+
+@pytest.fixture
+def tiny_sae(tmp_path: Path) -> SAE[Any]:
+    training_sae(d_in=32).save_inference_model(tmp_path / "sae")
+    sae = SAE.load_from_disk(tmp_path / "sae")
+    sae.cfg.metadata.hook_name = "blocks.0.hook_resid_post"
+    return sae
+
+
+def test_results_of_another_model_are_not_taken(
+    speller: Any, tiny_sae: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "LARGEST_PROBE", 1)  # sparse probes of ten take seconds each
+    first = absorption(tiny_sae, speller, tmp_path, [2], **FEW)
+    other = copy.deepcopy(speller)
+    with torch.no_grad():
+        for weight in other.parameters():
+            weight.mul_(1 + torch.randn_like(weight))
+    second = absorption(tiny_sae, other, tmp_path, [2], **FEW)
+    assert second["probe_accuracy"][0] != first["probe_accuracy"][0]
+    assert len(list(tmp_path.rglob("probe.pth"))) == 2
+    stamps = {file: file.stat().st_mtime_ns for file in tmp_path.rglob("*.*")}
+    assert absorption(tiny_sae, speller, tmp_path, [2], **FEW).equals(first)
+    assert stamps == {file: file.stat().st_mtime_ns for file in tmp_path.rglob("*.*")}
+
+
+def test_a_folder_made_whole_is_finished_or_not_there(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError), made_whole(tmp_path / "a" / "probes") as fresh:
+        (fresh / "probe.pth").rename("one of two files is written")
+    assert not list((tmp_path / "a").iterdir())
+    with made_whole(tmp_path / "a" / "probes") as fresh:
+        (fresh / "probe.pth").write_text("all")
+    assert (tmp_path / "a" / "probes" / "probe.pth").read_text() == "all"
 
 
 def test_what_cannot_be_measured_is_said(

@@ -13,7 +13,7 @@ import random
 import re
 import warnings
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -23,7 +23,8 @@ import torch
 from tqdm.auto import tqdm
 
 from hsae_lens.budgets import powers_of_two, resolve_budgets
-from hsae_lens.evaluation.probing import fingerprint
+from hsae_lens.evaluation.fingerprints import fingerprint, model_fingerprint
+from hsae_lens.files import made_whole
 from hsae_lens.models import hook_activations
 from hsae_lens.sae import HierarchicalTopKSAE
 
@@ -57,7 +58,8 @@ def absorption(
         sae: of a residual stream, ``blocks.N.hook_resid_post``.
         model: a hooked model in memory, run up to that block; it should know how words are spelled
             (SAEBench recommends 2B parameters or more), which the table says.
-        folder: keeps probes and results, so that an interrupted run goes on.
+        folder: keeps probes and results, each whole or not at all, so that an interrupted run goes
+            on; apart for each model and SAE (:mod:`fingerprints`).
         budgets: ascending within 1..K; None for 1, 2, 4, … K.
         words: for each letter, 10 or more, of which a fifth is held out.
 
@@ -88,7 +90,7 @@ def absorption(
     if words < FEWEST_WORDS:
         raise ValueError(f"{words} words for a letter are too few: give {FEWEST_WORDS} or more.")
     speller = _Speller(model, sae, words)
-    folder = Path(folder) / f"{words}-words"
+    folder = Path(folder) / f"{words}-words" / model_fingerprint(model)
     shared = {
         "model": speller,
         "layer": int(hook[1]),
@@ -98,6 +100,8 @@ def absorption(
         "device": str(sae.device),
         "probes_dir": folder / "probes",
     }
+    with _quiet():
+        _train_probes(shared)
     rows = []
     for k in tqdm(resolved, "Absorption", disable=not progress):
         with sae.budget(k), _quiet():
@@ -105,20 +109,47 @@ def absorption(
     return pd.DataFrame(rows)
 
 
+def _train_probes(shared: dict[str, Any]) -> None:
+    """Probes for letters on the model's activations, in ``probes_dir``."""
+    from sae_bench.evals.absorption.common import load_or_train_probe
+
+    if shared["probes_dir"].exists():
+        return
+    with made_whole(shared["probes_dir"]) as fresh, _seeded():
+        load_or_train_probe(
+            shared["model"],
+            shared["prompt_template"],
+            shared["prompt_token_pos"],
+            shared["layer"],
+            fresh,
+            device=shared["device"],
+        )
+
+
+def _kept(run: Callable[[Path], pd.DataFrame], folder: Path) -> pd.DataFrame:
+    """What ``run`` gives for the folder's parent, where sae-bench reads the folder or makes it."""
+    with _seeded():
+        if folder.exists():
+            return run(folder.parent)
+        with made_whole(folder) as fresh:
+            return run(fresh.parent)
+
+
 def _at_budget(
     sae: HierarchicalTopKSAE, shared: dict[str, Any], folder: Path, name: str
 ) -> dict[str, float]:
     from sae_bench.evals.absorption import feature_absorption, k_sparse_probing
 
-    with _seeded():
-        probes = k_sparse_probing.run_k_sparse_probing_experiment(
-            sae=sae,
-            sae_name=name,
-            experiment_dir=folder / "sparse",
+    shared = {**shared, "sae": sae, "sae_name": name}
+    probes = _kept(
+        lambda place: k_sparse_probing.run_k_sparse_probing_experiment(
+            experiment_dir=place,
             k_sparse_probe_batch_size=SPARSE_BATCH,
             precalc_k_sparse_probe_sae_acts=True,
             **shared,
-        )
+        ),
+        folder / "sparse" / name,
+    )
     (file,) = (folder / "sparse" / name).glob("*_raw_results.parquet")
     spelled = probes[probes["f1_probe"] > SPELLED]
     row = {
@@ -133,15 +164,15 @@ def _at_budget(
     }
     if len(spelled) < FEWEST_LETTERS:
         return row
-    with _seeded():  # the same prompts at every budget, so that the speller runs them once
-        found = feature_absorption.run_feature_absortion_experiment(
-            sae=sae,
-            sae_name=name,
-            experiment_dir=folder / "absorption",
+    found = _kept(
+        lambda place: feature_absorption.run_feature_absortion_experiment(
+            experiment_dir=place,
             sparse_probing_experiment_dir=folder / "sparse",
             batch_size=64,
             **shared,
-        )
+        ),
+        folder / "absorption" / name,
+    )
     found = found[found["letter"].isin(spelled["letter"])]
     of_letter = found.groupby("letter")
     return row | {
@@ -210,7 +241,10 @@ class _Speller:
 
 @contextlib.contextmanager
 def _seeded() -> Iterator[None]:
-    """sae-bench draws words and examples from the global generators; they are put back."""
+    """sae-bench draws words and examples from the global generators; they are put back.
+
+    So the prompts are the same at every budget, and the speller runs them once.
+    """
     before = random.getstate()
     with torch.random.fork_rng():
         random.seed(0)

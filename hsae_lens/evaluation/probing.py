@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import importlib.util
 import io
 import json
@@ -12,16 +11,18 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from sae_lens import SAE
 from tqdm.auto import tqdm
 
 from hsae_lens.budgets import powers_of_two, resolve_budgets
-from hsae_lens.files import write_json
+from hsae_lens.evaluation.fingerprints import fingerprint, model_fingerprint
+from hsae_lens.files import replacing_files, write_json
 from hsae_lens.near import near
 from hsae_lens.sae import HierarchicalTopKSAE
 
 DATASETS = ("96_spam_is", "105_click_bait", "113_movie_sent", "36_sciq_tf")
 METRICS = ["test_auc", "test_acc", "test_f1"]
+NAME = "model"  # in sae-probes' files, which are in a folder of the model's own
+NAN = float("nan")
 PENALTIES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)  # of the probe on whole activations, chosen by 5 folds
 HOW_TO_INSTALL = (
     "Sparse probing needs sae-probes: pip install 'hsae_lens[probes]', or beside a newer pandas "
@@ -46,8 +47,8 @@ def sparse_probing(
 
     Args:
         model: a hooked model in memory; its activations are made once for all budgets.
-        folder: keeps activations and results, so that an interrupted run goes on. Results are kept
-            apart by the SAE's weights.
+        folder: keeps activations and results, each whole or not at all, so that an interrupted run
+            goes on; apart for each model, SAE (:mod:`fingerprints`) and probe sizes.
         datasets: names from sae-probes, as "96_spam_is".
         budgets: ascending within 1..K; None for 1, 2, 4, … K.
 
@@ -55,7 +56,8 @@ def sparse_probing(
         A row per data set, budget and probe size: ``dataset``, ``k``, ``probe_size``, ``test_auc``,
         ``test_acc``, ``test_f1``; ``model_auc``, of a logistic regression on the model's
         whole activation; ``retention``, (test_auc − 0.5) / (model_auc − 0.5), NaN where the model's
-        own is no better than guessing.
+        own is not above guessing by two standard errors (:func:`above_guessing`): there is then
+        nothing to retain.
 
     Raises:
         ModuleNotFoundError: if sae-probes is not installed.
@@ -63,57 +65,78 @@ def sparse_probing(
     """
     if importlib.util.find_spec("sae_probes") is None:
         raise ModuleNotFoundError(HOW_TO_INSTALL)
-    from sae_probes import run_sae_evals
-    from sae_probes.generate_model_activations import ensure_dataset_activations
     from sae_probes.run_sae_evals import DATASETS as KNOWN
 
     for name in datasets:
         if name not in KNOWN:
             raise ValueError(f"sae-probes has no data set {name!r}.{near(name, KNOWN)}")
     resolved = resolve_budgets(budgets or powers_of_two(sae.cfg.k), sae.cfg.k)
-    folder, hook_name = Path(folder), sae.cfg.metadata.hook_name
-    model_name = str(sae.cfg.metadata.model_name or "model").replace("/", "--")
-    shared = {"model_name": model_name, "device": str(sae.device), "model_cache_path": folder}
+    sizes = sorted(set(probe_sizes))
+    of_model = Path(folder) / model_fingerprint(model)
+    of_sae = of_model / fingerprint(sae) / f"probes-{'-'.join(map(str, sizes))}"
     rows: list[dict[str, Any]] = []
     with tqdm(total=len(datasets) * len(resolved), desc="Probing", disable=not progress) as bar:
         for dataset in datasets:
             with contextlib.redirect_stdout(io.StringIO()):  # it reports every file
-                ensure_dataset_activations(
-                    dataset_short_names=[dataset], hook_names=[hook_name], model=model, **shared
-                )
-                model_auc = _model_auc(dataset, hook_name, folder, model_name)
+                baseline = _baseline(sae, model, dataset, of_model)
+            able = above_guessing(**baseline)
             for k in resolved:
-                results = folder / fingerprint(sae) / f"k-{k}"
                 with sae.budget(k), contextlib.redirect_stdout(io.StringIO()):
-                    run_sae_evals(
-                        sae,
-                        hook_name=hook_name,
-                        reg_type="l1",
-                        setting="normal",
-                        ks=list(probe_sizes),
-                        results_path=results,
-                        datasets=[dataset],
-                        **shared,
-                    )
-                (file,) = results.rglob(f"{dataset}_{hook_name}_*.json")
-                found = {result["k"]: result for result in json.loads(file.read_text())}
-                if missing := [size for size in probe_sizes if size not in found]:
-                    raise ValueError(
-                        f"{file} was made with other probe sizes and lacks {missing}; delete it or "
-                        "give another folder."
-                    )
-                for size in probe_sizes:
-                    metrics = {name: found[size][name] for name in METRICS}
-                    row = {"dataset": dataset, "k": k, "probe_size": size, **metrics}
-                    able = max(model_auc - 0.5, 0.0) or float("nan")
-                    kept = (metrics["test_auc"] - 0.5) / able
-                    rows.append({**row, "model_auc": model_auc, "retention": kept})
+                    found = _probed(sae, dataset, sizes, of_model, of_sae / f"k-{k}")
+                for size, metrics in zip(sizes, found, strict=True):
+                    row = {"dataset": dataset, "k": k, "probe_size": size}
+                    row |= {name: metrics[name] for name in METRICS}
+                    kept = (metrics["test_auc"] - 0.5) / (baseline["auc"] - 0.5) if able else NAN
+                    rows.append({**row, "model_auc": baseline["auc"], "retention": kept})
                 bar.update()
     return pd.DataFrame(rows)
 
 
-def _model_auc(dataset: str, hook_name: str, folder: Path, model_name: str) -> float:
-    """Test AUC of a logistic regression on whole activations, of the same texts; kept."""
+def above_guessing(auc: float, positives: int, negatives: int) -> bool:
+    """Whether an AUC on so many test examples is above 0.5 by two standard errors of a guesser's.
+
+    That standard error, of the Mann–Whitney statistic without ties, is
+    √((n₁ + n₀ + 1) / (12 n₁ n₀)).
+    """
+    if not positives or not negatives:
+        return False
+    error = ((positives + negatives + 1) / (12 * positives * negatives)) ** 0.5
+    return auc > 0.5 + 2 * error
+
+
+def _probed(
+    sae: HierarchicalTopKSAE, dataset: str, sizes: list[int], of_model: Path, folder: Path
+) -> list[dict[str, Any]]:
+    """What sae-probes finds at the SAE's present budget, a dict per probe size; kept in folder."""
+    from sae_probes import run_sae_evals
+    from sae_probes.run_sae_evals import get_save_metrics_path
+
+    what: dict[str, Any] = {
+        "hook_name": sae.cfg.metadata.hook_name,
+        "reg_type": "l1",
+        "setting": "normal",
+        "model_name": NAME,
+    }
+    file: Path = get_save_metrics_path(dataset, sae_results_path=folder, **what)
+    if not file.exists():
+        with replacing_files(folder) as fresh:
+            run_sae_evals(
+                sae,
+                ks=sizes,
+                results_path=fresh,
+                model_cache_path=of_model,
+                datasets=[dataset],
+                device=str(sae.device),
+                **what,
+            )
+    found: list[dict[str, Any]] = json.loads(file.read_text(encoding="utf-8"))
+    return found
+
+
+def _baseline(sae: HierarchicalTopKSAE, model: Any, dataset: str, of_model: Path) -> dict[str, Any]:
+    """Test ``auc`` of a logistic regression on whole activations, of the same texts, and how many
+    ``positives`` and ``negatives`` it is of; makes and keeps the activations."""
+    from sae_probes.generate_model_activations import ensure_dataset_activations
     from sae_probes.run_sae_evals import DATASET_SIZES
     from sae_probes.utils_data import get_xy_traintest
     from sklearn.linear_model import LogisticRegressionCV
@@ -121,14 +144,20 @@ def _model_auc(dataset: str, hook_name: str, folder: Path, model_name: str) -> f
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
 
-    file = folder / "model" / f"{dataset}_{hook_name}.json"
+    hook_name = sae.cfg.metadata.hook_name
+    if not (of_model / f"model_activations_{NAME}" / f"{dataset}_{hook_name}.pt").exists():
+        with replacing_files(of_model) as fresh:
+            ensure_dataset_activations(
+                NAME, [dataset], [hook_name], fresh, device=str(sae.device), model=model
+            )
+    file = of_model / "model" / f"{dataset}_{hook_name}.json"
     if not file.exists():
         X_train, y_train, X_test, y_test = get_xy_traintest(
             min(DATASET_SIZES[dataset] - 100, 1024),
             dataset,
             hook_name,
-            model_name=model_name,
-            model_cache_path=folder,
+            model_name=NAME,
+            model_cache_path=of_model,
         )
         # Not sae-probes' own baseline: it takes no bfloat16, and minutes without a common scale.
         probe = make_pipeline(
@@ -136,15 +165,10 @@ def _model_auc(dataset: str, hook_name: str, folder: Path, model_name: str) -> f
             LogisticRegressionCV(Cs=PENALTIES, cv=5, scoring="roc_auc", max_iter=1000),
         )
         probe.fit(X_train.float().numpy(), y_train)
-        scores = probe.decision_function(X_test.float().numpy())
-        write_json({"test_auc": float(roc_auc_score(y_test, scores))}, file)
-    return float(json.loads(file.read_text())["test_auc"])
-
-
-def fingerprint(sae: SAE[Any]) -> str:
-    """Names an SAE's weights, so that results of another one are never taken for its own."""
-    digest = hashlib.sha256()
-    for name, weight in sorted(sae.state_dict().items()):
-        digest.update(name.encode())
-        digest.update(weight.detach().float().cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()[:12]
+        auc = roc_auc_score(y_test, probe.decision_function(X_test.float().numpy()))
+        positives = int(y_test.sum())
+        write_json(
+            {"auc": float(auc), "positives": positives, "negatives": len(y_test) - positives}, file
+        )
+    kept: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    return kept

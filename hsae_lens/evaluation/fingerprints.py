@@ -1,0 +1,59 @@
+"""Short names for a model and an SAE, so that what is kept of another one is never taken."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from sae_lens import SAE
+
+SAMPLE = 4096  # numbers looked at in each weight of a model
+PLACES = {"device", "n_devices", "model_name", "tokenizer_name", "_name_or_path",
+          "transformers_version"}  # fmt: skip
+"""Entries of a model's config that say where it is or came from, not what it computes."""
+POSITIONS = ("hook_name", "seqpos_slice", "max_norm")
+"""The metadata that says which activations an SAE is judged on."""
+TOKENIZED = "The 3 snakes' café cost $4.50,\n\tdidn't it?  def f(x): return x**2  # 漢字 🎉"
+
+
+def fingerprint(sae: SAE[Any]) -> str:
+    """Of everything that decides an SAE's code at a given budget: weights, config, positions."""
+    config = sae.cfg.to_dict()
+    metadata = sae.cfg.metadata
+    config |= {"device": None, "default_budget": None, "metadata": None}
+    return _digest(
+        sorted(sae.state_dict().items()), config, {name: metadata[name] for name in POSITIONS}
+    )
+
+
+def model_fingerprint(model: Any) -> str:
+    """Of a hooked model: up to 4,096 evenly spaced numbers of every weight, the weights' names,
+    shapes and dtypes, its config, and how its tokenizer cuts one odd sentence.
+
+    Milliseconds, instead of reading billions of weights. It tells trained models, seeds and number
+    formats apart; a change to a few numbers of a large weight may escape it.
+    """
+    original = getattr(model, "original_model", None)
+    configs = [model.cfg.to_dict(), *([original.config.to_dict()] if original is not None else [])]
+    settings = [{k: v for k, v in config.items() if k not in PLACES} for config in configs]
+    sampled = (
+        (f"{name} {tuple(weight.shape)} {weight.dtype}", _evenly(weight))
+        for name, weight in model.named_parameters()
+    )
+    return _digest(sampled, *settings, model.tokenizer(TOKENIZED)["input_ids"])
+
+
+def _evenly(weight: torch.Tensor) -> torch.Tensor:
+    flat = weight.detach().reshape(-1)
+    return flat[:: max(1, -(-len(flat) // SAMPLE))]
+
+
+def _digest(weights: Iterable[tuple[str, torch.Tensor]], *facts: Any) -> str:
+    digest = hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode())
+    for name, weight in weights:
+        digest.update(name.encode())
+        digest.update(weight.detach().float().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()[:12]

@@ -12,6 +12,7 @@ if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"
 
 import resource
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,6 +20,7 @@ from typing import Any
 
 import pytest
 from datasets import Dataset
+from judge_server import JudgeServer
 
 from hsae_lens import HierarchicalTopKTrainingSAE, HierarchicalTopKTrainingSAEConfig, models
 from hsae_lens.models import open_model
@@ -108,6 +110,15 @@ def tiny_tokens(tiny_gemma2: Any) -> torch.Tensor:
 @pytest.fixture
 def tiny_dataset(tiny_tokens: torch.Tensor) -> Dataset:
     return token_dataset(tiny_tokens)
+
+
+@pytest.fixture
+def judge_server() -> Iterator[JudgeServer]:
+    server = JudgeServer()
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield server
+    server.shutdown()
+    server.server_close()
 
 
 @pytest.fixture

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import re
-import threading
-from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import pytest
 import torch
+from judge_server import JudgeServer
 from sae_lens import SAE
 
 from hsae_lens import HierarchicalTopKSAE, load_pretrained
@@ -21,7 +18,6 @@ from hsae_lens.evaluation.fingerprints import fingerprint
 from hsae_lens.evaluation.interpretation import (
     Excerpt,
     LatentExamples,
-    _score,
     cost,
     interpret,
     latent_examples,
@@ -43,7 +39,7 @@ SHIPPED = ("smollm2-135m-res-htopk", "blocks.15.hook_resid_post")
 
 @pytest.fixture(scope="module")
 def smollm() -> Any:
-    return open_model("smollm2-135m", dtype=torch.bfloat16)
+    return open_model("smollm2-135m")
 
 
 @pytest.fixture(scope="module")
@@ -82,50 +78,6 @@ def test_latents_described_without_a_judge(sae: Any, smollm: Any, tokens: torch.
     assert describe_latents(sae, smollm, few, [nobody])["density"][0] == 0
 
 
-class Server(ThreadingHTTPServer):
-    """An OpenAI-compatible endpoint that answers with ``answer(prompt)`` and counts."""
-
-    def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), Handler)
-        self.prompts: list[str] = []
-        self.keys: list[str | None] = []
-        self.answer: Any = lambda prompt: "1"
-        self.status = 200
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.server_port}/v1"
-
-
-class Handler(BaseHTTPRequestHandler):
-    server: Server
-
-    def log_message(self, *_: Any) -> None:
-        pass
-
-    def do_POST(self) -> None:
-        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        assert self.path == "/v1/chat/completions"
-        prompt = body["messages"][0]["content"]
-        self.server.prompts.append(prompt)
-        self.server.keys.append(self.headers["Authorization"])
-        answer = {"choices": [{"message": {"content": self.server.answer(prompt)}}]}
-        content = json.dumps(answer).encode()
-        self.send_response(self.server.status)
-        self.send_header("Content-Length", str(len(content)))
-        self.end_headers()
-        self.wfile.write(content)
-
-
-@pytest.fixture
-def server() -> Iterator[Server]:
-    server = Server()
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield server
-    server.shutdown()
-    server.server_close()
-
-
 def test_excerpts_are_what_they_are_said_to_be(
     examples: list[LatentExamples], sae: Any, smollm: Any, tokens: torch.Tensor
 ) -> None:
@@ -161,7 +113,7 @@ def test_excerpts_are_what_they_are_said_to_be(
 
 
 def test_a_judge_that_knows_scores_one_and_a_guesser_one_half(
-    examples: list[LatentExamples], server: Server
+    examples: list[LatentExamples], judge_server: JudgeServer
 ) -> None:
     by_explanation = {f"it is {e.latent} {e.ranks}": e for e in examples}
 
@@ -178,83 +130,62 @@ def test_a_judge_that_knows_scores_one_and_a_guesser_one_half(
             f"it is {e.latent} {e.ranks}" for e in examples if e.shown[0].with_mark() == shown
         )
 
-    server.answer = knows
-    table = interpret(examples, EndpointJudge("m", server.url), progress=False)
+    judge_server.answer = knows
+    table = interpret(examples, EndpointJudge("m", judge_server.url), progress=False)
     assert list(table["latent"]) == [e.latent for e in examples]
     assert (table["detection"] > 0.85).all()  # an excerpt may stand twice in the text
     assert (table["fuzzing"] > 0.85).all()
     asked = cost(examples)
-    assert asked["prompts"] == len(server.prompts) == 3 * len(examples)
-    assert asked["tokens"] == pytest.approx(sum(map(len, server.prompts)) / 4, rel=0.1)
+    assert asked["prompts"] == len(judge_server.prompts) == 3 * len(examples)
+    assert asked["tokens"] == pytest.approx(sum(map(len, judge_server.prompts)) / 4, rel=0.1)
 
-    server.answer = lambda prompt: ", ".join(map(str, range(1, 11)))
-    table = interpret(examples, EndpointJudge("m", server.url), progress=False)
+    judge_server.answer = lambda prompt: ", ".join(map(str, range(1, 11)))
+    table = interpret(examples, EndpointJudge("m", judge_server.url), progress=False)
     assert (table["detection"] == 0.5).all()
-    server.answer = lambda prompt: "I would rather not say."
-    table = interpret(examples, EndpointJudge("m", server.url), progress=False)
+    judge_server.answer = lambda prompt: "I would rather not say."
+    table = interpret(examples, EndpointJudge("m", judge_server.url), progress=False)
     assert table["detection"].isna().all()
     assert table["fuzzing"].isna().all()
 
 
-@pytest.mark.parametrize(
-    ("answer", "score"),
-    [
-        ("1, 2", 1.0),
-        ("1", 0.75),
-        ("none", 0.5),
-        ("3,4", 0.0),
-        ("1. 2.", 1.0),
-        ("7", None),
-        ("?", None),
-    ],
-)
-def test_scores(answer: str, score: float | None) -> None:
-    got = _score(answer, [True, True, False, False])
-    assert got == score if score is not None else got != got
-
-
 def test_answers_are_kept_and_an_interrupted_run_goes_on(
-    examples: list[LatentExamples], server: Server, tmp_path: Path
+    examples: list[LatentExamples], judge_server: JudgeServer, tmp_path: Path
 ) -> None:
-    judge = CachedJudge(EndpointJudge("m", server.url), tmp_path / "judge.jsonl")
+    judge = CachedJudge(EndpointJudge("m", judge_server.url), tmp_path / "judge.jsonl")
     want = interpret(examples[:2], judge, progress=False)
-    assert len(server.prompts) == 6
+    assert len(judge_server.prompts) == 6
     file = tmp_path / "judge.jsonl"
     file.write_text(file.read_text()[:-20])  # cut off while the last answer was written
-    again = CachedJudge(EndpointJudge("m", server.url), file)
+    again = CachedJudge(EndpointJudge("m", judge_server.url), file)
     assert cost(examples[:2], known=again.known)["prompts"] == 1
     assert cost(examples[:3], known=again.known)["prompts"] == 4
     assert interpret(examples[:2], again, progress=False).equals(want)
-    assert len(server.prompts) == 7
-    third = CachedJudge(EndpointJudge("m", server.url), file)
+    assert len(judge_server.prompts) == 7
+    third = CachedJudge(EndpointJudge("m", judge_server.url), file)
     interpret(examples[:2], third, progress=False)
-    assert len(server.prompts) == 7
-    interpret(examples[:1], CachedJudge(EndpointJudge("another", server.url), file), False)
-    assert len(server.prompts) == 10, "another judge's answers are its own"
+    assert len(judge_server.prompts) == 7
+    interpret(examples[:1], CachedJudge(EndpointJudge("another", judge_server.url), file), False)
+    assert len(judge_server.prompts) == 10, "another judge's answers are its own"
 
 
 def test_judges_that_fail_are_said(
-    server: Server, monkeypatch: pytest.MonkeyPatch, examples: list[LatentExamples]
+    judge_server: JudgeServer, monkeypatch: pytest.MonkeyPatch, examples: list[LatentExamples]
 ) -> None:
     monkeypatch.setenv("OPENAI_API_KEY", "for OpenAI only")
-    EndpointJudge("m", server.url)("x")
+    EndpointJudge("m", judge_server.url)("x")
     monkeypatch.setenv("HSAE_JUDGE_API_KEY", "secret")
-    EndpointJudge("m", server.url)("x")
-    assert server.keys == [None, "Bearer secret"]
-    server.status = 401
+    EndpointJudge("m", judge_server.url)("x")
+    assert judge_server.keys == [None, "Bearer secret"]
+    judge_server.status = 401
     with pytest.raises(JudgeUnavailableError, match=r"401.*Check the address, the key"):
-        EndpointJudge("m", server.url)("x")
+        EndpointJudge("m", judge_server.url)("x")
     with pytest.raises(JudgeUnavailableError, match="does not answer"):
         EndpointJudge("m", "http://127.0.0.1:9/v1", timeout=1)("x")
-    server.status, server.prompts = 503, []
+    judge_server.status, judge_server.prompts = 503, []
     with pytest.raises(JudgeUnavailableError, match="503"):
-        EndpointJudge("m", server.url)("x")
-    assert len(server.prompts) == 3, "a busy judge is asked again"
-    server.status = 200
-    for refusal in (None, "  "):
-        server.answer = lambda prompt, refusal=refusal: refusal
-        with pytest.raises(JudgeUnavailableError, match="refused, or out of max_tokens"):
-            EndpointJudge("m", server.url)("x")
+        EndpointJudge("m", judge_server.url)("x")
+    assert len(judge_server.prompts) == 3, "a busy judge is asked again"
+    judge_server.status = 200
     with pytest.raises(JudgeUnavailableError, match="Cannot open the judge '/no/such'"):
         local_judge("/no/such")
 
@@ -290,7 +221,7 @@ def test_probing_at_every_budget(sae: Any, smollm: Any, tmp_path: Path) -> None:
 
 
 def test_the_commands_add_to_a_run_and_the_report_shows_it(
-    tmp_path: Path, server: Server, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, judge_server: JudgeServer, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = str(tmp_path / "run")
     sae = "/".join(SHIPPED)
@@ -299,13 +230,13 @@ def test_the_commands_add_to_a_run_and_the_report_shows_it(
     assert main(["eval", sae, "--out", run, *fast]) == 0
     facts = tmp_path / "run" / "run.json"  # more text, but only for the latents' examples
     facts.write_text(facts.read_text().replace('"tokens": 256', '"tokens": 4096'))
-    assert main(["interpret", run, "--judge", "m", "--url", server.url, "--latents", "2"]) == 0
+    ask = ["interpret", run, "--judge", "m", "--url", judge_server.url, "--latents", "2"]
+    assert main(ask) == 0
     assert re.search(r"36 prompts, about [\d,]+ tokens. Ask with --yes.", capsys.readouterr().out)
-    assert not server.prompts
-    command = ["interpret", run, "--judge", "m", "--url", server.url, "--latents", "2", "--yes"]
-    assert main(command) == 0
-    assert len(server.prompts) == 36
-    assert main(command[:-1]) == 0
+    assert not judge_server.prompts
+    assert main([*ask, "--yes"]) == 0
+    assert len(judge_server.prompts) == 36
+    assert main(ask) == 0
     assert "\n0 prompts, about 0 tokens." in capsys.readouterr().out
     table = pd.read_csv(tmp_path / "run" / "interpretation.csv")
     assert set(table["sae"]) == {sae, "random decoder"}

@@ -29,21 +29,28 @@ def fingerprint(sae: SAE[Any]) -> str:
     )
 
 
-def model_fingerprint(model: Any) -> str:
-    """Of a hooked model: up to 4,096 evenly spaced numbers of every weight, the weights' names,
-    shapes and dtypes, its config, and how its tokenizer cuts one odd sentence.
+def model_fingerprint(model: Any, tokenizer: Any = None) -> str:
+    """Of a language model, hooked or Hugging Face's own (then with its tokenizer): up to 4,096
+    evenly spaced numbers of every weight, the weights' names, shapes and dtypes, its config, its
+    chat template, and how its tokenizer cuts one odd sentence.
 
     Milliseconds, instead of reading billions of weights. It tells trained models, seeds and number
     formats apart; a change to a few numbers of a large weight may escape it.
     """
-    original = getattr(model, "original_model", None)
-    configs = [model.cfg.to_dict(), *([original.config.to_dict()] if original is not None else [])]
-    settings = [{k: v for k, v in config.items() if k not in PLACES} for config in configs]
+    original = getattr(model, "original_model", model)
+    configs = [getattr(model, "cfg", None), getattr(original, "config", None)]
+    settings = [
+        {key: value for key, value in config.to_dict().items() if key not in PLACES}
+        for config in configs
+        if config is not None
+    ]
+    tokenizer = tokenizer or model.tokenizer
+    template = getattr(tokenizer, "chat_template", None)
     sampled = (
         (f"{name} {tuple(weight.shape)} {weight.dtype}", _evenly(weight))
         for name, weight in model.named_parameters()
     )
-    return _digest(sampled, *settings, model.tokenizer(TOKENIZED)["input_ids"])
+    return _digest(sampled, settings, template, tokenizer(TOKENIZED)["input_ids"])
 
 
 def _evenly(weight: torch.Tensor) -> torch.Tensor:

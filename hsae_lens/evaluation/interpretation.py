@@ -7,6 +7,8 @@ it comes first in a token's code and where it comes a hundredth are scored apart
 
 from __future__ import annotations
 
+import logging
+import math
 import random
 import re
 from collections.abc import Callable, Sequence
@@ -22,6 +24,9 @@ from hsae_lens.evaluation.judges import Judge
 from hsae_lens.models import hook_activations
 from hsae_lens.sae import HierarchicalTopKSAE
 
+logger = logging.getLogger(__name__)
+
+NAN = float("nan")
 RANKS = ((1, 8), (9, 32), (33, 128))
 BEFORE, AFTER = 16, 8  # tokens of context around an activation
 EXPLAIN = """\
@@ -109,8 +114,13 @@ def latent_examples(
         n_shown, n_scored: excerpts to explain from, and of each kind to score on.
 
     Raises:
-        ValueError: if the texts hold no latent with enough activations.
+        ValueError: if the texts hold no latent with enough activations, or none is asked for.
     """
+    if min(per_bin, n_shown, n_scored) < 1:
+        raise ValueError(
+            f"Give 1 or more latents for each range of ranks (--latents), got {per_bin}, and 1 or "
+            f"more excerpts to show and to score on, got {n_shown} and {n_scored}."
+        )
     rng = random.Random(seed)
     judged = Judged.by(sae, model)
     indices, keep = [], []
@@ -206,8 +216,9 @@ def interpret(
 
     Returns:
         A row per latent: ``latent``, ``ranks`` ("1–8"), ``explanation``, ``detection`` and
-        ``fuzzing``: balanced accuracies, 0.5 is guessing. A score is NaN where the judge's answer
-        was neither numbers nor "none".
+        ``fuzzing``: balanced accuracies, 0.5 is guessing; ``unanswered``, how many of the latent's
+        three questions have no answer in the form asked for: there a score is NaN. (Without an
+        explanation, the other two are not asked.)
 
     Raises:
         JudgeUnavailableError: if the judge cannot be reached. With a ``CachedJudge`` the same call
@@ -216,17 +227,28 @@ def interpret(
     rows = []
     for latent in tqdm(examples, desc="Judging", disable=not progress):
         explanation = _explanation(judge(interpretation_prompts(latent, None)[0]))
-        detect, fuzz = interpretation_prompts(latent, explanation)
+        scores = [NAN, NAN]
+        if explanation:
+            truths = [_quiz(latent, wrong)[1] for wrong in (latent.silent, latent.mismarked)]
+            prompts = interpretation_prompts(latent, explanation)
+            scores = [_score(judge(p), truth) for p, truth in zip(prompts, truths, strict=True)]
         rows.append(
             {
                 "latent": latent.latent,
                 "ranks": f"{latent.ranks[0]}–{latent.ranks[1]}",
                 "explanation": explanation,
-                "detection": _score(judge(detect), _quiz(latent, latent.silent)[1]),
-                "fuzzing": _score(judge(fuzz), _quiz(latent, latent.mismarked)[1]),
+                "detection": scores[0],
+                "fuzzing": scores[1],
+                "unanswered": (not explanation) + sum(map(math.isnan, scores)),
             }
         )
-    return pd.DataFrame(rows)
+    table = pd.DataFrame(rows)
+    if missing := int(table["unanswered"].sum()):
+        logger.warning(
+            "The judge gave no answer in the form asked for to %d of %d questions; what they "
+            "decide is NaN.", missing, 3 * len(table)
+        )  # fmt: skip
+    return table
 
 
 def cost(
@@ -263,16 +285,18 @@ def _quiz(examples: LatentExamples, wrong: list[Excerpt]) -> tuple[list[Excerpt]
 
 
 def _score(answer: str, truth: list[bool]) -> float:
-    """Balanced accuracy of an answer like "1, 4, 7"; NaN if it is no such answer."""
-    numbers = [int(n) for n in re.findall(r"\d+", answer)]
-    if not numbers and not re.search(r"\bnone\b", answer, re.IGNORECASE):
-        return float("nan")
+    """Balanced accuracy of an answer in the form asked for, like "1, 4, 7" or "none"; NaN for any
+    other, sentences with numbers in them too."""
+    answer = answer.strip().removesuffix(".").strip("\"'").lower()
+    if not re.fullmatch(r"none|[0-9]+(\s*,\s*[0-9]+)*", answer):
+        return NAN
+    numbers = [int(n) for n in re.findall("[0-9]+", answer)]
     if any(not 1 <= n <= len(truth) for n in numbers):
-        return float("nan")
+        return NAN
     said = [n + 1 in numbers for n in range(len(truth))]
     hit = [s for s, t in zip(said, truth, strict=True) if t]
     miss = [not s for s, t in zip(said, truth, strict=True) if not t]
-    return (sum(hit) / len(hit) + sum(miss) / len(miss)) / 2 if hit and miss else float("nan")
+    return (sum(hit) / len(hit) + sum(miss) / len(miss)) / 2 if hit and miss else NAN
 
 
 def _in_weighted_order(rng: random.Random, items: list[int], weights: list[float]) -> list[int]:

@@ -110,6 +110,30 @@ def write_csv(table: pd.DataFrame, path: Path) -> None:
         table.to_csv(fresh, index=False)
 
 
+NAMES = {"sae", "task", "dataset", "rule", "ranks", "site", "token", "explanation", "text"}
+"""Columns of text, whatever it looks like: an SAE may be in a folder ``42`` or ``nan``."""
+
+
+def read_csv(path: str | Path) -> pd.DataFrame:
+    """A table as :func:`write_csv` wrote it.
+
+    Raises:
+        FileNotFoundError: if there is none.
+        ValueError: if the file is damaged, or no table.
+    """
+    try:
+        columns = pd.read_csv(path, nrows=0).columns
+        return pd.read_csv(
+            path,
+            dtype={name: str for name in columns if name in NAMES},
+            keep_default_na=False,
+            na_values={name: ["", "nan"] for name in columns if name not in NAMES},
+        )
+    except ValueError as error:
+        reason = str(error).strip().split("\n")[0]
+        raise ValueError(f"{path} is no table ({reason}).") from error
+
+
 def write_json(value: Any, path: Path) -> None:
     """A value as JSON, whole or not at all."""
     with replacing(path) as fresh:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 from typing import Any
 
 from hsae_lens.cli.flags import add_command, add_flags, config_of
@@ -59,6 +60,10 @@ def add_circuits(commands: Any) -> None:
     latents.add_argument("--text", help="a local text, JSONL or parquet file or folder")
     latents.add_argument("--tokens", type=int, default=16384, help="about how many to look at")
     latents.add_argument("--model", help="hub name, local folder, or smollm2-135m")
+    latents.add_argument("--device", default="cpu", help="where to run: cpu or cuda")
+    latents.add_argument(
+        "--dtype", default="auto", help="of the language model: auto, float32, bfloat16 or float16"
+    )
     latents.add_argument("--out", default="latents.html", help="the page to write")
 
 
@@ -75,14 +80,16 @@ def _circuits(parsed: argparse.Namespace) -> None:
 
 def _latents(parsed: argparse.Namespace) -> None:
     from hsae_lens.evaluation.dashboards import latent_dashboards
+    from hsae_lens.evaluation.latents import check_latents
     from hsae_lens.models import open_model_of
     from hsae_lens.report import write_latents
     from hsae_lens.saved import open_hierarchical
     from hsae_lens.text import sample_tokens
 
-    sae = open_hierarchical(parsed.sae)
+    sae = open_hierarchical(parsed.sae, parsed.device)
     latents = _numbers(parsed.latents, sae.cfg.metadata.hook_name)
-    model = open_model_of(sae, parsed.model)
+    check_latents(sae, latents)
+    model = open_model_of(sae, parsed.model, parsed.device, parsed.dtype)
     context = sae.cfg.metadata.context_size
     tokens, _ = sample_tokens(parsed.text, model.tokenizer, context, parsed.tokens)
     dashboards = latent_dashboards(sae, model, tokens, latents)
@@ -96,17 +103,19 @@ def _numbers(latents: str, hook_name: str) -> list[int]:
     Raises:
         ValueError: if these are no numbers, or the file has no latent of that hook.
     """
-    import pandas as pd
+    from hsae_lens.files import read_csv
 
     if not latents.endswith(".csv"):
-        if not latents.replace(",", "").isdigit():
+        if not re.fullmatch(r"\s*[0-9]+\s*(,\s*[0-9]+\s*)*", latents):
             raise ValueError(
                 f"Latents are numbers with commas, or a CSV of nodes; got {latents!r}."
             )
         return [int(latent) for latent in latents.split(",")]
-    nodes = pd.read_csv(latents)
+    nodes = read_csv(latents)
     if not {"site", "latent"} <= set(nodes.columns):
         raise ValueError(f"{latents} has no columns site and latent: `hsae circuits` writes such.")
+    if nodes["latent"].dtype.kind != "i":
+        raise ValueError(f"{latents} has latents that are no whole numbers.")
     mine = nodes[(nodes["site"] == hook_name) & (nodes["latent"] >= 0)]
     if mine.empty:
         raise ValueError(f"{latents} has no latent of {hook_name}.")

@@ -11,7 +11,7 @@ from tqdm.auto import tqdm
 
 from hsae_lens.evaluation.interpretation import RANKS
 from hsae_lens.evaluation.judged import Judged
-from hsae_lens.evaluation.latents import logit_effects
+from hsae_lens.evaluation.latents import check_latents, logit_effects
 from hsae_lens.models import hook_activations
 from hsae_lens.sae import HierarchicalTopKSAE
 
@@ -37,7 +37,8 @@ class Dashboard:
     """One latent.
 
     density: share of judged tokens it fires on.  mean_rank: where it fires.  edges: ``BINS + 1``
-    activation values; histogram: tokens in each bin, a list per range of :data:`RANKS`.
+    activation values; ranks: of :func:`rank_ranges`; histogram: tokens in each bin, a list for each
+    of these.
     contexts: the strongest, one from a sequence.  promoted, suppressed: (token, logit), the most
     extreme first, by :func:`logit_effects`; empty where that has none.
     """
@@ -46,6 +47,7 @@ class Dashboard:
     density: float
     mean_rank: float
     edges: list[float]
+    ranks: list[tuple[int, int]]
     histogram: list[list[int]]
     contexts: list[Context]
     promoted: list[tuple[str, float]]
@@ -66,16 +68,19 @@ def latent_dashboards(
 
     Args:
         tokens: int64 ``[n_sequences, context_size]``.
-        latents: numbers in 0..d_sae−1.
+        latents: numbers in 0..d_sae−1; one that is repeated is shown once.
 
     Raises:
         ValueError: if a number is outside, or none is given.
     """
-    if not latents or not all(0 <= i < sae.cfg.d_sae for i in latents):
-        raise ValueError(f"latents must be numbers in 0..{sae.cfg.d_sae - 1}, got {latents}.")
+    latents = list(dict.fromkeys(latents))
+    if not latents:
+        raise ValueError("Name the latents to show.")
+    check_latents(sae, latents)
+    ranges = rank_ranges(sae.cfg.k)
     judged = Judged.by(sae, model)
     column = torch.full((sae.cfg.d_sae,), len(latents), device=sae.device)
-    column[list(latents)] = torch.arange(len(latents), device=sae.device)
+    column[latents] = torch.arange(len(latents), device=sae.device)
     values: list[torch.Tensor] = []
     ranks: list[torch.Tensor] = []
     kept: list[torch.Tensor] = []
@@ -93,10 +98,16 @@ def latent_dashboards(
     value, rank, keep = torch.cat(values), torch.cat(ranks), torch.cat(kept)
     logits = logit_effects(sae, model, latents)
     return [
-        _dashboard(n, model.tokenizer, tokens, value[..., i], rank[..., i], keep,
+        _dashboard(n, model.tokenizer, tokens, value[..., i], rank[..., i], keep, ranges,
                    None if logits is None else logits[i], n_contexts, n_words)
         for i, n in enumerate(latents)
     ]  # fmt: skip
+
+
+def rank_ranges(k: int) -> list[tuple[int, int]]:
+    """Ranks 1..k in inclusive ranges: :data:`RANKS`, and one for all that come after them."""
+    after = (RANKS[-1][1] + 1, k)
+    return [(low, min(high, k)) for low, high in (*RANKS, after) if low <= k]
 
 
 def _dashboard(
@@ -106,6 +117,7 @@ def _dashboard(
     value: torch.Tensor,
     rank: torch.Tensor,
     keep: torch.Tensor,
+    ranges: list[tuple[int, int]],
     logits: torch.Tensor | None,
     n_contexts: int,
     n_words: int,
@@ -132,7 +144,8 @@ def _dashboard(
         fired.sum().item() / max(int(keep.sum()), 1),
         rank[fired].double().mean().item(),
         edges.tolist(),
-        [_counts(value[fired & (rank >= low) & (rank <= high)], edges) for low, high in RANKS],
+        ranges,
+        [_counts(value[fired & (rank >= low) & (rank <= high)], edges) for low, high in ranges],
         contexts,
         *words,
     )

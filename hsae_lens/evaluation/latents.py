@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import pandas as pd
 import torch
+from sae_lens import SAE
 from tqdm.auto import tqdm
 
 from hsae_lens.evaluation.judged import Judged
@@ -15,6 +16,15 @@ from hsae_lens.sae import HierarchicalTopKSAE
 
 WRITES_TO_STREAM = ("hook_resid_pre", "hook_resid_mid", "hook_resid_post", "hook_attn_out",
                     "hook_mlp_out")  # fmt: skip
+
+
+def check_latents(sae: SAE[Any], latents: Iterable[int]) -> None:
+    """Raises ValueError if a number is not one of the SAE's latents: counted from the end it would
+    be another one."""
+    if outside := [i for i in latents if not 0 <= i < sae.cfg.d_sae]:
+        raise ValueError(
+            f"Latents are numbers in 0..{sae.cfg.d_sae - 1}, got {', '.join(map(str, outside))}."
+        )
 
 
 @torch.no_grad()
@@ -40,7 +50,11 @@ def describe_latents(
         first of them is there) and ``token_share`` (the share of its activations on that token: 1
         is a token detector); ``promotes`` (the tokens whose logits its decoder row raises most, see
         :func:`logit_effects`; empty at hooks that do not write to the residual stream).
+
+    Raises:
+        ValueError: if there is no such latent.
     """
+    check_latents(sae, latents or ())
     judged, parts = Judged.by(sae, model), []
     for batch in tqdm(tokens.split(batch_size), "Latents"):
         acts = hook_activations(model, batch, sae.cfg.metadata.hook_name).flatten(2)
@@ -106,7 +120,11 @@ def logit_effects(
     A row goes through the model's final norm, whose gain decides which tokens it raises, and the
     unembedding; so its scale is that of a residual stream which holds nothing else. None where the
     hook does not write to the residual stream.
+
+    Raises:
+        ValueError: if there is no such latent.
     """
+    check_latents(sae, latents)
     if not (sae.cfg.metadata.hook_name or "").endswith(WRITES_TO_STREAM):
         return None
     rows = sae.W_dec[list(latents)].to(model.W_U)[None]

@@ -7,7 +7,6 @@ from html import escape
 from pathlib import Path
 
 from hsae_lens.evaluation.dashboards import Context, Dashboard
-from hsae_lens.evaluation.interpretation import RANKS
 from hsae_lens.plots import histogram_svg
 from hsae_lens.report.shell import write_page
 
@@ -35,7 +34,7 @@ def _section(dashboard: Dashboard) -> str:
             f'<h2 id="l{dashboard.latent}">Latent {dashboard.latent}</h2>'
             "<p>It does not fire in this text.</p>" + _words(dashboard)
         )
-    ranks = [f"rank {low}–{high}" for low, high in RANKS]
+    ranks = [f"rank {low}–{high}" for low, high in dashboard.ranks]
     contexts = "".join(_line(context) for context in dashboard.contexts)
     return (
         f'<h2 id="l{dashboard.latent}">Latent {dashboard.latent}</h2>'

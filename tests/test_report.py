@@ -382,11 +382,11 @@ def test_the_page_shows_what_was_added_later(run_folder: Path, tmp_path: Path) -
     assert "Test AUC of probes on 8 latents" in page
     assert "Can a judge say what latents stand for?" in page
     assert "<td>0.700</td>" in page
-    assert "<td>0.500</td>" in page, "the share without an answer"
+    assert "<td>1</td>" in page, "how many have no answer"
     assert "<i>spam" not in page
     assert "<b></td>" not in page
     (run / "run.json").unlink()
-    with pytest.raises(FileNotFoundError, match="`hsae eval` makes them"):
+    with pytest.raises(FileNotFoundError, match="has no run.json, so `hsae eval` did not"):
         write_report([run], tmp_path / "page.html")
 
 

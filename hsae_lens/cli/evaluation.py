@@ -160,12 +160,12 @@ def _interpret(parsed: argparse.Namespace) -> None:
 def _report(parsed: argparse.Namespace) -> None:
     from hsae_lens.evaluation.run import EvalConfig, run_eval
     from hsae_lens.report import write_report
-    from hsae_lens.report.page import is_run, read_run
+    from hsae_lens.report.folders import is_run, read_run
 
+    for run in filter(is_run, parsed.runs):
+        read_run(run)  # damaged ones are said before others are evaluated
     folders = []
     for n, run in enumerate(parsed.runs):
-        if (Path(run) / "run.json").exists():
-            read_run(run)  # says so if it is not whole
         if not is_run(run):
             config = EvalConfig([run], out=f"{parsed.out}.runs/{n}")
             run_eval(config)

@@ -90,6 +90,6 @@ for (const root of document.querySelectorAll(".explorer")) {
     draw();
   }
   slider.oninput = draw;
-  slider.value = Math.max(0, steps.findIndex((k) => k >= 8));
+  slider.value = steps.findIndex((k) => k >= Math.min(8, K));
   start();
 }

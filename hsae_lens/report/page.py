@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
 from html import escape
 from importlib import resources
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 
-from hsae_lens.evaluation.advice import QUALITIES, advise
+from hsae_lens.evaluation.advice import QUALITIES, Advice, advise
 from hsae_lens.plots import (
     adaptive_svg,
     frontier_svg,
@@ -21,58 +19,18 @@ from hsae_lens.plots import (
     tasks_svg,
     worth_svg,
 )
-from hsae_lens.report.shell import table_html, write_page
+from hsae_lens.report.folders import Run, read_run
+from hsae_lens.report.shell import definitions_html, table_html, write_page
 
 SHOWN = ["sae", "k", "l0", "explained_variance", "adds", "mse", "cosine", "ce_score", "ce_with_sae",
          "kl", "dead", "dense"]  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Run:
-    """What ``hsae eval`` left in a folder: its frontier and whatever other tables it wrote."""
-
-    facts: dict[str, Any]
-    frontier: pd.DataFrame
-    tables: dict[str, pd.DataFrame]
-    examples: list[dict[str, Any]] | None
-
-    @property
-    def about(self) -> str:
-        """The SAE that the page is about: the first one evaluated."""
-        return str(self.frontier["sae"].iloc[0])
-
-
-def is_run(folder: str | Path) -> bool:
-    """Whether ``hsae eval`` wrote this folder."""
-    return all((Path(folder) / name).exists() for name in ("run.json", "frontier.csv"))
-
-
-def read_run(folder: str | Path) -> Run:
-    """Reads a folder of ``hsae eval``.
-
-    Raises:
-        FileNotFoundError: if it is not one.
-    """
-    folder = Path(folder)
-    if not is_run(folder):
-        raise FileNotFoundError(
-            f"{folder} has no run.json and frontier.csv; `hsae eval` makes them."
-        )
-
-    examples = folder / "examples.json"
-    return Run(
-        json.loads((folder / "run.json").read_text(encoding="utf-8")),
-        pd.read_csv(folder / "frontier.csv"),
-        {file.stem: pd.read_csv(file) for file in folder.glob("*.csv")},
-        json.loads(examples.read_text(encoding="utf-8")) if examples.exists() else None,
-    )
 
 
 def write_report(folders: Sequence[str | Path], out: str | Path) -> Path:
     """One page over one or more runs of ``hsae eval``; opens from a file and fetches nothing.
 
     Raises:
-        FileNotFoundError: if a folder is not a run.
+        FileNotFoundError, ValueError: if a folder is not a whole run; which file, and the mend.
     """
     runs = [read_run(folder) for folder in folders]
     title = f"Sparse autoencoders of {', '.join(dict.fromkeys(r.facts['model'] for r in runs))}"
@@ -86,45 +44,73 @@ def _chapter(run: Run) -> str:
 
 
 def _summary(run: Run) -> str:
-    facts, mine = run.facts, run.frontier[run.frontier["sae"] == run.about]
-    lines = [
-        f"It rewrites each activation of <b>{escape(facts['model'])}</b> at "
-        f"<code>{escape(facts['hook'])}</code>, {facts['d_in']} numbers, as at most {facts['k']} "
-        f"of {facts['d_sae']:,} latents. One file serves every budget k, how many latents to use."
-    ]
-    at_most = mine.sort_values("k").iloc[-1]
-    for of in QUALITIES:
-        if of in mine and at_most[of] > 0:
-            lines.append(
-                f"To keep 95% of the {QUALITIES[of]}: <b>{escape(str(advise(mine, 0.95, of)))}</b>"
-            )
-    if "ce_score" in mine and at_most["ce_score"] > 0:
-        k = advise(mine, 0.95, "ce_score").k
-        row = mine[mine["k"] == k].iloc[0]
-        lines.append(
-            f"What k={k} costs: the model's cross-entropy goes from {row['ce_clean']:.2f} to "
-            f"{row['ce_with_sae']:.2f} nats per token; without the layer it is "
-            f"{row['ce_ablated']:.2f}."
-        )
-        for name, rows in run.frontier.groupby("sae", sort=False):
-            if name != run.about and k in set(rows["k"]):
-                other = rows[rows["k"] == k].iloc[0]["ce_score"]
-                lines.append(
-                    f"At the same k, <b>{escape(str(name))}</b> recovers {other:.0%} of the "
-                    f"cross-entropy, this one {row['ce_score']:.0%}."
-                )
+    mine = run.frontier[run.frontier["sae"] == run.about]
+    lines, advice = [_what_it_is(run)], None
+    for of in [of for of in QUALITIES if of in mine]:
+        advice, line = _advice(mine, of)
+        lines.append(line)
+    if advice and {"ce_score", "ce_clean", "ce_with_sae", "ce_ablated"} <= set(mine):
+        lines += _cost(run, mine, advice.k)
     items = "".join(f"<li>{line}</li>" for line in lines)
     return f"<h1>{escape(run.about)}</h1>\n<h2>In short</h2>\n<ul>{items}</ul>"
+
+
+def _what_it_is(run: Run) -> str:
+    facts = run.facts
+    line = (
+        f"It rewrites each activation of <b>{escape(facts['model'])}</b> at "
+        f"<code>{escape(facts['hook'])}</code>, {facts['d_in']} numbers, as "
+    )
+    if run.hierarchical:
+        return line + (
+            f"at most {facts['k']} of {facts['d_sae']:,} latents. One file serves every budget k, "
+            "how many latents to use."
+        )
+    trained = f" (k={facts['k']})" if facts["k"] else ""
+    return line + (
+        f"a few of {facts['d_sae']:,} latents. It is a stock SAE, trained for one sparsity"
+        f"{trained}; a budget k cuts each token’s code to its k largest latents."
+    )
+
+
+def _advice(mine: pd.DataFrame, of: str) -> tuple[Advice | None, str]:
+    """The budget to use by a quality, and the line that says so or why there is no such advice."""
+    try:
+        advice = advise(mine, 0.95, of)
+    except ValueError as error:
+        return None, escape(str(error))
+    if advice.beware:
+        return None, f"No advice by the {QUALITIES[of]}: {escape(advice.beware)}"
+    return advice, f"To keep 95% of the {QUALITIES[of]}: <b>{escape(str(advice))}</b>"
+
+
+def _cost(run: Run, mine: pd.DataFrame, k: int) -> list[str]:
+    """What a budget costs, here and with the other SAEs."""
+    row = mine[mine["k"] == k].iloc[0]
+    lines = [
+        f"What k={k} costs: the model's cross-entropy goes from {row['ce_clean']:.2f} to "
+        f"{row['ce_with_sae']:.2f} nats per token; without the layer it is "
+        f"{row['ce_ablated']:.2f}."
+    ]
+    for name, rows in run.frontier.groupby("sae", sort=False):
+        if name != run.about and k in set(rows["k"]):
+            other = rows[rows["k"] == k].iloc[0]["ce_score"]
+            lines.append(
+                f"At the same k, <b>{escape(str(name))}</b> recovers {other:.0%} of the "
+                f"cross-entropy, this one {row['ce_score']:.0%}."
+            )
+    return lines
 
 
 def _quality(run: Run) -> str:
     figures = "".join(frontier_svg(run.frontier, of) for of in QUALITIES if of in run.frontier)
     shown = run.frontier[[column for column in SHOWN if column in run.frontier]]
+    bands = " Bands are two standard errors." if "explained_variance_se" in run.frontier else ""
     return (
         "<h2>Quality at every budget</h2>"
         "<p>First, how much of the activations’ variance the first k latents explain; then, how "
         "much of the model’s behaviour survives when it goes on from the reconstruction: 1 is the "
-        "model itself, 0 is the layer set to zero. Bands are two standard errors.</p>"
+        f"model itself, 0 is the layer set to zero.{bands}</p>"
         f'<div class="figures">{figures}</div>'
         f"<details><summary>All figures</summary>{table_html(shown)}</details>"
     )
@@ -195,18 +181,22 @@ def _meaning(run: Run) -> str:
     if "interpretation" not in run.tables:
         return ""
     table = run.tables["interpretation"]
+    if "unanswered" not in table:  # an earlier version's
+        missing = table[["detection", "fuzzing"]].isna().sum(axis=1)
+        table = table.assign(unanswered=missing)
     scores = table.groupby(["sae", "ranks"], sort=False).agg(
         latents=("latent", "size"),
         detection=("detection", "mean"),
         fuzzing=("fuzzing", "mean"),
-        no_answer=("detection", lambda scores: scores.isna().mean()),
+        unanswered=("unanswered", "sum"),
     )
     return (
         "<h2>Can a judge say what latents stand for?</h2>"
         "<p>A language model explained each latent from examples and then had to tell, from the "
         "explanation alone, in which other excerpts it fires (detection) and which of their words "
         "make it fire (fuzzing). 0.5 is guessing. Latents are grouped by how early they come in a "
-        "token’s code; no_answer is the share of answers that were none.</p>"
+        "token’s code; unanswered counts questions without an answer in the form asked for, which "
+        "are left out of the means.</p>"
         f"{table_html(scores.reset_index())}"
         f"<details><summary>Each latent and its explanation</summary>{table_html(table)}</details>"
     )
@@ -269,19 +259,22 @@ def _explorer(run: Run) -> str:
 def _how(run: Run) -> str:
     facts = run.facts
     settings = {k: v for k, v in facts["settings"].items() if v is not None}
+    notes = [
+        "Special tokens, positions the SAE was not trained on and outlier norms are left out of "
+        "every figure and left as they are in the model. Every budget sees the same tokens."
+    ]
+    if run.hierarchical:
+        notes.append(
+            "The random decoder has as many latents in random directions, read off with one fitted "
+            "gain: what a dictionary of this size scores without having learnt anything."
+        )
     return (
         "<h2>How these figures were made</h2>"
         f"<p><code>hsae eval</code> of hsae_lens {escape(facts['hsae_lens'])} with torch "
         f"{escape(facts['torch'])}, in {facts['seconds']:.0f} s, on {facts['tokens']:,} tokens of "
         f"{escape(facts['text'])}. Settings: <code>{escape(json.dumps(settings))}</code></p>"
-        "<ul><li>Explained variance: 1 − Σ‖x−x̂‖² / Σ‖x−mean x‖², over all tokens and dimensions. "
-        "Special tokens, positions the SAE was not trained on and outlier norms are left out of "
-        "every figure and left as they are in the model.</li>"
-        "<li>Cross-entropy recovered: (ablated − with SAE) / (ablated − clean), ablated with "
-        "zeros. Definitions are SAELens’; every budget sees the same tokens.</li>"
-        "<li>Standard errors: bootstrap over documents.</li>"
-        "<li>The random decoder has as many latents in random directions, read off with one fitted "
-        "gain: what a dictionary of this size scores without having learnt anything.</li></ul>"
+        f"{definitions_html(facts, run.tables)}<ul>{''.join(f'<li>{note}</li>' for note in notes)}"
+        "</ul>"
     )
 
 

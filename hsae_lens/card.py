@@ -8,6 +8,8 @@ import pandas as pd
 import yaml
 from sae_lens import SAE
 
+from hsae_lens.evaluation.definitions import DEFINITIONS, stamp
+
 FRONTIER_COLUMNS = ["k", "tokens", "l0", "explained_variance", "mse", "dead", "ce_score", "kl"]
 FACTS = {
     "dataset_path": "text",
@@ -40,9 +42,7 @@ sae = hsae_lens.load_pretrained({release!r}, {sae_id!r}, k={half})
 
 {frontier}
 
-`explained_variance` is 1 − Σ‖x−x̂‖² / Σ‖x−mean x‖² over all judged tokens; `ce_score` is how much
-of the cross-entropy lost by zero-ablating the hook comes back with the reconstruction; `dead` is
-the share of latents that no judged token used within k.
+{definition}
 {notes}"""
 HUB_HEADER = """\
 ---
@@ -61,6 +61,7 @@ def store_frontier(sae: SAE[Any], table: pd.DataFrame, text: str) -> None:
         rounded = {c: round(v, 4) if isinstance(v, float) else v for c, v in row.items()}
         kept.append({"text": text, **rounded})
     sae.cfg.metadata.frontier = kept
+    sae.cfg.metadata.definitions = stamp("frontier")
 
 
 def write_card(sae: SAE[Any], release: str, sae_id: str, title: str | None = None) -> str:
@@ -87,6 +88,7 @@ def write_card(sae: SAE[Any], release: str, sae_id: str, title: str | None = Non
         half=max(1, cfg.k // 4),
         facts=_markdown(pd.DataFrame(facts.items(), columns=["", " "])),
         frontier=_frontier(metadata.frontier or []),
+        definition=_definition(metadata.definitions),
         notes="\n## What it is not good for\n\n" + "".join(f"- {n}\n" for n in notes)
         if notes
         else "",
@@ -120,6 +122,14 @@ def _frontier(rows: list[dict[str, Any]]) -> str:
         shown = table.drop(columns="text").dropna(axis=1, how="all")
         parts.append(f"On {text}:\n\n{_markdown(shown)}")
     return "\n\n".join(parts)
+
+
+def _definition(stamped: Any) -> str:
+    """What the frontier's figures are, by the version that the SAE says, if it does."""
+    entry = stamped.get("frontier") if isinstance(stamped, dict) else None
+    if not isinstance(entry, dict) or not {"version", "definition"} <= set(entry):
+        return f"What the figures are: {DEFINITIONS['frontier'][1]}"
+    return f"What the figures are (version {entry['version']}): {entry['definition']}"
 
 
 def _markdown(table: pd.DataFrame) -> str:

@@ -77,7 +77,10 @@ def test_eval_leaves_tables_and_a_picture(run_folder: Path, sae_folder: Path) ->
     stability = pd.read_csv(run_folder / "stability.csv")
     assert (stability["agreement"] > stability["shuffled"]).all()
     assert pd.read_csv(run_folder / "contributions.csv")["latents"][0] > 10
-    assert json.loads((run_folder / "run.json").read_text())["d_sae"] == 96
+    facts = json.loads((run_folder / "run.json").read_text())
+    assert facts["d_sae"] == 96
+    stamped = set(facts["definitions"])
+    assert stamped >= {file.stem for file in run_folder.glob("*.csv")}, "every table is stamped"
 
 
 def test_advice_from_a_table_and_from_an_sae(

@@ -10,7 +10,9 @@ from typing import Any
 
 import pandas as pd
 import pytest
+from conftest import training_sae
 
+from hsae_lens.card import store_frontier, write_card
 from hsae_lens.cli import main
 from hsae_lens.evaluation.definitions import DEFINITIONS, stamp, stamp_run
 from hsae_lens.evaluation.run import CONTROL
@@ -162,6 +164,18 @@ def test_the_page_says_by_which_definitions_figures_were_made(tmp_path: Path) ->
         version, text = DEFINITIONS[name]
         assert f"<b>{name}</b>, version {version}: {text}" in page.replace("&#x27;", "'")
     assert "no version" not in page
+
+
+@pytest.mark.parametrize("damage", [None, "frontier", {"frontier": 1}, {"frontier": {}}])
+def test_a_card_says_by_which_definitions_its_frontier_was_measured(damage: Any) -> None:
+    sae = training_sae()
+    store_frontier(sae, frontier("mine"), "a text")
+    version, text = DEFINITIONS["frontier"]
+    card = write_card(sae, "release", "sae")
+    assert f"What the figures are (version {version}): {text}" in card
+    assert "a text" in card
+    sae.cfg.metadata.definitions = damage  # an earlier one's, or somebody else's
+    assert f"What the figures are: {text}" in write_card(sae, "release", "sae")
 
 
 def test_the_explorer_opens_at_a_budget_of_a_small_sae(tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ from hsae_lens.circuits.plan import OURS, CircuitsConfig, Plan
 from hsae_lens.circuits.plots import plot_circuit, plot_curves
 from hsae_lens.circuits.sites import ERROR, model_order
 from hsae_lens.devices import name_of
+from hsae_lens.evaluation.definitions import stamp
 from hsae_lens.evaluation.latents import describe_latents
 from hsae_lens.evaluation.run import by_sae
 from hsae_lens.files import replacing_files, write_csv, write_json
@@ -99,6 +100,7 @@ def find_circuits(cfg: CircuitsConfig, page: Page | None = None) -> Found:
             model.tokenizer.decode([int(word[0])]) for word in (finding.right, finding.wrong)
         ],
         "settings": asdict(cfg),
+        "definitions": stamp("circuits"),
         "hsae_lens": __version__,
         "torch": torch.__version__,
         "seconds": round(time.perf_counter() - started),

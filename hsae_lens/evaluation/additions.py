@@ -11,6 +11,7 @@ from typing import get_args, get_origin, get_type_hints
 import pandas as pd
 
 from hsae_lens.evaluation.absorption import absorption
+from hsae_lens.evaluation.definitions import stamp_run
 from hsae_lens.evaluation.interpretation import LatentExamples, cost, interpret, latent_examples
 from hsae_lens.evaluation.judges import CachedJudge, Judge
 from hsae_lens.evaluation.latents import describe_latents
@@ -27,7 +28,7 @@ def add_probing(run: str | Path, datasets: Sequence[str] = DATASETS) -> pd.DataF
         )
         for name, sae in opened.hierarchical().items()
     ]
-    return keep_table(tables, run / "probing.csv")
+    return _added(tables, run, "probing")
 
 
 def add_interpretation(run: str | Path, judge: Judge, per_bin: int = 10) -> pd.DataFrame:
@@ -43,7 +44,7 @@ def add_interpretation(run: str | Path, judge: Judge, per_bin: int = 10) -> pd.D
         facts = describe_latents(opened.hierarchical()[name], opened.model, opened.tokens, latents)
         table = interpret(examples, cached)
         tables.append(table.merge(facts, on="latent").assign(sae=name))
-    return keep_table(tables, run / "interpretation.csv")
+    return _added(tables, Path(run), "interpretation")
 
 
 def interpretation_cost(run: str | Path, judge: Judge, per_bin: int = 10) -> dict[str, int]:
@@ -70,7 +71,13 @@ def add_absorption(run: str | Path, words: int = 100) -> pd.DataFrame:
         absorption(sae, opened.model, run / "absorption", opened.budgets, words).assign(sae=name)
         for name, sae in opened.hierarchical().items()
     ]
-    return keep_table(tables, run / "absorption.csv")
+    return _added(tables, run, "absorption")
+
+
+def _added(tables: Sequence[pd.DataFrame], run: Path, name: str) -> pd.DataFrame:
+    table = keep_table(tables, run / f"{name}.csv")
+    stamp_run(run, name)
+    return table
 
 
 def config_of(run: str | Path) -> EvalConfig:

@@ -20,6 +20,7 @@ from hsae_lens.evaluation.adaptive import (
     explained_variance_curve,
     token_errors,
 )
+from hsae_lens.evaluation.definitions import stamp
 from hsae_lens.evaluation.downstream import evaluate_tasks
 from hsae_lens.evaluation.examples import example_texts
 from hsae_lens.evaluation.frontier import evaluate_saes
@@ -209,6 +210,9 @@ def _facts(opened: Opened, cfg: EvalConfig, seconds: float) -> dict[str, Any]:
         "torch": torch.__version__,
         "seconds": round(seconds),
         "settings": asdict(replace(cfg, dtype=name_of(used))),
+        "definitions": stamp(
+            "frontier", "tasks", "curve", "adaptive", "stability", "contributions"
+        ),
     }
 
 

@@ -13,7 +13,7 @@ from hsae_lens.circuits.plots import MEASURES, circuit_svg, curve_svg
 from hsae_lens.circuits.run import Found
 from hsae_lens.circuits.sites import ERROR, model_order
 from hsae_lens.evaluation.run import CONTROL
-from hsae_lens.report.shell import table_html, write_page
+from hsae_lens.report.shell import definitions_html, table_html, write_page
 
 
 def write_circuits(found: Found, out: str | Path) -> Path:
@@ -163,4 +163,5 @@ def _how(found: Found) -> str:
         f"{escape(facts['torch'])}, the model in {facts['dtype']}, in {facts['seconds']} s. "
         f"Settings: <code>{escape(json.dumps(settings))}</code></p>"
         f"<ul>{''.join(f'<li>{item}</li>' for item in items)}</ul>"
+        f"{definitions_html(facts, ['circuits'])}"
     )

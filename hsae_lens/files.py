@@ -110,7 +110,8 @@ def write_csv(table: pd.DataFrame, path: Path) -> None:
         table.to_csv(fresh, index=False)
 
 
-NAMES = {"sae", "task", "dataset", "rule", "ranks", "site", "token", "explanation", "text"}
+NAMES = {"sae", "text", "task", "dataset", "rule", "site", "token", "ranks", "explanation",
+         "fires_on", "promotes"}  # fmt: skip
 """Columns of text, whatever it looks like: an SAE may be in a folder ``42`` or ``nan``."""
 
 

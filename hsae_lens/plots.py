@@ -71,9 +71,8 @@ def adaptive_svg(table: pd.DataFrame) -> str:
         itertools.cycle(COLOURS), table.groupby("rule", sort=False), strict=False
     ):
         rows = rows.sort_values("l0")
-        axes.plot(
-            rows["l0"], rows["explained_variance"], "o-", color=colour, label=names[str(rule)]
-        )
+        label = names.get(str(rule), plain(rule))
+        axes.plot(rows["l0"], rows["explained_variance"], "o-", color=colour, label=label)
     _finish(axes, "Mean latents per token", "Explained variance", table["l0"].max())
     _legend(figure)
     return figure_svg(figure)

@@ -98,13 +98,14 @@ def _table(file: Path, command: str, needed: list[str]) -> pd.DataFrame:
         raise _bad(file, f"lacks {', '.join(missing)}", command)
     if table.empty:
         raise _bad(file, "has no rows", command)
-    numbers = [column for column in needed if column not in NAMES]
-    if words := [column for column in numbers if table[column].dtype.kind not in "iuf"]:
+    numbers = table[[column for column in table if column not in NAMES]]
+    if words := [str(column) for column in numbers if table[column].dtype.kind not in "iufb"]:
         raise _bad(file, f"has words for numbers in {', '.join(words)}", command)
-    if np.isinf(table.select_dtypes("number")).any(axis=None) or (
-        "k" in table and table["k"].isna().any()
-    ):
-        raise _bad(file, "has numbers that are infinite, or rows without a k", command)
+    along = [column for column in ("k", "l0") if column in needed]  # the axes of the figures
+    if np.isinf(numbers).any(axis=None) or not (table[along] >= 0).all(axis=None):
+        raise _bad(file, "has numbers that cannot be", command)
+    if "adds" in needed and not (table["k"] > 0).any():
+        raise _bad(file, "has no k above 0", command)
     return table
 
 

@@ -142,10 +142,13 @@ def _behaviour(run: Run) -> str:
 def _order(run: Run) -> str:
     if "curve" not in run.tables:
         return ""
-    curve, middle = run.tables["curve"].set_index("k")["adds"], len(run.tables["curve"]) // 2
+    curve = run.tables["curve"]
+    adds = curve["adds"][curve["k"] > 0].tolist()
+    middle = (len(adds) + 1) // 2
     text = (
         "A token’s latents enter in order of activation. On average the first adds "
-        f"{curve[1]:.3f} to the explained variance, the one at rank {middle} {curve[middle]:.4f}."
+        f"{adds[0]:.3f} to the explained variance, the one at rank {middle} "
+        f"{adds[middle - 1]:.4f}."
     )
     figures = worth_svg(run.tables["curve"])
     if "stability" in run.tables:

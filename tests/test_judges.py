@@ -108,6 +108,7 @@ def test_a_key_that_is_no_key_is_not_shown(monkeypatch: pytest.MonkeyPatch) -> N
         ("None of these but 1", None),
         ("1-2", None),
         ("-1, 2", None),
+        ("1" * 5000, None),
     ],
 )
 def test_only_the_form_asked_for_is_scored(answer: str, score: float | None) -> None:

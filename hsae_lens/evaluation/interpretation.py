@@ -288,7 +288,7 @@ def _score(answer: str, truth: list[bool]) -> float:
     """Balanced accuracy of an answer in the form asked for, like "1, 4, 7" or "none"; NaN for any
     other, sentences with numbers in them too."""
     answer = answer.strip().removesuffix(".").strip("\"'").lower()
-    if not re.fullmatch(r"none|[0-9]+(\s*,\s*[0-9]+)*", answer):
+    if not re.fullmatch(r"none|[0-9]{1,9}(\s*,\s*[0-9]{1,9})*", answer):
         return NAN
     numbers = [int(n) for n in re.findall("[0-9]+", answer)]
     if any(not 1 <= n <= len(truth) for n in numbers):

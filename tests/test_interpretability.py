@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import pandas as pd
 import pytest
 import torch
+from conftest import training_sae
 from judge_server import JudgeServer
 from sae_lens import SAE
 
@@ -221,15 +223,20 @@ def test_probing_at_every_budget(sae: Any, smollm: Any, tmp_path: Path) -> None:
 
 
 def test_the_commands_add_to_a_run_and_the_report_shows_it(
-    tmp_path: Path, judge_server: JudgeServer, capsys: pytest.CaptureFixture[str]
+    gemma2_folder: Path,
+    tmp_path: Path,
+    judge_server: JudgeServer,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    run = str(tmp_path / "run")
-    sae = "/".join(SHIPPED)
-    fast = ["--tokens", "256", "--tasks", "0", "--bootstrap", "0", "--examples", "0",
-            "--budgets", "8", "--dtype", "bfloat16", "--model", "smollm2-135m"]  # fmt: skip
+    run, sae = str(tmp_path / "run"), str(tmp_path / "sae")
+    training_sae(d_in=32, d_sae=512, k=40).save_inference_model(sae)
+    saved = SAE.load_from_disk(sae)
+    saved.cfg.metadata.hook_name = "blocks.0.hook_resid_post"
+    saved.cfg.metadata.context_size = 32
+    saved.save_model(sae)
+    fast = ["--tokens", "4096", "--tasks", "0", "--bootstrap", "0", "--examples", "0",
+            "--budgets", "8", "--dtype", "float32", "--model", str(gemma2_folder)]  # fmt: skip
     assert main(["eval", sae, "--out", run, *fast]) == 0
-    facts = tmp_path / "run" / "run.json"  # more text, but only for the latents' examples
-    facts.write_text(facts.read_text().replace('"tokens": 256', '"tokens": 4096'))
     ask = ["interpret", run, "--judge", "m", "--url", judge_server.url, "--latents", "2"]
     assert main(ask) == 0
     assert re.search(r"36 prompts, about [\d,]+ tokens. Ask with --yes.", capsys.readouterr().out)
@@ -241,7 +248,10 @@ def test_the_commands_add_to_a_run_and_the_report_shows_it(
     table = pd.read_csv(tmp_path / "run" / "interpretation.csv")
     assert set(table["sae"]) == {sae, "random decoder"}
     assert {"density", "rank", "enrichment", "token_share", "promotes"} <= set(table.columns)
-    assert set(table["ranks"]) == {"1–8", "9–32", "33–128"}
+    assert set(table["ranks"]) == {"1–8", "9–32", "33–40"}
+    assert (table["unanswered"] == 0).all()
+    stamped = json.loads((tmp_path / "run" / "run.json").read_text())["definitions"]
+    assert {"frontier", "interpretation"} <= set(stamped)
     page = write_report([run], tmp_path / "report.html").read_text()
     assert "Can a judge say what latents stand for?" in page
     assert main(["interpret", run]) == 1

@@ -34,8 +34,8 @@ def model_fingerprint(model: Any, tokenizer: Any = None) -> str:
     evenly spaced numbers of every weight, the weights' names, shapes and dtypes, its config, its
     chat template, and how its tokenizer cuts one odd sentence.
 
-    A tenth of a second for SmolLM2, instead of reading all weights. It tells trained models, seeds and number
-    formats apart; a change to a few numbers of a large weight may escape it.
+    A tenth of a second for SmolLM2, instead of reading all weights. It tells trained models, seeds
+    and number formats apart; a change to a few numbers of a large weight may escape it.
     """
     original = getattr(model, "original_model", model)
     configs = [getattr(model, "cfg", None), getattr(original, "config", None)]

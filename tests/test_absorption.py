@@ -17,7 +17,6 @@ from sae_lens import SAE
 from hsae_lens import HierarchicalTopKSAE, HierarchicalTopKSAEConfig, load_pretrained
 from hsae_lens.evaluation import absorption as module
 from hsae_lens.evaluation.absorption import absorption
-from hsae_lens.files import made_whole
 from hsae_lens.models import open_model
 
 pytest.importorskip("sae_bench")
@@ -140,20 +139,6 @@ def test_results_of_another_model_are_not_taken(
     stamps = {file: file.stat().st_mtime_ns for file in tmp_path.rglob("*.*")}
     assert absorption(tiny_sae, speller, tmp_path, [2], **FEW).equals(first)
     assert stamps == {file: file.stat().st_mtime_ns for file in tmp_path.rglob("*.*")}
-
-
-def test_a_folder_made_whole_is_finished_or_not_there(tmp_path: Path) -> None:
-    def interrupted() -> None:
-        with made_whole(tmp_path / "a" / "probes") as fresh:
-            (fresh / "probe.pth").write_text("half")
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        interrupted()
-    assert not list((tmp_path / "a").iterdir())
-    with made_whole(tmp_path / "a" / "probes") as fresh:
-        (fresh / "probe.pth").write_text("all")
-    assert (tmp_path / "a" / "probes" / "probe.pth").read_text() == "all"
 
 
 def test_what_cannot_be_measured_is_said(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 from typing import Any
 
 from hsae_lens.cli.flags import add_command, add_flags, budgets_from, config_of

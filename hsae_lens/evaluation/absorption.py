@@ -24,7 +24,7 @@ from tqdm.auto import tqdm
 
 from hsae_lens.budgets import powers_of_two, resolve_budgets
 from hsae_lens.evaluation.fingerprints import fingerprint, model_fingerprint
-from hsae_lens.files import made_whole
+from hsae_lens.files import replacing_folder
 from hsae_lens.models import hook_activations
 from hsae_lens.sae import HierarchicalTopKSAE
 
@@ -115,7 +115,7 @@ def _train_probes(shared: dict[str, Any]) -> None:
 
     if shared["probes_dir"].exists():
         return
-    with made_whole(shared["probes_dir"]) as fresh, _seeded():
+    with replacing_folder(shared["probes_dir"]) as fresh, _seeded():
         load_or_train_probe(
             shared["model"],
             shared["prompt_template"],
@@ -131,7 +131,7 @@ def _kept(run: Callable[[Path], pd.DataFrame], folder: Path) -> pd.DataFrame:
     with _seeded():
         if folder.exists():
             return run(folder.parent)
-        with made_whole(folder) as fresh:
+        with replacing_folder(folder) as fresh:
             return run(fresh.parent)
 
 

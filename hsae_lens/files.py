@@ -5,18 +5,29 @@ from __future__ import annotations
 import itertools
 import json
 import logging
+import math
 import os
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import torch
+import yaml
 from sae_lens.constants import SAE_CFG_FILENAME, SAE_WEIGHTS_FILENAME
-from safetensors import SafetensorError
+from sae_lens.loading.pretrained_sae_loaders import handle_config_defaulting
+from sae_lens.registry import SAE_CLASS_REGISTRY
+from sae_lens.util import str_to_dtype
+from safetensors import SafetensorError, safe_open
+
+from hsae_lens.near import near
 
 logger = logging.getLogger(__name__)
+
+COPY_AGAIN = "Copy or download it again, or go back to an earlier checkpoint."
 
 
 def saved_whole(save: Callable[[Path], tuple[Path, Path]], path: str | Path) -> tuple[Path, Path]:
@@ -141,20 +152,173 @@ def write_json(value: Any, path: Path) -> None:
         fresh.write_text(json.dumps(value, ensure_ascii=False), encoding="utf-8")
 
 
-@contextmanager
-def explaining_bad_files(path: str | Path) -> Iterator[None]:
-    """Turns the errors of a missing or damaged saved SAE into ones that say what to do."""
-    path = Path(path)
+def expanded(path: str | Path) -> Path:
+    """The path with ``~`` replaced by a home directory.
+
+    Raises:
+        ValueError: if that home is unknown. (``Path.expanduser`` raises RuntimeError.)
+    """
     try:
+        return Path(path).expanduser()
+    except RuntimeError as error:
+        raise ValueError(f"{path}: there is no such home directory; write the path out.") from error
+
+
+def read_yaml(file: Any) -> Any:
+    """What a YAML file holds; a key that is there twice is an error, not a silent loss.
+
+    Args:
+        file: a path, or a file in a package.
+
+    Raises:
+        ValueError: if it is no YAML, or repeats a key; names file, key and line.
+    """
+    try:
+        return yaml.load(file.read_text(encoding="utf-8"), _EachKeyOnce)
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
+        raise ValueError(f"{file} cannot be read as YAML: {' '.join(str(error).split())}") from error
+
+
+class _EachKeyOnce(yaml.SafeLoader):
+    """YAML forbids repeated keys; PyYAML keeps the last one and drops the others."""
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Hashable, Any]:
+        seen: set[str] = set()
+        for key, _ in node.value if isinstance(node, yaml.MappingNode) else ():
+            if isinstance(key, yaml.ScalarNode) and key.value in seen:
+                line = key.start_mark.line + 1
+                raise yaml.YAMLError(f"{key.value!r} is there twice, the second time in line {line}.")
+            seen.add(key.value if isinstance(key, yaml.ScalarNode) else "")
+        return super().construct_mapping(node, deep)
+
+
+@contextmanager
+def explaining_bad_files(path: str | Path, weights: Path | None = None) -> Iterator[None]:
+    """Looks at a saved SAE before it is loaded inside, and says what is wrong with it and what helps.
+
+    Reads its config and the names and types in its weights, not the weights: those are looked at
+    by :func:`check_weights` while they are loaded.
+
+    Args:
+        path: the folder. weights: their file, where it is not in that folder.
+
+    Raises:
+        FileNotFoundError: if it is not the folder of a saved SAE.
+        ValueError: for a file that is damaged; names it.
+    """
+    path = Path(path)
+    weights = weights or path / SAE_WEIGHTS_FILENAME
+    _look_for(path, weights)
+    read_config(path)
+    try:
+        _check_types(weights)
         yield
-    except FileNotFoundError as error:
-        missing = [f for f in (SAE_CFG_FILENAME, SAE_WEIGHTS_FILENAME) if not (path / f).exists()]
-        raise FileNotFoundError(
-            f"No saved SAE at {path}: {' and '.join(missing) or error} missing. Give the folder "
-            "that save_model or a training run wrote."
-        ) from error
     except SafetensorError as error:
+        raise ValueError(f"{weights} is damaged or cut short ({error}). {COPY_AGAIN}") from error
+    except (TypeError, KeyError, AttributeError) as error:
+        raise ValueError(f"{path / SAE_CFG_FILENAME} does not describe an SAE: {error!r}.") from error
+    except RuntimeError as error:
+        if "loading state_dict" not in str(error):
+            raise
+        raise ValueError(f"{weights} does not fit: {' '.join(str(error).split())}") from error
+    except ValueError as error:
+        if str(path) in str(error):
+            raise
+        raise ValueError(f"{path}: {error}") from error
+
+
+def _look_for(path: Path, weights: Path) -> None:
+    if path.is_file():
+        raise FileNotFoundError(
+            f"{path} is a file. Give the folder that holds {SAE_CFG_FILENAME} and "
+            f"{SAE_WEIGHTS_FILENAME}."
+        )
+    missing = [file.name for file in (path / SAE_CFG_FILENAME, weights) if not file.exists()]
+    if missing:
+        raise FileNotFoundError(
+            f"No saved SAE at {path}: {' and '.join(missing)} missing. Give the folder that "
+            "save_model or a training run wrote."
+        )
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """``cfg.json`` of a saved SAE, in SAELens' present form, if an SAE can be made from it.
+
+    Raises:
+        ValueError: if not; names the file, the cause and what helps.
+    """
+    file = folder / SAE_CFG_FILENAME
+    try:
+        cfg = json.loads(file.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{file} is damaged: it is no JSON ({error}). {COPY_AGAIN}") from error
+    try:
+        if not isinstance(cfg, dict):
+            raise ValueError(f"it holds {type(cfg).__name__} where names and values belong")
+        cfg = handle_config_defaulting(cfg)
+        _check_fields(cfg)
+        SAE_CLASS_REGISTRY[cfg["architecture"]][1].from_dict(cfg)
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        said = str(error) if isinstance(error, ValueError) else repr(error)
         raise ValueError(
-            f"{path / SAE_WEIGHTS_FILENAME} is damaged or cut short ({error}). Copy or download it "
-            "again, or go back to an earlier checkpoint."
+            f"{file} does not describe an SAE: {said.rstrip('.')}. {COPY_AGAIN}"
         ) from error
+    return cfg
+
+
+def _check_fields(cfg: dict[str, Any]) -> None:
+    """Raises ValueError where SAELens would take a default or a wrong type without a word."""
+    architecture = cfg["architecture"]
+    if not isinstance(architecture, str) or architecture not in SAE_CLASS_REGISTRY:
+        raise ValueError(
+            f"the architecture {architecture!r} is unknown; import the package that has it, if "
+            f"there is one.{near(str(architecture), SAE_CLASS_REGISTRY)}"
+        )
+    for field in fields(SAE_CLASS_REGISTRY[architecture][1]):
+        name, value = field.name, cfg.get(field.name)
+        if field.type in (bool, "bool") and name in cfg and not isinstance(value, bool):
+            raise ValueError(f"{name} must be true or false, got {value!r}")
+        if field.type in (int, "int") and (name in cfg or name == "k" or field.default is MISSING):
+            whole = isinstance(value, int) and not isinstance(value, bool)
+            if not whole or not 1 <= value < 2**30:
+                said = f"got {value!r}" if name in cfg else "and is missing"
+                raise ValueError(f"{name} must be a whole number of at least 1, {said}")
+    if cfg.get("reshape_activations", "none") not in ("none", "hook_z"):
+        raise ValueError(
+            f"reshape_activations must be 'none' or 'hook_z', got {cfg['reshape_activations']!r}"
+        )
+    str_to_dtype(cfg.get("dtype", "float32"))
+
+
+def _check_types(weights: Path) -> None:
+    """Raises ValueError for weights that are not floating point: a cast would hide it."""
+    with open(weights, "rb"):
+        pass  # safetensors takes a file that may not be read for one that is not there
+    with safe_open(weights, framework="pt") as file:
+        types = {name: str(file.get_slice(name).get_dtype()) for name in file.keys()}
+    for name, kind in types.items():
+        if not kind.startswith(("F", "BF")):
+            raise ValueError(
+                f"{weights}: {name} is stored as {kind}; an SAE's weights are floating point "
+                "(a quantised SAE must be converted back first)."
+            )
+
+
+def check_weights(sae: torch.nn.Module, state: Mapping[str, torch.Tensor]) -> None:
+    """Raises ValueError unless ``state`` has the tensors of ``sae``, in their shapes and finite."""
+    needed = sae.state_dict()
+    wrong = [f"{name} is missing" for name in needed if name not in state]
+    wrong += [f"{name} does not belong there" for name in state if name not in needed]
+    for name in needed.keys() & state.keys():
+        found, shape = list(state[name].shape), list(needed[name].shape)
+        if found != shape:
+            wrong.append(f"{name} has the shape {found} where {SAE_CFG_FILENAME} says {shape}")
+    if wrong:
+        raise ValueError(f"{SAE_WEIGHTS_FILENAME} does not fit: {'; '.join(wrong[:4])}. {COPY_AGAIN}")
+    for name, tensor in state.items():
+        # The extremes are NaN if any number is; unlike isfinite() this makes no second tensor.
+        if not all(math.isfinite(extreme) for extreme in map(float, tensor.aminmax())):
+            raise ValueError(
+                f"{SAE_WEIGHTS_FILENAME}: {name} holds NaN or infinite numbers in {tensor.dtype}. "
+                "Go back to an earlier checkpoint, or load it in a wider dtype."
+            )

@@ -30,7 +30,6 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 import torch
-import yaml
 from huggingface_hub.utils import validate_repo_id
 from sae_lens import SAE
 from sae_lens.loading.pretrained_sae_loaders import (
@@ -43,6 +42,7 @@ from sae_lens.loading.pretrained_saes_directory import (
 )
 
 from hsae_lens import sources
+from hsae_lens.files import expanded, read_yaml
 from hsae_lens.near import near
 from hsae_lens.sae import HierarchicalTopKSAE
 
@@ -85,9 +85,11 @@ def load_pretrained(
         k: the budget to start with, in 1..cfg.k; None for the SAE's own default.
         device, dtype: of the weights.
 
+    A training checkpoint is made ready or refused, as by :func:`hsae_lens.saved.open_sae`.
+
     Raises:
         ValueError: for an unknown name (the nearest are said), another architecture, ``k`` outside
-            the trained budgets, or damaged weights.
+            the trained budgets, an unknown device or dtype, or damaged weights.
         SAEUnavailableError: if the files cannot be reached.
     """
     _merge()
@@ -101,7 +103,14 @@ def load_pretrained(
         raise ValueError(f"{release} has no SAE {sae_id!r}.{near(sae_id, ids)}")
     dtype = str(dtype).removeprefix("torch.")
     with sources.explaining_the_network(release):
-        sae = SAE.from_pretrained(release, sae_id, device=str(device), dtype=dtype)
+        sae = SAE.from_pretrained(
+            release,
+            sae_id,
+            device=str(device),
+            dtype=dtype,
+            # A repository without a name is read as ours are.
+            converter=None if release in directory else sources.load,
+        )
     if not isinstance(sae, HierarchicalTopKSAE):
         raise ValueError(
             f"{release} {sae_id} is a {sae.cfg.architecture()!r} SAE, which has no order; load it "
@@ -148,13 +157,11 @@ def read_releases(file: str | Path) -> list[Release]:
     """The releases a YAML file describes; relative folders are relative to the file.
 
     Raises:
-        ValueError: if it is no YAML, or an entry has missing or unknown keys.
+        ValueError: if it is no YAML, names a release twice, or an entry has missing or unknown
+            keys.
     """
     file = Path(file)
-    try:
-        table = yaml.safe_load(file.read_text())
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"{file} cannot be read as YAML: {error}") from error
+    table = read_yaml(file)
     if table is None:
         return []
     if not isinstance(table, dict) or not all(isinstance(v, dict) for v in table.values()):
@@ -164,7 +171,7 @@ def read_releases(file: str | Path) -> list[Release]:
         _check_keys(entry, RELEASE_KEYS, {"model", "saes"}, f"{file}: release {name!r}")
         folder = entry.get("folder")
         if folder is not None:
-            folder = file.parent.absolute() / Path(str(folder)).expanduser()
+            folder = file.parent.absolute() / expanded(str(folder))
         releases.append(
             checked(str(name), entry["model"], entry["saes"], entry.get("repo_id"), folder)
         )
@@ -176,14 +183,17 @@ def user_file() -> Path:
 
     ``HSAE_RELEASES`` if set, else ``releases.yaml`` in ``hsae_lens`` under ``XDG_CONFIG_HOME``
     (``~/.config``; on Windows ``%APPDATA%``).
+
+    Raises:
+        ValueError: if the home directory is unknown.
     """
     if named := os.environ.get("HSAE_RELEASES"):
-        return Path(named).expanduser()
+        return expanded(named)
     if sys.platform == "win32":
-        base = Path(os.environ.get("APPDATA", Path.home()))
+        base = os.environ.get("APPDATA") or "~"
     else:
-        base = Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config")
-    return base / "hsae_lens" / "releases.yaml"
+        base = os.environ.get("XDG_CONFIG_HOME") or "~/.config"
+    return expanded(base) / "hsae_lens" / "releases.yaml"
 
 
 def read_tables() -> None:
@@ -205,7 +215,7 @@ def read_user_file() -> None:
     Raises:
         ValueError: what is wrong with the file.
     """
-    if user_file().exists() or "HSAE_RELEASES" in os.environ:
+    if user_file().exists() or os.environ.get("HSAE_RELEASES"):
         _add(read_releases(user_file()))
 
 
@@ -237,7 +247,7 @@ def checked(
             raise ValueError(f"{where} lists the SAE {keys['id']!r} twice.")
         by_id[keys["id"]] = keys
     if folder is not None:
-        return Release(name, model, str(Path(folder).expanduser().absolute()), True, by_id)
+        return Release(name, model, str(expanded(folder).absolute()), True, by_id)
     if "/" not in str(repo_id):
         raise ValueError(f"{where}: repo_id must be owner/name, got {repo_id!r}.")
     validate_repo_id(str(repo_id))
@@ -267,7 +277,10 @@ def _add(releases: Sequence[Release]) -> None:
         known = RELEASES.get(release.name)
         if known != release and (known or release.name in directory):
             owner = known.source if known else f"SAELens ({directory[release.name].repo_id})"
-            raise ValueError(f"The release name {release.name!r} is taken, by {owner}.")
+            raise ValueError(
+                f"The release name {release.name!r} is taken, by {owner}. Take another name, or "
+                "list all SAEs of a release in one entry."
+            )
     RELEASES.update({release.name: release for release in releases})
     _merge()
 

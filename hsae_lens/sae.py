@@ -14,7 +14,8 @@ from sae_lens import SAE, TopKSAE, TopKSAEConfig
 from typing_extensions import override
 
 from hsae_lens.budgets import resolve_budgets, whole_number
-from hsae_lens.files import explaining_bad_files, saved_whole
+from hsae_lens.devices import model_device
+from hsae_lens.files import check_weights, explaining_bad_files, saved_whole
 from hsae_lens.nested import each_prefix
 from hsae_lens.ordered_code import OrderedCode
 
@@ -341,10 +342,18 @@ class HierarchicalTopKSAE(OwnInputSteps, TopKSAE):
 
     @override
     @classmethod
-    def load_from_disk(cls, path: str | Path, *args: Any, **kwargs: Any) -> Any:
+    def load_from_disk(
+        cls, path: str | Path, device: str = "cpu", *args: Any, **kwargs: Any
+    ) -> Any:
         """As SAELens' ``load_from_disk``, with the cause and the fix when a file is damaged."""
+        device = str(model_device(device))
         with explaining_bad_files(path):
-            return super().load_from_disk(path, *args, **kwargs)
+            return super().load_from_disk(path, device, *args, **kwargs)
+
+    @override
+    def process_state_dict_for_loading(self, state_dict: dict[str, Any]) -> None:
+        """What SAELens calls before it takes weights, whichever way they came."""
+        check_weights(self, state_dict)
 
     def _check_width(self, x: torch.Tensor) -> None:
         # Joined heads: their widths multiply to d_in only after reshaping, which checks itself.

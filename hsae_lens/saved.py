@@ -7,14 +7,14 @@ from typing import Any
 
 from sae_lens import SAE
 from sae_lens.loading.pretrained_saes_directory import get_pretrained_saes_directory
+from sae_lens.util import str_to_dtype
 
-from hsae_lens.files import explaining_bad_files
+from hsae_lens.devices import model_device
+from hsae_lens.files import check_weights, expanded, explaining_bad_files
 from hsae_lens.near import near
 from hsae_lens.releases import RELEASES
 from hsae_lens.sae import HierarchicalTopKSAE
-from hsae_lens.sources import explaining_the_network
-
-FOLDED_AT_THE_END = ("expected_average_only_in", "covariance_whitening")
+from hsae_lens.sources import explaining_the_network, read_ready
 
 
 def open_sae(where: str | Path, device: str = "cpu", dtype: str | None = None) -> SAE[Any]:
@@ -26,23 +26,33 @@ def open_sae(where: str | Path, device: str = "cpu", dtype: str | None = None) -
 
     Raises:
         FileNotFoundError: if it is neither (the nearest names are said).
-        ValueError: if it is damaged, or a checkpoint from the middle of training whose input
-            scaling has not been folded into the weights yet.
+        ValueError: for an unknown device or dtype, or if it is damaged, or a checkpoint from the
+            middle of training whose input scaling has not been folded into the weights yet.
         SAEUnavailableError: if it is on the hub and that cannot be reached.
     """
-    if not Path(where).exists():
+    device = str(model_device(device))
+    if dtype is not None:
+        str_to_dtype(dtype)
+    folder = expanded(where)
+    if not folder.exists():
         return _by_name(str(where), device, dtype or "float32")
-    with explaining_bad_files(where):
-        sae: SAE[Any] = SAE.load_from_disk(where, device=device, dtype=dtype)
-    if sae.cfg.normalize_activations in FOLDED_AT_THE_END:
-        raise ValueError(
-            f"{where} is a training checkpoint: the scaling of its input is not folded into the "
-            "weights yet. Take the folder that the finished run wrote (output_path)."
+    with explaining_bad_files(folder):
+        sae: SAE[Any] = SAE.load_from_disk(
+            folder, device=device, dtype=dtype, converter=read_ready
         )
-    if isinstance(sae, HierarchicalTopKSAE) and sae.cfg.rescale_acts_by_decoder_norm:
-        sae.fold_W_dec_norm()  # a training checkpoint
-        sae.cfg.rescale_acts_by_decoder_norm = False
-    return sae
+        return _checked(sae)
+
+
+def folder_of(where: str | Path) -> Path | None:
+    """The folder an SAE is opened from, as :func:`open_sae` takes it; None if it is on the hub."""
+    folder = expanded(where)
+    if folder.exists():
+        return folder
+    for release in RELEASES.values():
+        for sae_id, entry in release.saes.items():
+            if release.local and str(where) == f"{release.name}/{sae_id}":
+                return Path(release.source) / entry["path"]
+    return None
 
 
 def open_hierarchical(where: str | Path, device: str = "cpu") -> HierarchicalTopKSAE:
@@ -59,8 +69,15 @@ def _by_name(name: str, device: str, dtype: str) -> SAE[Any]:
         sae_id = name.removeprefix(f"{release}/")
         if sae_id != name and sae_id in lookup.saes_map:
             with explaining_the_network(name):
-                return SAE.from_pretrained(release, sae_id, device=device, dtype=dtype)
+                return _checked(SAE.from_pretrained(release, sae_id, device=device, dtype=dtype))
     ours = [f"{release.name}/{sae_id}" for release in RELEASES.values() for sae_id in release.saes]
     raise FileNotFoundError(
         f"No saved SAE at {name}, neither folder nor RELEASE/SAE_ID.{near(name, ours)}"
     )
+
+
+def _checked(sae: SAE[Any]) -> SAE[Any]:
+    """Weights of SAELens' own architectures; ours were checked as they were loaded."""
+    if not isinstance(sae, HierarchicalTopKSAE):
+        check_weights(sae, sae.state_dict())
+    return sae

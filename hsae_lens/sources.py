@@ -21,24 +21,30 @@ from huggingface_hub.errors import (
     OfflineModeIsEnabled,
     RepositoryNotFoundError,
 )
+from sae_lens import SAE
 from sae_lens.constants import SAE_CFG_FILENAME, SAE_WEIGHTS_FILENAME
 from sae_lens.loading.pretrained_sae_loaders import (
     get_sae_lens_config_from_disk,
     get_sae_lens_config_from_hf,
+    sae_lens_disk_loader,
 )
 from sae_lens.util import str_to_dtype
 from safetensors import safe_open
 
-from hsae_lens.files import explaining_bad_files
+from hsae_lens.devices import model_device
+from hsae_lens.files import check_weights, explaining_bad_files, read_config
+from hsae_lens.sae import ARCHITECTURE
 
 KEY = "hsae_lens"
+FOLDED_AT_THE_END = ("expected_average_only_in", "covariance_whitening")
 PICKLED = (".pt", ".pth", ".bin", ".pkl", ".pickle", ".ckpt", ".npz")
 ONLY_SAFETENSORS = (
     f"Only safetensors are read (pickles can run code): save the SAE with save_model, which writes "
     f"{SAE_WEIGHTS_FILENAME}."
 )
 
-Loaded = tuple[dict[str, Any], dict[str, torch.Tensor], torch.Tensor | None]
+State = dict[str, torch.Tensor]
+Loaded = tuple[dict[str, Any], State, torch.Tensor | None]
 
 
 class SAEUnavailableError(RuntimeError):
@@ -59,14 +65,20 @@ def load(
 ) -> Loaded:
     """Config and weights of one SAE, its checksum verified first (no log sparsity: None).
 
+    A training checkpoint is made ready as :func:`read_ready` does.
+
     Raises:
-        ValueError: for weights that are damaged, not those of the release, or pickled.
+        ValueError: for an unknown device or dtype, or weights that are damaged, not those of the
+            release, of a checkpoint that cannot be made ready, or pickled.
         FileNotFoundError: if the folder is not a saved SAE.
         SAEUnavailableError: if the hub has no such files or cannot be reached.
     """
     overrides = dict(cfg_overrides or {})
-    release = overrides.pop(KEY)
+    release = overrides.pop(KEY, facts(local=False, checksums={})[KEY])
     sha256 = release["sha256"].get(folder_name)
+    device = str(model_device(device))
+    if "dtype" in overrides:
+        str_to_dtype(overrides["dtype"])
     if release["local"]:
         folder = Path(repo_id) / folder_name
         _refuse_pickles(folder)
@@ -83,8 +95,9 @@ def load(
 def _read(
     cfg_folder: Path, weights: Path, sha256: str | None, device: str, overrides: dict[str, Any]
 ) -> Loaded:
-    with explaining_bad_files(weights.parent):
+    if weights.is_file():
         _verify(weights, sha256)
+    with explaining_bad_files(cfg_folder, weights):
         cfg = get_sae_lens_config_from_disk(cfg_folder, device, overrides)
         dtype, state = str_to_dtype(cfg["dtype"]), {}
         with safe_open(weights, framework="pt") as file:
@@ -93,7 +106,39 @@ def _read(
             # Opened for each tensor: closing gives back the pages of the one before.
             with safe_open(weights, framework="pt", device=device) as file:
                 state[name] = file.get_tensor(name).to(dtype)
-        return cfg, state, None
+        return *_made_ready(cfg, state, cfg_folder), None
+
+
+def read_ready(
+    path: str | Path, device: str = "cpu", cfg_overrides: dict[str, Any] | None = None
+) -> tuple[dict[str, Any], State]:
+    """SAELens' loader of a folder (``converter``) that makes a training checkpoint ready for use.
+
+    Raises:
+        ValueError: for a checkpoint from the middle of training whose input scaling has not been
+            folded into the weights yet.
+    """
+    cfg, state = sae_lens_disk_loader(path, device, cfg_overrides)
+    return _made_ready(cfg, state, Path(path))
+
+
+def _made_ready(cfg: dict[str, Any], state: State, folder: Path) -> tuple[dict[str, Any], State]:
+    """As SAELens saves for inference: scaling folded already, and our decoder norms folded here."""
+    normalisation = read_config(folder)["normalize_activations"]
+    if normalisation in FOLDED_AT_THE_END:
+        raise ValueError(
+            f"{folder} is a training checkpoint: the scaling of its input ({normalisation}) is not "
+            "folded into the weights yet. Take the folder that the finished run wrote "
+            "(output_path)."
+        )
+    if cfg.get("architecture") == ARCHITECTURE and cfg.get("rescale_acts_by_decoder_norm"):
+        check_weights(SAE.from_dict({**cfg, "device": "meta"}), state)
+        norms = state["W_dec"].norm(dim=-1).clamp(min=1e-8)  # SAELens' fold_W_dec_norm
+        state["W_dec"].div_(norms[:, None])
+        state["W_enc"].mul_(norms)
+        state["b_enc"].mul_(norms)
+        cfg = {**cfg, "rescale_acts_by_decoder_norm": False}
+    return cfg, state
 
 
 def config(
@@ -114,13 +159,17 @@ def config(
 
 
 def config_at_hand(source: str, path: str, local: bool) -> dict[str, Any] | None:
-    """The config if it can be read without the network, else None."""
+    """The config if it is here, else None.
+
+    Raises:
+        ValueError: if it is damaged.
+    """
     file: Any = Path(source) / path / SAE_CFG_FILENAME
     if not local:
         file = try_to_load_from_cache(source, f"{path}/{SAE_CFG_FILENAME}")
     if not isinstance(file, str | Path) or not Path(file).exists():
         return None
-    return get_sae_lens_config_from_disk(Path(file).parent)
+    return read_config(Path(file).parent)
 
 
 def checksum(file: str | Path) -> str:

@@ -17,8 +17,9 @@ from typing_extensions import override
 
 from hsae_lens import kernels
 from hsae_lens.budgets import powers_of_two, resolve_budgets, resolve_weights
+from hsae_lens.devices import model_device
 from hsae_lens.encode import encode_topk
-from hsae_lens.files import explaining_bad_files, saved_whole
+from hsae_lens.files import check_weights, explaining_bad_files, saved_whole
 from hsae_lens.lagged import Lagged, lag_on
 from hsae_lens.nested import NestedOutput, nested_pass
 from hsae_lens.ordered_code import OrderedCode
@@ -352,7 +353,15 @@ class HierarchicalTopKTrainingSAE(OwnInputSteps, TopKTrainingSAE):
 
     @override
     @classmethod
-    def load_from_disk(cls, path: str | Path, *args: Any, **kwargs: Any) -> Any:
+    def load_from_disk(
+        cls, path: str | Path, device: str = "cpu", *args: Any, **kwargs: Any
+    ) -> Any:
         """As SAELens' ``load_from_disk``, with the cause and the fix when a file is damaged."""
+        device = str(model_device(device))
         with explaining_bad_files(path):
-            return super().load_from_disk(path, *args, **kwargs)
+            return super().load_from_disk(path, device, *args, **kwargs)
+
+    @override
+    def process_state_dict_for_loading(self, state_dict: dict[str, Any]) -> None:
+        """What SAELens calls before it takes weights, whichever way they came."""
+        check_weights(self, state_dict)

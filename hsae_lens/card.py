@@ -55,13 +55,21 @@ tags: [sparse-autoencoder, hierarchical-topk]
 
 def store_frontier(sae: SAE[Any], table: pd.DataFrame, text: str) -> None:
     """Keeps a table of :func:`evaluate_budgets` in the SAE's metadata, under the text's name."""
-    kept = [row for row in sae.cfg.metadata.frontier or [] if row["text"] != text]
+    kept = [row for row in frontier_rows(sae.cfg.metadata.frontier) if row["text"] != text]
     columns = [column for column in FRONTIER_COLUMNS if column in table]
     for row in table[columns].to_dict("records"):
         rounded = {c: round(v, 4) if isinstance(v, float) else v for c, v in row.items()}
         kept.append({"text": text, **rounded})
     sae.cfg.metadata.frontier = kept
     sae.cfg.metadata.definitions = stamp("frontier")
+
+
+def frontier_rows(saved: Any) -> list[dict[str, Any]]:
+    """The rows of a frontier in an SAE's metadata, where others may have put anything."""
+    rows = [row for row in saved if isinstance(row, dict)] if isinstance(saved, list) else []
+    return [
+        row for row in rows if isinstance(row.get("text"), str) and isinstance(row.get("k"), int)
+    ]
 
 
 def write_card(sae: SAE[Any], release: str, sae_id: str, title: str | None = None) -> str:
@@ -87,7 +95,7 @@ def write_card(sae: SAE[Any], release: str, sae_id: str, title: str | None = Non
         k=cfg.k,
         half=max(1, cfg.k // 4),
         facts=_markdown(pd.DataFrame(facts.items(), columns=["", " "])),
-        frontier=_frontier(metadata.frontier or []),
+        frontier=_frontier(frontier_rows(metadata.frontier)),
         definition=_definition(metadata.definitions),
         notes="\n## What it is not good for\n\n" + "".join(f"- {n}\n" for n in notes)
         if notes

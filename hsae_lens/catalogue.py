@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from hsae_lens.budgets import powers_of_two
+from hsae_lens.card import frontier_rows
 from hsae_lens.releases import RELEASES, Release
 from hsae_lens.sources import config_at_hand
 
@@ -20,8 +21,12 @@ def _release(release: Release) -> str:
     place = "folder" if release.local else "hub repository"
     lines = [f"{release.name}", f"  model {release.model}, {place} {release.source}"]
     for sae_id, entry in release.saes.items():
-        cfg = config_at_hand(release.source, entry["path"], release.local)
-        lines += [f"  {sae_id}", *(f"    {line}" for line in _sae(cfg, release.local))]
+        try:
+            cfg = config_at_hand(release.source, entry["path"], release.local)
+            shown = _sae(cfg, release.local)
+        except (ValueError, OSError) as error:
+            shown = [" ".join(str(error).split())]
+        lines += [f"  {sae_id}", *(f"    {line}" for line in shown)]
     return "\n".join(lines)
 
 
@@ -29,10 +34,10 @@ def _sae(cfg: dict[str, Any] | None, local: bool) -> list[str]:
     if cfg is None:
         return ["its files are missing" if local else "not downloaded yet"]
     lines = [f"{cfg['d_in']} → {cfg['d_sae']} latents, {cfg['architecture']}, k 1..{cfg.get('k')}"]
-    rows: list[dict[str, Any]] = cfg.get("metadata", {}).get("frontier") or []
+    rows = frontier_rows(cfg.get("metadata", {}).get("frontier"))
     for text in dict.fromkeys(row["text"] for row in rows):
         here = {row["k"]: row for row in rows if row["text"] == text}
-        shown = [k for k in powers_of_two(cfg["k"]) if k in here]
+        shown = [k for k in powers_of_two(max(here)) if k in here]
         lines += [f"on {text}:", _line("k", [f"{k:>5}" for k in shown])]
         for column, label in COLUMNS.items():
             if all(column in here[k] for k in shown):

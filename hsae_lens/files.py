@@ -176,7 +176,9 @@ def read_yaml(file: Any) -> Any:
     try:
         return yaml.load(file.read_text(encoding="utf-8"), _EachKeyOnce)
     except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
-        raise ValueError(f"{file} cannot be read as YAML: {' '.join(str(error).split())}") from error
+        raise ValueError(
+            f"{file} cannot be read as YAML: {' '.join(str(error).split())}"
+        ) from error
 
 
 class _EachKeyOnce(yaml.SafeLoader):
@@ -187,7 +189,9 @@ class _EachKeyOnce(yaml.SafeLoader):
         for key, _ in node.value if isinstance(node, yaml.MappingNode) else ():
             if isinstance(key, yaml.ScalarNode) and key.value in seen:
                 line = key.start_mark.line + 1
-                raise yaml.YAMLError(f"{key.value!r} is there twice, the second time in line {line}.")
+                raise yaml.YAMLError(
+                    f"{key.value!r} is there twice, the second time in line {line}."
+                )
             seen.add(key.value if isinstance(key, yaml.ScalarNode) else "")
         return super().construct_mapping(node, deep)
 
@@ -216,7 +220,9 @@ def explaining_bad_files(path: str | Path, weights: Path | None = None) -> Itera
     except SafetensorError as error:
         raise ValueError(f"{weights} is damaged or cut short ({error}). {COPY_AGAIN}") from error
     except (TypeError, KeyError, AttributeError) as error:
-        raise ValueError(f"{path / SAE_CFG_FILENAME} does not describe an SAE: {error!r}.") from error
+        raise ValueError(
+            f"{path / SAE_CFG_FILENAME} does not describe an SAE: {error!r}."
+        ) from error
     except RuntimeError as error:
         if "loading state_dict" not in str(error):
             raise
@@ -314,7 +320,9 @@ def check_weights(sae: torch.nn.Module, state: Mapping[str, torch.Tensor]) -> No
         if found != shape:
             wrong.append(f"{name} has the shape {found} where {SAE_CFG_FILENAME} says {shape}")
     if wrong:
-        raise ValueError(f"{SAE_WEIGHTS_FILENAME} does not fit: {'; '.join(wrong[:4])}. {COPY_AGAIN}")
+        raise ValueError(
+            f"{SAE_WEIGHTS_FILENAME} does not fit: {'; '.join(wrong[:4])}. {COPY_AGAIN}"
+        )
     for name, tensor in state.items():
         # The extremes are NaN if any number is; unlike isfinite() this makes no second tensor.
         if not all(math.isfinite(extreme) for extreme in map(float, tensor.aminmax())):

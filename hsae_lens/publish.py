@@ -5,27 +5,49 @@ from __future__ import annotations
 import tempfile
 from pathlib import Path
 
-from huggingface_hub import HfApi
+from huggingface_hub import HfApi, get_hf_file_metadata, hf_hub_url
+from huggingface_hub.errors import EntryNotFoundError, RepositoryNotFoundError
+from sae_lens.constants import SAE_CFG_FILENAME, SAE_WEIGHTS_FILENAME
 from sae_lens.training.upload_saes_to_huggingface import upload_saes_to_huggingface
 
 from hsae_lens.card import HUB_HEADER, release_entry, write_card
-from hsae_lens.files import saved_whole
+from hsae_lens.files import expanded, saved_whole
 from hsae_lens.releases import checked
-from hsae_lens.saved import open_hierarchical
+from hsae_lens.saved import folder_of, open_hierarchical
 from hsae_lens.sources import checksum, explaining_the_network
 
 
-def export(where: str | Path, k: int, out: str | Path) -> Path:
+def export(where: str | Path, k: int, out: str | Path, overwrite: bool = False) -> Path:
     """Writes a stock SAELens TopK SAE at budget ``k``, which loads without this package.
+
+    Args:
+        where: as :func:`open_sae` takes it.
+        out: the folder to write.
+        overwrite: whether an SAE that is in ``out`` may be replaced; ``where`` itself never is.
 
     Returns:
         The folder ``out``.
 
     Raises:
-        ValueError: if ``k`` is outside the trained budgets. See also :func:`open_sae`.
+        ValueError: if ``k`` is outside the trained budgets, or ``out`` holds an SAE. See also
+            :func:`open_sae`.
     """
+    out, source = expanded(out), folder_of(where)
+    if source and out.resolve() == source.resolve():
+        raise ValueError(
+            f"{out} holds the SAE that is to be exported, and a stock SAE in its place would know "
+            "one budget only. Give another folder."
+        )
+    if out.exists() and not out.is_dir():
+        raise ValueError(f"{out} is a file. Give a folder to write.")
+    there = [name for name in (SAE_CFG_FILENAME, SAE_WEIGHTS_FILENAME) if (out / name).exists()]
+    if there and not overwrite:
+        raise ValueError(
+            f"{out} holds {' and '.join(there)} already. Give another folder, or overwrite "
+            "(--overwrite)."
+        )
     saved_whole(open_hierarchical(where).at_k(k).save_model, out)
-    return Path(out)
+    return out
 
 
 def publish(
@@ -34,6 +56,7 @@ def publish(
     sae_id: str | None = None,
     release: str | None = None,
     dry_run: bool = False,
+    overwrite: bool = False,
 ) -> tuple[str, str]:
     """Uploads an SAE's inference form with a card, through SAELens' own uploader.
 
@@ -45,12 +68,14 @@ def publish(
         repo_id: the Hugging Face repository, "owner/name".
         sae_id: its folder there and its id in the release; None for its hook's name.
         release: the release's name in the entry to paste; None for the repository's.
-        dry_run: makes the card and the entry, uploads nothing.
+        dry_run: makes the card and the entry, asks and uploads nothing.
+        overwrite: whether another SAE that the repository holds under that id may be replaced.
 
     Returns:
         The card and the release entry (YAML for :func:`hsae_lens.releases.user_file`).
 
     Raises:
+        ValueError: if the repository holds another SAE under that id.
         SAEUnavailableError: if the hub cannot be reached or refuses. See also :func:`open_sae`.
     """
     sae = open_hierarchical(where)
@@ -63,16 +88,29 @@ def publish(
     card = write_card(sae, repo_id, sae_id)
     with tempfile.TemporaryDirectory() as beside:
         weights, _ = sae.save_model(Path(beside) / "sae")
-        entry = release_entry(
-            name, metadata.model_name, sae_id, sae_id, checksum(weights), repo_id=repo_id
-        )
+        sha256 = checksum(weights)
+        entry = release_entry(name, metadata.model_name, sae_id, sae_id, sha256, repo_id=repo_id)
         if not dry_run:
             with explaining_the_network(repo_id):
+                if not overwrite and _weights_on_the_hub(repo_id, sae_id) not in (None, sha256):
+                    raise ValueError(
+                        f"{repo_id} holds another SAE under {sae_id}. Give another id "
+                        "(--sae-id), or overwrite it (--overwrite)."
+                    )
                 upload_saes_to_huggingface(
                     {sae_id: weights.parent}, repo_id, add_default_readme=False
                 )
                 _upload_card(HUB_HEADER + card, repo_id, sae_id)
     return card, entry
+
+
+def _weights_on_the_hub(repo_id: str, sae_id: str) -> str | None:
+    """What tells the weights there from others, SHA-256 as for all large files; None for none."""
+    try:
+        url = hf_hub_url(repo_id, f"{sae_id}/{SAE_WEIGHTS_FILENAME}")
+        return get_hf_file_metadata(url).etag
+    except (EntryNotFoundError, RepositoryNotFoundError):
+        return None
 
 
 def _upload_card(card: str, repo_id: str, sae_id: str) -> None:

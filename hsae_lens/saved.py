@@ -37,9 +37,7 @@ def open_sae(where: str | Path, device: str = "cpu", dtype: str | None = None) -
     if not folder.exists():
         return _by_name(str(where), device, dtype or "float32")
     with explaining_bad_files(folder):
-        sae: SAE[Any] = SAE.load_from_disk(
-            folder, device=device, dtype=dtype, converter=read_ready
-        )
+        sae: SAE[Any] = SAE.load_from_disk(folder, device=device, dtype=dtype, converter=read_ready)
         return _checked(sae)
 
 

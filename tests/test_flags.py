@@ -1,10 +1,19 @@
-"""What the command's flags mean, in the same words for every command."""
+"""What the command's flags mean, in the same words for every command, and what its errors say."""
 
 from __future__ import annotations
 
-import pytest
+import argparse
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
-from hsae_lens.cli.flags import budgets_from
+import pytest
+import torch
+
+from hsae_lens import cli
+from hsae_lens.cli import main
+from hsae_lens.cli.flags import add_flags, add_model_flags, budgets_from, config_of
 
 
 def test_budgets_are_whole_numbers_in_order(caplog: pytest.LogCaptureFixture) -> None:
@@ -18,3 +27,100 @@ def test_budgets_are_whole_numbers_in_order(caplog: pytest.LogCaptureFixture) ->
 def test_what_is_no_budget_is_said(text: str) -> None:
     with pytest.raises(ValueError, match="^Budgets are whole numbers of at least 1 with commas"):
         budgets_from(text)
+
+
+@dataclass
+class Config:
+    steps: int = 3
+    device: str = "cpu"
+    dtype: str = "auto"
+
+
+@pytest.fixture
+def parse() -> Callable[..., Config]:
+    parser = argparse.ArgumentParser()
+    add_flags(parser, Config, {"steps": "of training"})
+    return lambda *arguments: config_of(parser.parse_args(arguments), Config)
+
+
+def test_a_config_gets_device_and_dtype(parse: Callable[..., Config]) -> None:
+    assert parse() == Config()
+    assert parse("--dtype", "bfloat16", "--device", "cpu") == Config(dtype="bfloat16")
+    parser = argparse.ArgumentParser()
+    add_model_flags(parser)
+    assert vars(parser.parse_args([])) == {"device": "cpu", "dtype": "auto"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("--device", "banana"), "argument --device: Unknown device 'banana': take cpu, cuda"),
+        (("--device", "cuda:99"), "argument --device: The device 'cuda:99' was asked for, but"),
+        (("--dtype", "float99"), "argument --dtype: Unknown dtype 'float99'. Did you mean 'float"),
+        (("--dtype", ""), "argument --dtype: Unknown dtype ''"),
+        (("--steps", "-3"), "argument --steps: must not be negative, got -3"),
+        (("--steps", "x"), "argument --steps: invalid count value: 'x'"),
+    ],
+)
+def test_bad_flags_are_refused_before_anything_is_opened(
+    arguments: tuple[str, ...], said: str, parse: Callable[..., Config], capsys: Any
+) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        parse(*arguments)
+    assert stopped.value.code == 2
+    assert said in capsys.readouterr().err
+
+
+def test_eval_circuits_and_demo_take_the_device_so(capsys: Any) -> None:
+    for command in (["eval", "x"], ["circuits", "--sae", "x"], ["demo"]):
+        with pytest.raises(SystemExit):
+            main([*command, "--device", "banana"])
+        assert "argument --device: Unknown device 'banana'" in capsys.readouterr().err
+
+
+def _fails_with(error: Exception, monkeypatch: pytest.MonkeyPatch) -> int:
+    def fail(_: argparse.Namespace) -> None:
+        raise error
+
+    monkeypatch.setattr(cli.sharing, "_releases", fail)
+    return main(["releases"])
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (PermissionError(13, "Permission denied", "/x/y"), "Permission denied: /x/y"),
+        (OSError(28, "No space left on device"), "[Errno 28] No space left on device"),
+        (ValueError("one\n  two"), "one two"),
+        (ValueError(), "ValueError"),
+        (MemoryError(), "Out of memory; take fewer tokens, latents or a smaller model."),
+        (torch.OutOfMemoryError("GPU"), "Out of memory; take fewer tokens, latents"),
+    ],
+)
+def test_errors_of_input_and_machine_are_one_line(
+    error: Exception, said: str, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    assert _fails_with(error, monkeypatch) == 1
+    printed = capsys.readouterr().err
+    assert printed.startswith(f"hsae: {said}")
+    assert printed.count("\n") == 1
+
+
+def test_memory_that_is_not_there_is_one_line(monkeypatch: Any, capsys: Any) -> None:
+    with pytest.raises(RuntimeError) as caught:
+        torch.empty(10**15)
+    assert _fails_with(caught.value, monkeypatch) == 1
+    assert capsys.readouterr().err.startswith("hsae: Out of memory; ")
+
+
+@pytest.mark.parametrize("error", [KeyError("x"), TypeError("x"), RuntimeError("x"), IndexError()])
+def test_bugs_keep_their_traceback(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(type(error)):
+        _fails_with(error, monkeypatch)
+
+
+def test_folders_that_may_not_be_written_are_one_line(tmp_path: Path, capsys: Any) -> None:
+    (tmp_path / "file").touch()
+    sae = "smollm2-135m-res-htopk/blocks.15.hook_resid_post"
+    assert main(["export", sae, "--k", "2", "--out", str(tmp_path / "file" / "x")]) == 1
+    assert capsys.readouterr().err.startswith("hsae: Not a directory: ")

@@ -23,10 +23,12 @@ from sae_lens.loading.pretrained_saes_directory import get_pretrained_saes_direc
 
 import hsae_lens
 from hsae_lens import HierarchicalTopKSAE, load_pretrained, register_release, releases
+from hsae_lens.cache import cache_dir
 from hsae_lens.catalogue import catalogue
 from hsae_lens.cli import main
 from hsae_lens.evaluation import evaluate_budgets
 from hsae_lens.models import open_model
+from hsae_lens.publish import export
 from hsae_lens.saved import open_hierarchical, open_sae
 from hsae_lens.sources import checksum
 from hsae_lens.text import cpython_reference, tokenize
@@ -202,6 +204,8 @@ def test_the_users_file_is_read_on_import(folder: Path, tmp_path: Path) -> None:
         ("mine: {model: m, folder: f, saes: [{id: a, path: a, sha: b}]}", "unknown key 'sha'"),
         ("mine: [a]", "must map release names"),
         ("mine: {model: m", "cannot be read as YAML"),
+        ("good: {model: m, folder: g, saes: [{id: b, path: b}]}", "'good' is there twice"),
+        ("mine: {model: m, folder: ~nosuchuser/f, saes: [{id: a, path: a}]}", "no such home"),
     ],
 )
 def test_a_broken_release_file_is_a_warning_on_import_and_an_error_when_asked(
@@ -235,6 +239,69 @@ def test_bad_entries_register_nothing(change: dict[str, Any], message: str, fold
         register_release("bad", model="tiny", folder=folder, saes=[entry(folder, **change)])
     assert "bad" not in releases.RELEASES
     assert "bad" not in get_pretrained_saes_directory()
+
+
+def test_a_name_is_given_once(folder: Path) -> None:
+    """The second of two different releases is refused; what loads by name does not change."""
+    register_release("mine", model="tiny", folder=folder, saes=[entry(folder)])
+    with pytest.raises(ValueError, match="'mine' is taken, by .*list all SAEs of a release in one"):
+        register_release("mine", model="tiny", folder=folder, saes=[entry(folder, id="b")])
+    assert load_pretrained("mine", "blocks.1").k == 8
+    assert set(releases.RELEASES["mine"].saes) == {"blocks.1"}
+    with pytest.raises(ValueError, match="no such home directory"):
+        register_release("other", model="tiny", folder="~nosuchuser/x", saes=[entry(folder)])
+
+
+def test_an_empty_hsae_releases_means_unset(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, recwarn: pytest.WarningsRecorder
+) -> None:
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
+    monkeypatch.setenv("HSAE_RELEASES", "")
+    assert releases.user_file() == tmp_path / "hsae_lens" / "releases.yaml"
+    releases.read_tables()
+    assert not [w for w in recwarn if "releases" in str(w.message)]
+
+
+# What Path.home() makes of a user without an entry: expanduser leaves "~" as it is.
+HOMELESS = {"HOME": "~", "HSAE_RELEASES": "", "XDG_CONFIG_HOME": "", "XDG_CACHE_HOME": "",
+            "HSAE_CACHE_DIR": ""}  # fmt: skip
+
+
+def test_importing_needs_no_home(folder: Path, tmp_path: Path) -> None:
+    code = f"""
+import hsae_lens
+hsae_lens.load_pretrained(*{SHIPPED}, k=8)
+from hsae_lens.cache import cache_dir
+try:
+    cache_dir("models")
+except OSError as error:
+    print(error)
+"""
+    done = python(code, **HOMELESS)
+    assert done.returncode == 0, done.stderr
+    assert "hsae_lens did not read your releases: ~" in done.stderr
+    assert done.stdout.startswith("No folder for the cache (~")
+    assert "Set HSAE_CACHE_DIR" in done.stdout
+    assert done.stdout.count("\n") == 1
+    done = hsae("releases", **HOMELESS)
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    assert "hsae: ~/.config: there is no such home directory; write the path out." in done.stderr
+    file = tmp_path / "releases.yaml"
+    file.write_text("a: {model: m, folder: ~nosuchuser/f, saes: [{id: a, path: a}]}")
+    done = python("import hsae_lens", HSAE_RELEASES=str(file))
+    assert done.returncode == 0, done.stderr
+    assert "~nosuchuser/f: there is no such home directory" in done.stderr
+
+
+def test_the_cache_may_be_below_the_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("HSAE_CACHE_DIR", "~/x")
+    assert cache_dir("models") == tmp_path / "x" / "models"
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("HSAE_CACHE_DIR", str(tmp_path / "file"))
+    with pytest.raises(OSError, match="No folder for the cache .*Set HSAE_CACHE_DIR to one that"):
+        cache_dir("models")
 
 
 def test_taken_names(folder: Path) -> None:
@@ -309,6 +376,22 @@ def test_published_and_loaded_back_through_a_hub(folder: Path, tmp_path: Path) -
         }
         assert b"library_name: saelens" in uploaded["README.md"]
 
+        assert hsae("publish", folder / "layer-1", "me/saes", **environment).returncode == 0, (
+            "the same again is fine"
+        )
+        weights = uploaded[f"{hook}/sae_weights.safetensors"]
+        other = SAE.load_from_disk(folder / "layer-1")
+        other.b_dec.data += 1
+        other.save_model(folder / "other")
+        refused = hsae("publish", folder / "other", "me/saes", **environment)
+        assert refused.returncode == 1
+        assert f"hsae: me/saes holds another SAE under {hook}. Give another id" in refused.stderr
+        assert uploaded[f"{hook}/sae_weights.safetensors"] == weights
+        replaced = hsae("publish", folder / "other", "me/saes", "--overwrite", **environment)
+        assert replaced.returncode == 0, replaced.stderr
+        assert uploaded[f"{hook}/sae_weights.safetensors"] != weights
+        uploaded[f"{hook}/sae_weights.safetensors"] = weights
+
         (tmp_path / "releases.yaml").write_text(done.stdout.split("\n\n", 1)[1])
         environment["HSAE_RELEASES"] = str(tmp_path / "releases.yaml")
         load = f"import hsae_lens; print(hsae_lens.load_pretrained('saes', '{hook}', k=5).k)"
@@ -352,6 +435,41 @@ def test_exporting_from_a_folder_and_by_name(folder: Path, tmp_path: Path) -> No
     x = torch.randn(5, 576)
     with load_pretrained(*SHIPPED).budget(32) as ours:
         torch.testing.assert_close(stock(x), ours(x))
+
+
+def test_exporting_never_replaces_what_it_exports(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = folder / "layer-1"
+    register_release("mine", model="tiny", folder=folder, saes=[entry(folder)])
+    (tmp_path / "link").symlink_to(source)
+    before = {file.name: file.read_bytes() for file in source.iterdir()}
+    for where in (source, "mine/blocks.1", tmp_path / "link"):
+        for out in (source, tmp_path / "link", folder / ".." / "saes" / "layer-1"):
+            for overwrite in ([], ["--overwrite"]):
+                command = ["export", str(where), "--k", "2", "--out", str(out), *overwrite]
+                assert main(command) == 1
+                assert "holds the SAE that is to be exported" in capsys.readouterr().err
+    assert {file.name: file.read_bytes() for file in source.iterdir()} == before
+
+
+def test_exporting_asks_before_it_replaces_another_sae(folder: Path, tmp_path: Path) -> None:
+    training_sae(k=7).save_inference_model(tmp_path / "other")
+    (tmp_path / "half").mkdir()
+    (tmp_path / "half" / "cfg.json").write_text("{}")  # whatever it belongs to
+    for out in (tmp_path / "other", tmp_path / "half"):
+        before = {file.name: file.read_bytes() for file in out.iterdir()}
+        with pytest.raises(ValueError, match=r"holds cfg.json.* already. Give another folder, or"):
+            export(folder / "layer-1", 2, out)
+        assert {file.name: file.read_bytes() for file in out.iterdir()} == before
+        export(folder / "layer-1", 2, out, overwrite=True)
+        assert SAE.load_from_disk(out).cfg.architecture() == "topk"
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "notes" / "mine.txt").touch()
+    export(folder / "layer-1", 2, tmp_path / "notes")
+    assert (tmp_path / "notes" / "mine.txt").exists()
+    with pytest.raises(ValueError, match=r"mine.txt is a file. Give a folder"):
+        export(folder / "layer-1", 2, tmp_path / "notes" / "mine.txt")
 
 
 def test_a_training_checkpoint_is_made_ready_or_refused(tmp_path: Path) -> None:

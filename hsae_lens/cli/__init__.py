@@ -35,20 +35,39 @@ def main(argv: Sequence[str] | None = None) -> int:
         run()
     except (KeyboardInterrupt, InterruptedException):
         return 130
-    except _expected_errors() as error:
-        print(f"hsae: {error}", file=sys.stderr)
+    except Exception as error:
+        if not _expected(error):
+            raise
+        print(f"hsae: {_in_one_line(error)}", file=sys.stderr)
         return 1
     return 0
 
 
-def _expected_errors() -> tuple[type[BaseException], ...]:
+def _expected(error: Exception) -> bool:
+    """Whether it is about the input or the machine, and not a bug, which must show its traceback."""
     from hsae_lens.evaluation.judges import JudgeUnavailableError
     from hsae_lens.models import ModelUnavailableError
     from hsae_lens.sources import SAEUnavailableError
 
     unavailable = (ModelUnavailableError, SAEUnavailableError, JudgeUnavailableError)
-    usual = (ValueError, FileNotFoundError, FloatingPointError, ModuleNotFoundError)
-    return (*usual, *unavailable)
+    usual = (ValueError, OSError, FloatingPointError, ModuleNotFoundError, MemoryError)
+    return isinstance(error, (*usual, *unavailable)) or _out_of_memory(error)
+
+
+def _out_of_memory(error: Exception) -> bool:
+    """PyTorch's own way of saying it, on a GPU and on the CPU."""
+    import torch
+
+    says = isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
+    return says or isinstance(error, torch.OutOfMemoryError)
+
+
+def _in_one_line(error: Exception) -> str:
+    if isinstance(error, MemoryError) or _out_of_memory(error):
+        return f"Out of memory; take fewer tokens, latents or a smaller model. {error}".strip()
+    if isinstance(error, OSError) and error.strerror and error.filename:
+        return f"{error.strerror}: {error.filename}"
+    return " ".join(str(error).split()) or type(error).__name__
 
 
 def _parser() -> argparse.ArgumentParser:

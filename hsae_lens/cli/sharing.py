@@ -30,6 +30,9 @@ def add_sharing(commands: Any) -> None:
     export.add_argument("path", help=saved)
     export.add_argument("--k", type=int, required=True, help="the budget")
     export.add_argument("--out", required=True, help="folder to write")
+    export.add_argument(
+        "--overwrite", action="store_true", help="replace another SAE that is in that folder"
+    )
 
     publish = add_command(
         commands,
@@ -42,6 +45,9 @@ def add_sharing(commands: Any) -> None:
     publish.add_argument("--sae-id", help="its folder and id there (default: its hook's name)")
     publish.add_argument("--release", help="name in the entry to paste (default: the repository's)")
     publish.add_argument("--dry-run", action="store_true", help="show the card, upload nothing")
+    publish.add_argument(
+        "--overwrite", action="store_true", help="replace another SAE that is there under that id"
+    )
 
 
 def _releases(_: argparse.Namespace) -> None:
@@ -56,7 +62,7 @@ def _releases(_: argparse.Namespace) -> None:
 def _export(parsed: argparse.Namespace) -> None:
     from hsae_lens.publish import export
 
-    out = export(parsed.path, parsed.k, parsed.out)
+    out = export(parsed.path, parsed.k, parsed.out, parsed.overwrite)
     print(f"Wrote {out}, a TopK SAE with k={parsed.k}: SAE.load_from_disk({str(out)!r}).")
 
 
@@ -64,6 +70,13 @@ def _publish(parsed: argparse.Namespace) -> None:
     from hsae_lens.publish import publish
     from hsae_lens.releases import user_file
 
-    card, entry = publish(parsed.path, parsed.repo, parsed.sae_id, parsed.release, parsed.dry_run)
+    card, entry = publish(
+        parsed.path,
+        parsed.repo,
+        parsed.sae_id,
+        parsed.release,
+        dry_run=parsed.dry_run,
+        overwrite=parsed.overwrite,
+    )
     done = f"{card}\nNot uploaded (dry run)." if parsed.dry_run else f"Uploaded to {parsed.repo}."
     print(f"{done} To load it by name, put this into {user_file()}:\n\n{entry}")

@@ -58,7 +58,7 @@ def store_frontier(sae: SAE[Any], table: pd.DataFrame, text: str) -> None:
     kept = [row for row in frontier_rows(sae.cfg.metadata.frontier) if row["text"] != text]
     columns = [column for column in FRONTIER_COLUMNS if column in table]
     for row in table[columns].to_dict("records"):
-        rounded = {c: round(v, 4) if isinstance(v, float) else v for c, v in row.items()}
+        rounded = {str(c): round(v, 4) if isinstance(v, float) else v for c, v in row.items()}
         kept.append({"text": text, **rounded})
     sae.cfg.metadata.frontier = kept
     sae.cfg.metadata.definitions = stamp("frontier")

@@ -189,16 +189,14 @@ class _EachKeyOnce(yaml.SafeLoader):
         for key, _ in node.value if isinstance(node, yaml.MappingNode) else ():
             if isinstance(key, yaml.ScalarNode) and key.value in seen:
                 line = key.start_mark.line + 1
-                raise yaml.YAMLError(
-                    f"{key.value!r} is there twice, the second time in line {line}."
-                )
+                raise yaml.YAMLError(f"{key.value!r} is there twice, again in line {line}.")
             seen.add(key.value if isinstance(key, yaml.ScalarNode) else "")
         return super().construct_mapping(node, deep)
 
 
 @contextmanager
 def explaining_bad_files(path: str | Path, weights: Path | None = None) -> Iterator[None]:
-    """Looks at a saved SAE before it is loaded inside, and says what is wrong with it and what helps.
+    """Looks at a saved SAE before it is loaded inside; says what is wrong with it and what helps.
 
     Reads its config and the names and types in its weights, not the weights: those are looked at
     by :func:`check_weights` while they are loaded.
@@ -285,8 +283,7 @@ def _check_fields(cfg: dict[str, Any]) -> None:
         if field.type in (bool, "bool") and name in cfg and not isinstance(value, bool):
             raise ValueError(f"{name} must be true or false, got {value!r}")
         if field.type in (int, "int") and (name in cfg or name == "k" or field.default is MISSING):
-            whole = isinstance(value, int) and not isinstance(value, bool)
-            if not whole or not 1 <= value < 2**30:
+            if isinstance(value, bool) or not (isinstance(value, int) and 1 <= value < 2**30):
                 said = f"got {value!r}" if name in cfg else "and is missing"
                 raise ValueError(f"{name} must be a whole number of at least 1, {said}")
     if cfg.get("reshape_activations", "none") not in ("none", "hook_z"):
@@ -301,8 +298,9 @@ def _check_types(weights: Path) -> None:
     with open(weights, "rb"):
         pass  # safetensors takes a file that may not be read for one that is not there
     with safe_open(weights, framework="pt") as file:
-        types = {name: str(file.get_slice(name).get_dtype()) for name in file.keys()}
-    for name, kind in types.items():
+        names = list(file.keys())
+        types = [str(file.get_slice(name).get_dtype()) for name in names]
+    for name, kind in zip(names, types, strict=True):
         if not kind.startswith(("F", "BF")):
             raise ValueError(
                 f"{weights}: {name} is stored as {kind}; an SAE's weights are floating point "

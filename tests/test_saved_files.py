@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 import torch
 from conftest import training_sae
-from safetensors.torch import load_file, save_file
 from sae_lens import SAE
+from safetensors.torch import load_file, save_file
 
 from hsae_lens import HierarchicalTopKSAE, load_pretrained, register_release, releases
 from hsae_lens.catalogue import catalogue
@@ -291,7 +291,7 @@ def test_a_key_twice_in_a_yaml_file_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"recipe.yaml cannot be read as YAML: 'k' is there twice"):
         read_yaml(file)
     file.write_text("a: {b: 1, b: 2}")
-    with pytest.raises(ValueError, match="'b' is there twice, the second time in line 1"):
+    with pytest.raises(ValueError, match="'b' is there twice, again in line 1"):
         read_yaml(file)
     file.write_text("base: &base {k: 8}\nmine: {<<: *base, k: 4}\nlist: [{k: 1}, {k: 2}]")
     assert read_yaml(file)["mine"] == {"k": 4}

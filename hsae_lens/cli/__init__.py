@@ -44,7 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _expected(error: Exception) -> bool:
-    """Whether it is about the input or the machine, and not a bug, which must show its traceback."""
+    """Whether it is about the input or the machine; a bug must show its traceback."""
     from hsae_lens.evaluation.judges import JudgeUnavailableError
     from hsae_lens.models import ModelUnavailableError
     from hsae_lens.sources import SAEUnavailableError

@@ -36,7 +36,7 @@ def add_flags(parser: argparse.ArgumentParser, config: Any, help_texts: dict[str
     """
     for field in fields(config):
         if field.name in MODEL_FLAGS:
-            add_model_flags(parser, field.name, default=field.default)
+            add_model_flags(parser, field.name, default=str(field.default))
         elif field.name in help_texts:
             kind = {int: count, float: float}.get(type(field.default), str)
             flag = "--" + field.name.replace("_", "-")

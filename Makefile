@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test check bench pretrained clean
+.PHONY: demo test check bench pretrained floors clean
 
 LAYER ?= 15
 
@@ -23,6 +23,20 @@ bench: .venv/ready
 # The SAE in hsae_lens/pretrained/, from nothing: about an hour on two cores.
 pretrained: .venv/ready
 	$(BIN)/python -m pretraining --layer $(LAYER)
+
+# The lowest versions that pyproject.toml allows, in an environment of their own.
+floors: build/floors/ready
+	build/floors/bin/hsae --version
+	build/floors/bin/hsae releases
+	build/floors/bin/python -m pytest tests/test_floors.py tests/test_saved_files.py \
+		tests/test_runners.py
+
+build/floors/ready: pyproject.toml constraints-floor.txt
+	$(PYTHON) -m venv build/floors
+	build/floors/bin/python -m pip install --quiet --constraint constraints-floor.txt torch
+	build/floors/bin/python -m pip install --quiet --constraint constraints-floor.txt \
+		--editable . pytest
+	touch $@
 
 .venv/ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv

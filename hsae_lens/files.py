@@ -283,14 +283,17 @@ def _check_fields(cfg: dict[str, Any]) -> None:
         if field.type in (bool, "bool") and name in cfg and not isinstance(value, bool):
             raise ValueError(f"{name} must be true or false, got {value!r}")
         if field.type in (int, "int") and (name in cfg or name == "k" or field.default is MISSING):
-            if isinstance(value, bool) or not (isinstance(value, int) and 1 <= value < 2**30):
-                said = f"got {value!r}" if name in cfg else "and is missing"
-                raise ValueError(f"{name} must be a whole number of at least 1, {said}")
+            _check_whole(value, name, "and is missing" if name not in cfg else f"got {value!r}")
     if cfg.get("reshape_activations", "none") not in ("none", "hook_z"):
         raise ValueError(
             f"reshape_activations must be 'none' or 'hook_z', got {cfg['reshape_activations']!r}"
         )
     str_to_dtype(cfg.get("dtype", "float32"))
+
+
+def _check_whole(value: Any, name: str, said: str) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value < 2**30:
+        raise ValueError(f"{name} must be a whole number of at least 1, {said}")
 
 
 def _check_types(weights: Path) -> None:

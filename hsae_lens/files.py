@@ -185,12 +185,13 @@ class _EachKeyOnce(yaml.SafeLoader):
     """YAML forbids repeated keys; PyYAML keeps the last one and drops the others."""
 
     def construct_mapping(self, node: Any, deep: bool = False) -> dict[Hashable, Any]:
-        seen: set[str] = set()
-        for key, _ in node.value if isinstance(node, yaml.MappingNode) else ():
-            if isinstance(key, yaml.ScalarNode) and key.value in seen:
+        seen = set()
+        pairs = node.value if isinstance(node, yaml.MappingNode) else []
+        for key in (key for key, _ in pairs if isinstance(key, yaml.ScalarNode)):
+            if (key.tag, key.value) in seen:
                 line = key.start_mark.line + 1
                 raise yaml.YAMLError(f"{key.value!r} is there twice, again in line {line}.")
-            seen.add(key.value if isinstance(key, yaml.ScalarNode) else "")
+            seen.add((key.tag, key.value))
         return super().construct_mapping(node, deep)
 
 
@@ -316,7 +317,7 @@ def check_weights(sae: torch.nn.Module, state: Mapping[str, torch.Tensor]) -> No
     needed = sae.state_dict()
     wrong = [f"{name} is missing" for name in needed if name not in state]
     wrong += [f"{name} does not belong there" for name in state if name not in needed]
-    for name in needed.keys() & state.keys():
+    for name in (name for name in needed if name in state):
         found, shape = list(state[name].shape), list(needed[name].shape)
         if found != shape:
             wrong.append(f"{name} has the shape {found} where {SAE_CFG_FILENAME} says {shape}")
@@ -326,6 +327,8 @@ def check_weights(sae: torch.nn.Module, state: Mapping[str, torch.Tensor]) -> No
         )
     for name, tensor in state.items():
         # The extremes are NaN if any number is; unlike isfinite() this makes no second tensor.
+        if not tensor.is_floating_point() or tensor.numel() == 0:
+            continue
         if not all(math.isfinite(extreme) for extreme in map(float, tensor.aminmax())):
             raise ValueError(
                 f"{SAE_WEIGHTS_FILENAME}: {name} holds NaN or infinite numbers in {tensor.dtype}. "

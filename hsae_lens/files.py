@@ -161,7 +161,9 @@ def expanded(path: str | Path) -> Path:
     try:
         return Path(path).expanduser()
     except RuntimeError as error:
-        raise ValueError(f"{path}: there is no such home directory; write the path out.") from error
+        raise ValueError(
+            f"{path}: there is no such home directory; set HOME, or write the path out."
+        ) from error
 
 
 def read_yaml(file: Any) -> Any:

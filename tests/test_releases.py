@@ -286,7 +286,7 @@ except OSError as error:
     done = hsae("releases", **HOMELESS)
     assert done.returncode == 1
     assert "Traceback" not in done.stderr
-    assert "hsae: ~/.config: there is no such home directory; write the path out." in done.stderr
+    assert "hsae: ~/.config: there is no such home directory; set HOME, or write" in done.stderr
     file = tmp_path / "releases.yaml"
     file.write_text("a: {model: m, folder: ~nosuchuser/f, saes: [{id: a, path: a}]}")
     done = python("import hsae_lens", HSAE_RELEASES=str(file))

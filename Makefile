@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test check bench pretrained floors clean
+.PHONY: demo test fuzz check bench pretrained floors clean
 
 LAYER ?= 15
 
@@ -11,6 +11,10 @@ demo: .venv/ready
 
 test: .venv/ready
 	$(BIN)/python -m pytest
+
+# Random training runs and damaged files: each ends in a right answer or one clear line.
+fuzz: .venv/ready
+	$(BIN)/python tests/fuzz.py
 
 check: .venv/ready
 	$(BIN)/ruff check .

@@ -21,6 +21,7 @@ from typing import Any
 import pytest
 from datasets import Dataset
 from judge_server import JudgeServer
+from tiny import write_gemma2
 
 from hsae_lens import HierarchicalTopKTrainingSAE, HierarchicalTopKTrainingSAEConfig, models
 from hsae_lens.models import open_model
@@ -60,41 +61,7 @@ def smollm2() -> Any:
 @pytest.fixture(scope="session")
 def gemma2_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Gemma-2's real code with random weights, two layers of width 32, as a local folder."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-    from transformers import Gemma2Config, Gemma2ForCausalLM, PreTrainedTokenizerFast
-
-    folder = tmp_path_factory.mktemp("tiny-gemma2")
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel()
-    tokenizer.decoder = decoders.ByteLevel()
-    special = ["<pad>", "<eos>", "<bos>"]
-    trainer = trainers.BpeTrainer(
-        vocab_size=500,
-        special_tokens=special,
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    tokenizer.train_from_iterator(cpython_reference()[:10], trainer)
-    PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, bos_token="<bos>", eos_token="<eos>", pad_token="<pad>"
-    ).save_pretrained(folder)
-    torch.manual_seed(0)
-    config = Gemma2Config(
-        vocab_size=tokenizer.get_vocab_size(),
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-        head_dim=16,
-        max_position_embeddings=256,
-        sliding_window=64,
-        bos_token_id=2,
-        eos_token_id=1,
-        pad_token_id=0,
-    )
-    Gemma2ForCausalLM(config).save_pretrained(folder)
-    return folder
+    return write_gemma2(tmp_path_factory.mktemp("tiny-gemma2"))
 
 
 @pytest.fixture(scope="session")

@@ -20,6 +20,7 @@ import logging
 import multiprocessing
 import os
 import random
+import re
 import shutil
 import signal
 import sys
@@ -30,6 +31,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +69,11 @@ class Outcome:
 
     def __str__(self) -> str:
         return f"{self.kind}:{self.n} {self.verdict} [{self.change}] {self.said}"
+
+    @property
+    def sort(self) -> str:
+        """What similar failures have in common: the text without numbers and quoted words."""
+        return self.kind + re.sub(r"\d+|'[^']*'|\[.*?\]", "…", self.said)[:70]
 
 
 def try_case(name: str, n: int, seed: int = 0, show: bool = False, damage: bool = True) -> Outcome:
@@ -245,13 +252,19 @@ def _work(cases: Any, seed: int) -> None:
 
 
 def summary(outcomes: Sequence[Outcome]) -> str:
-    """A row per kind, then every failure with the command that repeats it."""
+    """A row per kind, then an example of each sort of failure and the numbers of its like."""
     counts = Counter((outcome.kind, outcome.verdict) for outcome in outcomes)
     lines = [f"{'kind':12} {'cases':>6} {ANSWER:>7} {LINE:>7} {FAILED:>7}"]
     for kind in dict.fromkeys(outcome.kind for outcome in outcomes):
         numbers = [counts[kind, verdict] for verdict in (ANSWER, LINE, FAILED)]
         lines.append(f"{kind:12} {sum(numbers):6} " + " ".join(f"{n:7}" for n in numbers))
-    return "\n".join([*lines, *(str(o) for o in outcomes if o.verdict == FAILED)])
+    failed = sorted((o for o in outcomes if o.verdict == FAILED), key=lambda o: (o.sort, o.n))
+    for _, group in groupby(failed, key=lambda o: o.sort):
+        first, *others = group
+        lines.append(str(first))
+        if others:
+            lines.append(f"    and {len(others)} like it: {', '.join(str(o.n) for o in others)}")
+    return "\n".join(lines)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -101,6 +101,9 @@ RUNNER_VALUES: dict[str, tuple[Any, ...]] = {
 }
 """Values to put in place of the good ones below, right and wrong."""
 
+SAELENS_WORDS = ("Buffer size", "mix_fraction", "learning rate", "beta parameter", "scheduler")
+"""What SAELens and torch call settings in their refusals."""
+
 SAE_BASE = {"d_sae": 64, "k": 8}
 RUNNER_BASE: dict[str, Any] = {
     "model_name": "tiny-gemma2",
@@ -186,7 +189,7 @@ def _train(folder: Path, scratch: Path) -> Path:
     try:
         runner.run()
     except ValueError as error:
-        if not torch.equal(start, runner.sae.W_enc.detach().to(start.device)):
+        if not torch.equal(start.nan_to_num(), runner.sae.W_enc.detach().nan_to_num()):
             raise AssertionError(f"refused only after training: {error}") from error
         raise
     return scratch / "sae"
@@ -227,7 +230,7 @@ RUNS: dict[str, Kind] = {
         _choose,
         _train,
         _check,
-        ("hook", "activations", *SAE_VALUES, *RUNNER_VALUES),
+        ("hook", "activations", *SAELENS_WORDS, *SAE_VALUES, *RUNNER_VALUES),
         seconds=60,
     )
 }

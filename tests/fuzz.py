@@ -18,7 +18,6 @@ import hashlib
 import io
 import logging
 import multiprocessing
-import os
 import random
 import re
 import shutil
@@ -35,15 +34,21 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-os.environ.setdefault("HF_HUB_OFFLINE", "1")  # before anything imports the hub's client
-
 import datasets
 import torch
 from fuzz_inputs import INPUTS, Kind
 from fuzz_runs import RUNS
 from tqdm.auto import tqdm
 
-from hsae_lens.cli import _expected_errors
+try:
+    from hsae_lens.cli import _expected, _in_one_line
+except ImportError:  # until both are there
+    from hsae_lens.cli import _expected_errors
+
+    def _expected(error: Exception) -> bool:
+        return isinstance(error, _expected_errors())
+
+    _in_one_line = str
 
 KINDS: dict[str, Kind] = {**INPUTS, **RUNS}
 ANSWER, LINE, FAILED = "answer", "line", "FAILED"
@@ -87,7 +92,8 @@ def try_case(name: str, n: int, seed: int = 0, show: bool = False, damage: bool 
         change = kind.change(rng, folder) if damage else "nothing"
         torch.manual_seed(n)
         before = _fingerprint(folder)
-        with contextlib.nullcontext(io.StringIO()) if show else _quiet() as printed:
+        quiet = contextlib.nullcontext(io.StringIO()) if show else _quiet()
+        with _data_cache(Path(place) / "cache"), quiet as printed:
             verdict, said = _judge(kind, folder, scratch)
         if _fingerprint(folder) != before:
             verdict, said = FAILED, f"a given file was changed; {said}"
@@ -112,10 +118,10 @@ def _judge(kind: Kind, folder: Path, scratch: Path) -> tuple[str, str]:
     try:
         with _time_limit(kind.seconds):
             answer = kind.door(folder, scratch)
-    except _expected_errors() as error:
-        return _judge_refusal(kind, error, folder, scratch)
     except (Exception, HangError, SystemExit) as error:
-        return FAILED, _told(error)
+        if not isinstance(error, Exception) or not _expected(error):
+            return FAILED, _told(error)
+        return _judge_refusal(kind, error, folder, scratch)
     try:
         with _time_limit(kind.seconds):
             kind.check(folder, answer)
@@ -124,10 +130,8 @@ def _judge(kind: Kind, folder: Path, scratch: Path) -> tuple[str, str]:
     return ANSWER, ""
 
 
-def _judge_refusal(
-    kind: Kind, error: BaseException, folder: Path, scratch: Path
-) -> tuple[str, str]:
-    line = str(error)
+def _judge_refusal(kind: Kind, error: Exception, folder: Path, scratch: Path) -> tuple[str, str]:
+    line = _in_one_line(error)
     left = sorted(str(file.relative_to(scratch)) for file in scratch.rglob("*"))
     pointers = (str(folder), *kind.names)
     if len(line.splitlines()) != 1 or not line.strip():
@@ -152,10 +156,7 @@ def _told(error: BaseException) -> str:
 @cache
 def _workshop() -> tempfile.TemporaryDirectory[str]:
     """Where the good inputs of this process are; it goes with the process."""
-    place = tempfile.TemporaryDirectory(prefix="hsae-fuzz-")
-    datasets.config.HF_DATASETS_CACHE = Path(place.name) / "cache"  # type: ignore[assignment]
-    datasets.disable_progress_bars()
-    return place
+    return tempfile.TemporaryDirectory(prefix="hsae-fuzz-")
 
 
 @cache
@@ -175,6 +176,17 @@ def _fingerprint(folder: Path) -> dict[str, str]:
         )
         for file in folder.rglob("*")
     }
+
+
+@contextlib.contextmanager
+def _data_cache(folder: Path) -> Iterator[None]:
+    """Data sets that were read are kept nowhere else."""
+    former = datasets.config.HF_DATASETS_CACHE
+    datasets.config.HF_DATASETS_CACHE = folder
+    try:
+        yield
+    finally:
+        datasets.config.HF_DATASETS_CACHE = former
 
 
 @contextlib.contextmanager
@@ -236,12 +248,13 @@ class Worker:
         except (EOFError, ConnectionError):
             self.process.join()
             wrong = f"the process died (exit status {self.process.exitcode})"
-        self.close()
+        self.process.kill()
         self._start()
         return Outcome(name, n, FAILED, wrong, "see --only")
 
     def close(self) -> None:
-        self.process.kill()
+        """Lets the process end."""
+        self.ours.close()
         self.process.join()
 
 

@@ -148,7 +148,8 @@ def _judge_refusal(kind: Kind, error: Exception, folder: Path, scratch: Path) ->
 def _told(error: BaseException) -> str:
     """An error with the last of the package's (or SAELens') lines that it came through."""
     frames = traceback.extract_tb(error.__traceback__)
-    places = [f"{Path(f.filename).name}:{f.lineno}" for f in frames if "fuzz.py" not in f.filename]
+    files = [(Path(frame.filename).name, frame.lineno) for frame in frames]
+    places = [f"{file}:{line}" for file, line in files if file != "fuzz.py"]
     text = " ⏎ ".join(str(error)[:500].splitlines())
     return f"{type(error).__name__}: {text} ({' > '.join(places[-4:])})"
 

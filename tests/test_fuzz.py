@@ -97,7 +97,7 @@ def test_each_way_to_fail_is_seen(
 
 
 def test_a_seed_tells_the_whole_story() -> None:
-    for name in fuzz.INPUTS:
+    for name in ("weights", "pairs", "releases"):
         assert fuzz.try_case(name, 3) == fuzz.try_case(name, 3)
     changes = {fuzz.try_case("weights", n, seed).change for n in (0, 1) for seed in (0, 1)}
     assert len(changes) == 4

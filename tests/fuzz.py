@@ -73,7 +73,7 @@ class Outcome:
     change: str
 
     def __str__(self) -> str:
-        return f"{self.kind}:{self.n} {self.verdict} [{self.change}] {self.said}"
+        return f"{self.kind}:{self.n} {self.verdict} [{self.change}] {self.said[:1000]}"
 
     @property
     def sort(self) -> str:

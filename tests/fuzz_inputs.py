@@ -508,7 +508,8 @@ def _check_texts(folder: Path, documents: list[str]) -> None:
     if file.suffix in (".txt", ".md"):
         said = [file.read_text(encoding="utf-8-sig")]
     else:
-        said = [row.get("text") or "" for row in _rows_of(file)]  # a row without one is left out
+        # A row without a text is left out.
+        said = ["" if row is None else row.get("text") or "" for row in _rows_of(file)]
     expect(all(isinstance(text, str) for text in said), f"one of {said} was taken")
     expect(" ".join(documents).split() == " ".join(said).split(), "the text is not the file's")
 
@@ -634,7 +635,7 @@ INPUTS: dict[str, Kind] = {
         lambda rng, folder: _change_yaml(rng, folder / "recipe.yaml"),
         lambda folder, scratch: parse(["--recipe", str(folder / "recipe.yaml")]),
         _check_recipe,
-        ("recipe", *yaml.safe_load(RECIPE)),
+        ("recipe", *yaml.safe_load(WITH_LISTS)),
         share=0.6,
     ),
     "releases": Kind(

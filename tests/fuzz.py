@@ -17,6 +17,7 @@ import contextlib
 import hashlib
 import io
 import logging
+import math
 import multiprocessing
 import random
 import re
@@ -108,7 +109,7 @@ def share_out(n_inputs: int) -> list[tuple[str, int]]:
     cases = [
         (name, n)
         for name, kind in INPUTS.items()
-        for n in range(max(1, round(n_inputs * kind.share / total)))
+        for n in range(math.ceil(n_inputs * kind.share / total))
     ]
     random.Random(0).shuffle(cases)
     return cases

@@ -41,15 +41,7 @@ from fuzz_inputs import INPUTS, Kind
 from fuzz_runs import RUNS
 from tqdm.auto import tqdm
 
-try:
-    from hsae_lens.cli import _expected, _in_one_line
-except ImportError:  # until both are there
-    from hsae_lens.cli import _expected_errors
-
-    def _expected(error: Exception) -> bool:
-        return isinstance(error, _expected_errors())
-
-    _in_one_line = str
+from hsae_lens.cli import _expected, _in_one_line
 
 KINDS: dict[str, Kind] = {**INPUTS, **RUNS}
 ANSWER, LINE, FAILED = "answer", "line", "FAILED"

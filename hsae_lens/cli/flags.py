@@ -38,7 +38,7 @@ def add_flags(parser: argparse.ArgumentParser, config: Any, help_texts: dict[str
         if field.name in MODEL_FLAGS:
             add_model_flags(parser, field.name, default=str(field.default))
         elif field.name in help_texts:
-            kind = {int: count, float: float}.get(type(field.default), str)
+            kind = NUMBERS.get(type(field.default), str)
             flag = "--" + field.name.replace("_", "-")
             parser.add_argument(flag, type=kind, default=field.default, help=help_texts[field.name])
 
@@ -80,6 +80,9 @@ def count(text: str) -> int:
         raise argparse.ArgumentTypeError(f"must not be negative, got {text}")
     return number
 
+
+NUMBERS: dict[type, Callable[[str], Any]] = {int: count, float: float}
+"""How a flag's text becomes the number that its default is."""
 
 MODEL_FLAGS: dict[str, tuple[Callable[[str], str], str, str]] = {
     "device": (device, "cpu", "where to run: cpu, cuda, cuda:1 or mps"),

@@ -88,12 +88,24 @@ def run_demo(cfg: DemoConfig) -> pd.DataFrame:
 
     Returns:
         The table in ``frontier.csv``: one row per SAE and budget.
+
+    Raises:
+        ValueError: for settings that cannot be, or too little text.
     """
+    _check(cfg)
     started, out = time.perf_counter(), Path(cfg.out)
     with replacing_files(out) as fresh:
         table = _train_and_judge(cfg, fresh, started)
     _report(table, out, time.perf_counter() - started)
     return table
+
+
+def _check(cfg: DemoConfig) -> None:
+    for name in ("steps", "d_sae", "k", "eval_tokens", "minutes"):
+        if not getattr(cfg, name) > 0:  # NaN too
+            raise ValueError(f"{name} must be above 0, got {getattr(cfg, name)}.")
+    if cfg.k > cfg.d_sae:
+        raise ValueError(f"k is {cfg.k}, more than the {cfg.d_sae} latents of d_sae.")
 
 
 def _train_and_judge(cfg: DemoConfig, out: Path, started: float) -> pd.DataFrame:

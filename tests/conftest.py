@@ -53,7 +53,7 @@ def one_real_model() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
-def smollm2() -> Any:
+def smollm() -> Any:
     """The real model, in the number format that is fastest here."""
     return open_model("smollm2-135m")
 

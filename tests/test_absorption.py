@@ -26,11 +26,6 @@ FEW: dict[str, Any] = {"words": 10, "progress": False}
 
 
 @pytest.fixture(scope="module")
-def smollm() -> Any:
-    return open_model("smollm2-135m")
-
-
-@pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("absorption")  # the probe on the model is trained once
 

@@ -12,8 +12,9 @@ import pytest
 import torch
 
 from hsae_lens import cli
+from hsae_lens.budgets import budgets_from
 from hsae_lens.cli import main
-from hsae_lens.cli.flags import add_flags, add_model_flags, budgets_from, config_of
+from hsae_lens.cli.flags import add_flags, add_model_flags, config_of
 
 
 def test_budgets_are_whole_numbers_in_order(caplog: pytest.LogCaptureFixture) -> None:

@@ -32,16 +32,11 @@ from hsae_lens.evaluation.judges import (
 )
 from hsae_lens.evaluation.latents import describe_latents
 from hsae_lens.evaluation.probing import sparse_probing
-from hsae_lens.models import hook_activations, open_model
+from hsae_lens.models import hook_activations
 from hsae_lens.report import write_report
 from hsae_lens.text import cpython_reference, tokenize
 
 SHIPPED = ("smollm2-135m-res-htopk", "blocks.15.hook_resid_post")
-
-
-@pytest.fixture(scope="module")
-def smollm() -> Any:
-    return open_model("smollm2-135m")
 
 
 @pytest.fixture(scope="module")

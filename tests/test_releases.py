@@ -27,7 +27,6 @@ from hsae_lens.cache import cache_dir
 from hsae_lens.catalogue import catalogue
 from hsae_lens.cli import main
 from hsae_lens.evaluation import evaluate_budgets
-from hsae_lens.models import open_model
 from hsae_lens.publish import export
 from hsae_lens.saved import open_hierarchical, open_sae
 from hsae_lens.sources import checksum
@@ -122,15 +121,14 @@ def test_folding_the_shipped_decoder_is_harmless() -> None:
     assert torch.equal(sae.W_dec, SAE.from_pretrained(*SHIPPED).W_dec)
 
 
-def test_the_card_tells_the_truth() -> None:
+def test_the_card_tells_the_truth(smollm: Any) -> None:
     """One point of the saved frontier, measured again on the real model and the same text."""
     sae = load_pretrained(*SHIPPED)
     saved = pd.DataFrame(sae.cfg.metadata.frontier)
     saved = saved[saved["text"].str.contains("CPython") & (saved["k"] == 32)]
     assert len(saved) == 1
-    model = open_model("smollm2-135m", dtype=torch.bfloat16)
-    tokens = tokenize(cpython_reference(), model.tokenizer, 128, progress=False)[:64]
-    table = evaluate_budgets(sae, model, tokens, [32], cross_entropy=False, progress=False)
+    tokens = tokenize(cpython_reference(), smollm.tokenizer, 128, progress=False)[:64]
+    table = evaluate_budgets(sae, smollm, tokens, [32], cross_entropy=False, progress=False)
     difference = table["explained_variance"].iloc[0] - saved["explained_variance"].iloc[0]
     assert abs(difference) < 0.01
 

@@ -22,7 +22,6 @@ from hsae_lens.evaluation.stability import (
     paraphrase_stability,
     seed_stability,
 )
-from hsae_lens.models import open_model
 from hsae_lens.pairs import Pair, tokenize_pairs
 from hsae_lens.tasks import TASKS, make_task
 
@@ -126,11 +125,6 @@ def test_the_shipped_sae_s_order_means_something() -> None:
 
 
 # --- tasks ---
-
-
-@pytest.fixture(scope="module")
-def smollm() -> Any:
-    return open_model("smollm2-135m")
 
 
 @pytest.mark.parametrize("name", TASKS)

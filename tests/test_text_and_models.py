@@ -27,11 +27,10 @@ def test_local_folder_opens_with_transformer_lens_hook_names(tiny_gemma2: Any) -
     assert fired == [1]
 
 
-def test_the_offline_model_is_real() -> None:
-    model = open_model("smollm2-135m", dtype=torch.bfloat16)
-    assert (model.cfg.n_layers, model.cfg.d_model) == (30, 576)
-    prompt = model.to_tokens("The capital of France is", prepend_bos=True)
-    assert model.to_string(model(prompt)[0, -1].argmax()).strip() == "Paris"
+def test_the_offline_model_is_real(smollm: Any) -> None:
+    assert (smollm.cfg.n_layers, smollm.cfg.d_model) == (30, 576)
+    prompt = smollm.to_tokens("The capital of France is", prepend_bos=True)
+    assert smollm.to_string(smollm(prompt)[0, -1].argmax()).strip() == "Paris"
 
 
 def test_a_folder_that_is_no_model(tmp_path: Path) -> None:

@@ -12,11 +12,11 @@ from typing import Any, get_args
 import torch
 from sae_lens import SAE
 
+from hsae_lens.budgets import budgets_from
 from hsae_lens.circuits.controls import neuron_basis
 from hsae_lens.circuits.curve import Errors
 from hsae_lens.circuits.instead import Replacement
 from hsae_lens.circuits.sites import sites_of
-from hsae_lens.cli.flags import budgets_from
 from hsae_lens.devices import model_device, model_dtype
 from hsae_lens.evaluation.downstream import check_able
 from hsae_lens.evaluation.judged import Judged

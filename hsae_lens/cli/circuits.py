@@ -42,8 +42,6 @@ def add_circuits(commands: Any) -> None:
         "steps": "of integrated gradients; 1 is one gradient",
         "out": "folder for the tables, the pictures and the page",
         "model": "hub name, local folder, or smollm2-135m; None is what the SAE says",
-        "device": "where to run: cpu or cuda",
-        "dtype": "of the language model: float32, bfloat16, float16; auto is the faster here",
     }
     from hsae_lens.circuits.plan import CircuitsConfig
 

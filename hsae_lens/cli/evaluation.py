@@ -5,7 +5,8 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from hsae_lens.cli.flags import add_command, add_flags, budgets_from, config_of
+from hsae_lens.budgets import budgets_from
+from hsae_lens.cli.flags import add_command, add_flags, config_of
 
 
 def add_evaluation(commands: Any) -> None:
@@ -36,8 +37,6 @@ def _add_eval(commands: Any) -> None:
         "tasks": "pairs of each behavioural task, 0 for none",
         "examples": "example sequences to follow latent by latent",
         "batch_size": "sequences at once, 0 for 16 or as many as half a GB of logits holds",
-        "device": "where to run: cpu or cuda",
-        "dtype": "of the language model: auto, float32, bfloat16 or float16",
     }
     from hsae_lens.evaluation.run import EvalConfig
 

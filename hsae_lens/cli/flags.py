@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import argparse
-import logging
 from collections.abc import Callable
 from dataclasses import fields
 from typing import Any
-
-logger = logging.getLogger(__name__)
 
 
 def add_command(
@@ -98,23 +95,3 @@ MODEL_FLAGS: dict[str, tuple[Callable[[str], str], str, str]] = {
 def config_of(parsed: argparse.Namespace, config: Any) -> Any:
     """A config dataclass from the flags of the same names."""
     return config(**{field.name: getattr(parsed, field.name) for field in fields(config)})
-
-
-def budgets_from(text: str) -> list[int]:
-    """Budgets written with commas, ascending and each once: ``"8,4,8"`` is ``[4, 8]``, and says so.
-
-    Raises:
-        ValueError: if one is not a whole number of at least 1.
-    """
-    parts = [part.strip() for part in text.split(",")]
-    # Longer ones are no budgets either, and int() refuses the longest with other words.
-    if bad := [part for part in parts if not (part.isdecimal() and len(part) < 10 and int(part))]:
-        raise ValueError(
-            f"Budgets are whole numbers of at least 1 with commas, as in 1,8,32; got {bad[0]!r} in "
-            f"{text!r}."
-        )
-    asked = [int(part) for part in parts]
-    budgets = sorted(set(asked))
-    if budgets != asked:
-        logger.warning("Took the budgets %s as %s.", text, ",".join(map(str, budgets)))
-    return budgets

@@ -29,8 +29,6 @@ def add_training(commands: Any) -> None:
         "text": "a local text, JSONL or parquet file or folder; None is CPython's reference",
         "out": "folder for the SAE, the table and the picture",
         "model": "hub name, local folder, or smollm2-135m",
-        "device": "where to run: cpu or cuda",
-        "dtype": "of the language model; auto is bfloat16 where it is faster than float32",
         "minutes": "how long it may take in all; a slow machine reads less text",
         "eval_tokens": "about how many held-out tokens to evaluate on",
         "seed": "of the split, the initial weights and the order of the data",

@@ -6,7 +6,7 @@ import argparse
 import re
 from typing import Any
 
-from hsae_lens.cli.flags import add_command, add_flags, config_of
+from hsae_lens.cli.flags import add_command, add_flags, add_model_flags, config_of
 
 
 def add_circuits(commands: Any) -> None:
@@ -58,10 +58,7 @@ def add_circuits(commands: Any) -> None:
     latents.add_argument("--text", help="a local text, JSONL or parquet file or folder")
     latents.add_argument("--tokens", type=int, default=16384, help="about how many to look at")
     latents.add_argument("--model", help="hub name, local folder, or smollm2-135m")
-    latents.add_argument("--device", default="cpu", help="where to run: cpu or cuda")
-    latents.add_argument(
-        "--dtype", default="auto", help="of the language model: auto, float32, bfloat16 or float16"
-    )
+    add_model_flags(latents)
     latents.add_argument("--out", default="latents.html", help="the page to write")
 
 

@@ -300,9 +300,10 @@ def test_runs_in_a_thread(tmp_path: Path, tiny_gemma2: Any, tiny_dataset: Any) -
     runner = HierarchicalTopKTrainingRunner(
         cfg, override_dataset=tiny_dataset, override_model=tiny_gemma2
     )
-    thread = threading.Thread(target=runner.run)
+    thread = threading.Thread(target=runner.run, daemon=True)
     thread.start()
-    thread.join()
+    thread.join(timeout=100)
+    assert not thread.is_alive()
     assert (tmp_path / "out" / "sae_weights.safetensors").exists()
 
 

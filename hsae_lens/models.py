@@ -130,7 +130,7 @@ def check_bare(model: Any) -> None:
 
 def sequences_at_once(model: Any, context_size: int) -> int:
     """How many sequences to run together so that their logits take no more than LOGITS_BYTES."""
-    one = 4 * context_size * len(model.tokenizer)
+    one = 4 * context_size * model.cfg.d_vocab
     return max(1, min(MOST_SEQUENCES, LOGITS_BYTES // one))
 
 

@@ -119,7 +119,7 @@ def test_a_recipe_file_flags_win_and_other_architectures(tmp_path: Path) -> None
     cfg = parse([*mine, "--lr", "0.5"])
     assert (cfg.sae.k, cfg.sae.budgets, cfg.lr) == (16, [1, 4, 16], 0.5)
     assert cfg.sae.budget_weights == [1, 0.2, 3]
-    assert parse([*mine, "--budgets", "1,2,3"]).sae.budgets == [1, 2, 3]
+    assert parse([*mine, "--budgets", "1,2,16"]).sae.budgets == [1, 2, 16]
     assert parse(["--budgets", "all", "-k", "4"]).sae.budgets is None
     assert parse(["--architecture", "topk", "-k", "4"]).sae.architecture() == "topk"
     topk = recipe(tmp_path, "architecture: topk\nk: 4")
@@ -331,4 +331,7 @@ def test_expected_errors_are_one_line(says: Callable[..., Said]) -> None:
     assert error.startswith("hsae: unrecognized arguments: --d_sea 1. Did you mean 'd_sae' or")
     assert error.count("\n") == 1
     assert says("train", "--b_dec_init", "ones")[0] == 1
-    assert says("nonsense")[0] == 2
+    status, _, error = says("nonsense")
+    assert status == 1
+    assert error.count("\n") == 1
+    assert "invalid choice: 'nonsense'" in error

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +14,7 @@ import torch
 
 from hsae_lens import cli
 from hsae_lens.budgets import budgets_from
-from hsae_lens.cli import main
+from hsae_lens.cli import Parser, main
 from hsae_lens.cli.flags import add_flags, add_model_flags, config_of
 
 
@@ -39,7 +40,7 @@ class Config:
 
 @pytest.fixture
 def parse() -> Callable[..., Config]:
-    parser = argparse.ArgumentParser()
+    parser = Parser()
     add_flags(parser, Config, {"steps": "of training"})
     return lambda *arguments: config_of(parser.parse_args(arguments), Config)
 
@@ -59,23 +60,19 @@ def test_a_config_gets_device_and_dtype(parse: Callable[..., Config]) -> None:
         (("--device", "cuda:99"), "argument --device: The device 'cuda:99' was asked for, but"),
         (("--dtype", "float99"), "argument --dtype: Unknown dtype 'float99'. Did you mean 'float"),
         (("--dtype", ""), "argument --dtype: Unknown dtype ''"),
-        (("--steps", "-3"), "argument --steps: must not be negative, got -3"),
-        (("--steps", "x"), "argument --steps: invalid count value: 'x'"),
+        (("--steps", "x"), "argument --steps: invalid int value: 'x'"),
     ],
 )
 def test_bad_flags_are_refused_before_anything_is_opened(
-    arguments: tuple[str, ...], said: str, parse: Callable[..., Config], capsys: Any
+    arguments: tuple[str, ...], said: str, parse: Callable[..., Config]
 ) -> None:
-    with pytest.raises(SystemExit) as stopped:
+    with pytest.raises(ValueError, match=re.escape(said)):
         parse(*arguments)
-    assert stopped.value.code == 2
-    assert said in capsys.readouterr().err
 
 
 def test_eval_circuits_and_demo_take_the_device_so(capsys: Any) -> None:
     for command in (["eval", "x"], ["circuits", "--sae", "x"], ["demo"]):
-        with pytest.raises(SystemExit):
-            main([*command, "--device", "banana"])
+        assert main([*command, "--device", "banana"]) == 1
         assert "argument --device: Unknown device 'banana'" in capsys.readouterr().err
 
 

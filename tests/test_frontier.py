@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import weakref
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pandas as pd
@@ -378,7 +379,7 @@ def test_signed_activations_are_ordered_by_size_and_keep_their_sign(acts: torch.
     assert table["l0"].tolist() == [3, 8]
     site = Site(sae, Judged(slice(None), float("inf"), torch.tensor([0])))
     split = site.split(acts[None], 3)
-    torch.testing.assert_close(split.bias + site.decode(split.code), three[None])
+    torch.testing.assert_close(split.bias + split.code.to_dense(96) @ site.W_dec, three[None])
 
 
 def test_transcoders_are_not_judged_against_their_input(
@@ -485,7 +486,7 @@ def test_losses_in_slices_are_those_of_the_whole() -> None:
 
 def test_logits_decide_how_many_sequences_run_together(tiny_gemma2: Any) -> None:
     class Vast:
-        tokenizer = range(256_000)  # Gemma 2's
+        cfg = SimpleNamespace(d_vocab=256_000)  # Gemma 2's
 
     assert sequences_at_once(tiny_gemma2, 128) == 16
     assert [sequences_at_once(Vast, context) for context in (128, 512, 8192)] == [4, 1, 1]

@@ -83,7 +83,7 @@ def test_a_latent_that_is_not_there_is_no_other_one(
         ("1,,2", "Latents are numbers with commas, or a CSV of nodes; got '1,,2'."),
         ("²", "Latents are numbers with commas, or a CSV of nodes; got '²'."),
         ("", "Latents are numbers with commas, or a CSV of nodes; got ''."),
-        ("no.csv", "No such file or directory: '{}/no.csv'"),
+        ("no.csv", "No such file or directory: {}/no.csv"),
         ("empty.csv", "{}/empty.csv is no table (No columns to parse from file)."),
         ("other.csv", "{}/other.csv has no columns site and latent"),
         ("words.csv", "{}/words.csv has latents that are no whole numbers"),

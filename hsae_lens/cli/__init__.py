@@ -6,7 +6,7 @@ import argparse
 import logging
 import sys
 from collections.abc import Sequence
-from functools import partial
+from typing import NoReturn
 
 from hsae_lens._version import __version__
 from hsae_lens.cli.circuits import add_circuits
@@ -20,19 +20,17 @@ DESCRIPTION = "HierarchicalTopK sparse autoencoders for SAELens: one SAE, every 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; returns the exit status (1 for an expected error, said in one line)."""
     arguments = list(sys.argv[1:] if argv is None else argv)
-    parser = _parser()
-    if arguments[:1] == ["train"]:
-        run = partial(train_with, arguments[1:])
-    else:
-        parsed = parser.parse_args(arguments)
-        run = partial(parsed.run, parsed)
     from sae_lens.training._interruption import InterruptedException
 
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     for chatty in ("httpx", "httpx2"):
         logging.getLogger(chatty).setLevel(logging.WARNING)
     try:
-        run()
+        if arguments[:1] == ["train"]:
+            train_with(arguments[1:])
+        else:
+            parsed = _parser().parse_args(arguments)
+            parsed.run(parsed)
     except (KeyboardInterrupt, InterruptedException):
         return 130
     except Exception as error:
@@ -41,6 +39,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"hsae: {_in_one_line(error)}", file=sys.stderr)
         return 1
     return 0
+
+
+class Parser(argparse.ArgumentParser):
+    """Says what is wrong with the arguments in one line, like any other mistake."""
+
+    def error(self, message: str) -> NoReturn:
+        raise ValueError(f"{message} (see `{self.prog} --help`)")
 
 
 def _expected(error: Exception) -> bool:
@@ -71,7 +76,7 @@ def _in_one_line(error: Exception) -> str:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="hsae", description=DESCRIPTION)
+    parser = Parser(prog="hsae", description=DESCRIPTION)
     parser.add_argument("--version", action="version", version=f"hsae_lens {__version__}")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
     for add in (add_training, add_evaluation, add_circuits, add_sharing):

@@ -140,12 +140,11 @@ def _interpret(parsed: argparse.Namespace) -> None:
     from hsae_lens.evaluation.additions import config_of as run_config
     from hsae_lens.evaluation.judges import EndpointJudge, Judge, local_judge
 
-    run_config(parsed.folder)  # before a judge is opened
     if (parsed.judge is None) == (parsed.local is None):
         raise ValueError("Name a judge: --judge MODEL at --url, or --local MODEL on this machine.")
-    judge: Judge = (
-        local_judge(parsed.local) if parsed.local else EndpointJudge(parsed.judge, parsed.url)
-    )
+    endpoint = None if parsed.local else EndpointJudge(parsed.judge, parsed.url)
+    run_config(parsed.folder)  # before a model is opened
+    judge: Judge = endpoint or local_judge(parsed.local)
     if not parsed.yes:
         asked = interpretation_cost(parsed.folder, judge, parsed.latents)
         print(f"{asked['prompts']:,} prompts, about {asked['tokens']:,} tokens. Ask with --yes.")

@@ -35,7 +35,7 @@ def add_flags(parser: argparse.ArgumentParser, config: Any, help_texts: dict[str
         if field.name in MODEL_FLAGS:
             add_model_flags(parser, field.name, default=str(field.default))
         elif field.name in help_texts:
-            kind = NUMBERS.get(type(field.default), str)
+            kind = type(field.default) if isinstance(field.default, int | float) else str
             flag = "--" + field.name.replace("_", "-")
             parser.add_argument(flag, type=kind, default=field.default, help=help_texts[field.name])
 
@@ -70,16 +70,6 @@ def _asking(check: Callable[[str], Any], text: str) -> str:
         raise argparse.ArgumentTypeError(str(error)) from error
     return text
 
-
-def count(text: str) -> int:
-    """A whole number that is not negative, for argparse."""
-    if (number := int(text)) < 0:
-        raise argparse.ArgumentTypeError(f"must not be negative, got {text}")
-    return number
-
-
-NUMBERS: dict[type, Callable[[str], Any]] = {int: count, float: float}
-"""How a flag's text becomes the number that its default is."""
 
 MODEL_FLAGS: dict[str, tuple[Callable[[str], str], str, str]] = {
     "device": (device, "cpu", "where to run: cpu, cuda, cuda:1 or mps"),

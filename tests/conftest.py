@@ -14,7 +14,7 @@ if not torch.cuda.is_available():
 import resource
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr
 from pathlib import Path
 from typing import Any
 
@@ -97,13 +97,18 @@ def text_file(tmp_path: Path) -> Path:
 
 @contextmanager
 def disk_full_at(size: int) -> Iterator[None]:
-    """Writing fails in the middle of any file larger than ``size`` bytes."""
+    """Writing fails in the middle of any file larger than ``size`` bytes.
+
+    Progress bars go nowhere meanwhile: pytest keeps them in a file, and a bar that cannot be drawn
+    leaves tqdm's lock taken for good.
+    """
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    with open(os.devnull, "w") as nowhere, redirect_stderr(nowhere):
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+        try:
+            yield
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 def training_sae(**overrides: Any) -> HierarchicalTopKTrainingSAE:

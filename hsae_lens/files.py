@@ -328,11 +328,15 @@ def check_weights(sae: torch.nn.Module, state: Mapping[str, torch.Tensor]) -> No
             f"{SAE_WEIGHTS_FILENAME} does not fit: {'; '.join(wrong[:4])}. {COPY_AGAIN}"
         )
     for name, tensor in state.items():
-        # The extremes are NaN if any number is; unlike isfinite() this makes no second tensor.
-        if not tensor.is_floating_point() or tensor.numel() == 0:
-            continue
-        if not all(math.isfinite(extreme) for extreme in map(float, tensor.aminmax())):
+        if not is_finite(tensor):
             raise ValueError(
                 f"{SAE_WEIGHTS_FILENAME}: {name} holds NaN or infinite numbers in {tensor.dtype}. "
                 "Go back to an earlier checkpoint, or load it in a wider dtype."
             )
+
+
+def is_finite(tensor: torch.Tensor) -> bool:
+    """Whether no number in it is NaN or infinite; unlike ``isfinite`` it makes no second tensor."""
+    if not tensor.is_floating_point() or tensor.numel() == 0:
+        return True
+    return all(math.isfinite(extreme) for extreme in map(float, tensor.aminmax()))  # NaN if any is

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import shutil
 import signal
 import threading
@@ -17,7 +16,6 @@ import datasets
 import numpy as np
 import torch
 from sae_lens import (
-    LanguageModelSAERunnerConfig,
     LanguageModelSAETrainingRunner,
     SAETrainer,
     TrainingSAE,
@@ -37,10 +35,10 @@ from safetensors import SafetensorError, safe_open
 from tqdm.auto import tqdm
 from typing_extensions import override
 
-from hsae_lens.files import replacing_files, replacing_folder
+from hsae_lens.files import is_finite, replacing_files, replacing_folder
 from hsae_lens.lagged import LAG, Lagged, lag_on
 from hsae_lens.models import hook_activations
-from hsae_lens.near import near
+from hsae_lens.run_settings import check_hook, check_settings
 from hsae_lens.training import HierarchicalTopKTrainingSAE
 
 SEQUENCES_PER_SHARD = 1024  # shuffled together when activations are cached
@@ -122,12 +120,26 @@ class InterruptibleTrainer(SAETrainer[Any, Any]):
         """As SAELens' ``save_checkpoint``; the folder is there whole or not at all.
 
         SAELens writes weights, optimizer, statistics and position one after the other.
+
+        Raises:
+            FloatingPointError: if the weights are not finite.
         """
+        _check_finite(self.sae)
         base = self.cfg.checkpoint_path if base_path is None else base_path
         if base is None:  # SAELens only uploads it
             return super().save_checkpoint(checkpoint_name, None, wandb_aliases)
         with replacing_folder(Path(base) / checkpoint_name) as fresh:
             super().save_checkpoint(checkpoint_name, fresh.parent, wandb_aliases)
+
+
+def _check_finite(sae: TrainingSAE[Any]) -> None:
+    """The last step's loss is looked at, the weights that it leads to are not."""
+    for name, weights in sae.state_dict().items():
+        if not is_finite(weights):
+            raise FloatingPointError(
+                f"{name} became NaN or infinite in training and was not saved. Earlier checkpoints "
+                "are intact; go on from one with a smaller lr."
+            )
 
 
 def missing_from_checkpoint(folder: str | Path) -> list[str]:
@@ -252,12 +264,14 @@ class HierarchicalTopKTrainingRunner(LanguageModelSAETrainingRunner):
     ``output_path`` appears whole. Other architectures run through SAELens' own step.
 
     Raises:
-        ValueError: before anything is collected, if the checkpoint to go on from is not whole, the
-            model has no such hook or another width there, or results cannot be written.
+        ValueError: before anything is collected, if a setting cannot be (:mod:`run_settings`), the
+            checkpoint to go on from is not whole, or the model has no such hook or another width
+            there.
+        FloatingPointError: before weights that are NaN or infinite are saved.
     """
 
     def __init__(self, cfg: Any, *args: Any, **kwargs: Any) -> None:
-        check_folders(cfg)
+        check_settings(cfg)
         resumed = cfg.resume_from_checkpoint
         missing = missing_from_checkpoint(resumed) if resumed is not None else []
         if missing:
@@ -271,7 +285,7 @@ class HierarchicalTopKTrainingRunner(LanguageModelSAETrainingRunner):
     def _compile_llm_if_needed(self) -> None:
         # Here SAELens has the model, but neither the data nor a compiled forward pass yet.
         if self.cfg.model_class_name == "HookedTransformer" and not self.cfg.use_cached_activations:
-            _check_hook(self.model, self.cfg)
+            check_hook(self.model, self.cfg)
         super()._compile_llm_if_needed()
 
     @override
@@ -304,41 +318,15 @@ class HierarchicalTopKTrainingRunner(LanguageModelSAETrainingRunner):
         output_path: str,
         log_feature_sparsity: torch.Tensor | None = None,
     ) -> None:
-        """As SAELens' ``save_final_sae``; a killed run leaves no folder that looks finished."""
+        """As SAELens' ``save_final_sae``; a killed run leaves no folder that looks finished.
+
+        Raises:
+            FloatingPointError: if the weights are not finite.
+        """
+        _check_finite(sae)
         saved = replacing_files if Path(output_path).exists() else replacing_folder
         with saved(output_path) as fresh:
             super().save_final_sae(sae, str(fresh), log_feature_sparsity)
-
-
-def check_folders(cfg: LanguageModelSAERunnerConfig[Any]) -> None:
-    """Raises ValueError if results or checkpoints cannot be written where they are to go."""
-    for name in ("output_path", "checkpoint_path"):
-        folder = getattr(cfg, name)
-        if folder is not None:
-            path = Path(folder).absolute()
-            there = next(p for p in (path, *path.parents) if p.exists())
-            if not there.is_dir() or not os.access(there, os.W_OK):
-                what = "cannot be written to" if there.is_dir() else "is a file"
-                raise ValueError(f"{name} {folder}: {there} {what}. Give another folder.")
-
-
-def _check_hook(model: Any, cfg: LanguageModelSAERunnerConfig[Any]) -> None:
-    """Runs two tokens to the hook, before anything is collected there.
-
-    Raises:
-        ValueError: if the model has no such hook (the nearest are said), or its width is not d_in.
-    """
-    tokens = torch.zeros(1, 2, dtype=torch.int64)
-    try:
-        acts = hook_activations(model, tokens, cfg.hook_name)
-    except ValueError as error:
-        raise ValueError(f"{error}{near(cfg.hook_name, model.hook_dict)}") from error
-    width = acts[0, 0].numel() if cfg.hook_head_index is None else acts.shape[-1]
-    if width != cfg.sae.d_in:
-        raise ValueError(
-            f"d_in is {cfg.sae.d_in}, but {cfg.hook_name} of {cfg.model_name} has width {width}: "
-            f"set d_in to {width}."
-        )
 
 
 @contextlib.contextmanager

@@ -13,13 +13,13 @@ from typing import Any
 from sae_lens import LanguageModelSAERunnerConfig
 from sae_lens.config import _validate_seqpos
 from sae_lens.llm_sae_training_runner import _parse_cfg_args
-from sae_lens.util import str_to_dtype
 
-from hsae_lens.devices import AUTO, model_device, model_dtype, name_of
+from hsae_lens.devices import AUTO, model_dtype, name_of
 from hsae_lens.models import ModelUnavailableError, open_model, opened_here
 from hsae_lens.near import near
 from hsae_lens.recipe import MODEL_DTYPE, known_flags, load_recipe, recipe_flags, recipe_names
-from hsae_lens.runner import HierarchicalTopKTrainingRunner, check_folders
+from hsae_lens.run_settings import check_settings
+from hsae_lens.runner import HierarchicalTopKTrainingRunner
 from hsae_lens.sae import ARCHITECTURE
 from hsae_lens.text import FORMATS, open_text
 
@@ -58,7 +58,7 @@ def train(arguments: Sequence[str]) -> Any:
     if not arguments or {"-h", "--help"} & set(arguments):
         print(USAGE.format(recipes=", ".join(recipe_names())), flush=True)
     cfg, dtype = _parse(arguments)
-    _check(cfg)
+    check_settings(cfg)
     dataset = _open_data(cfg)
     model = _open_model(cfg, dtype)
     try:
@@ -66,15 +66,6 @@ def train(arguments: Sequence[str]) -> Any:
     except ConnectionError as error:
         raise ValueError(f"{error}. Check the network, or give a local folder.") from error
     return runner.run()
-
-
-def _check(cfg: LanguageModelSAERunnerConfig[Any]) -> None:
-    """Refuses what would only fail once the model is open: devices, number formats, folders."""
-    for device in (cfg.device, cfg.llm_device, cfg.act_store_device):
-        model_device(device or cfg.device)
-    for dtype in (cfg.dtype, cfg.sae.dtype):
-        str_to_dtype(dtype)
-    check_folders(cfg)
 
 
 def _open_data(cfg: LanguageModelSAERunnerConfig[Any]) -> Any:

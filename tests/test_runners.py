@@ -14,6 +14,7 @@ from datasets import Dataset, load_from_disk
 from sae_lens import (
     SAE,
     ActivationsStore,
+    BatchTopKTrainingSAEConfig,
     LanguageModelSAERunnerConfig,
     LanguageModelSAETrainingRunner,
     LoggingConfig,
@@ -326,10 +327,78 @@ def test_what_cannot_be_trained_is_said_before_anything_is_collected(
     with pytest.raises(ValueError, match="width 16"):
         run(**head)
     run(sae_config(d_in=16), **head)
+    with pytest.raises(ValueError, match=r"hook_head_index is 5, .* has 2 heads: it must be below"):
+        run(sae_config(d_in=16), hook_name="blocks.0.attn.hook_z", hook_head_index=5)
+    with pytest.raises(ValueError, match=r"hook_head_index is 0, .*no heads: it must be None"):
+        run(hook_head_index=0)
     (tmp_path / "cut").mkdir()
     (tmp_path / "cut" / "trainer_state.pt").write_bytes(b"PK cut short")
     with pytest.raises(ValueError, match=r"cut is no whole checkpoint: cfg.json, .*trainer_state"):
         run(resume_from_checkpoint=str(tmp_path / "cut"))
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        ({"training_tokens": 0}, "training_tokens must be at least 1, got 0"),
+        ({"training_tokens": -5}, "training_tokens must be at least 1, got -5"),
+        ({"train_batch_size_tokens": 0}, "train_batch_size_tokens must be at least 1"),
+        ({"store_batch_size_prompts": 0}, "store_batch_size_prompts must be at least 1"),
+        ({"n_batches_in_buffer": 0}, "n_batches_in_buffer must be at least 1"),
+        ({"feature_sampling_window": 0}, "feature_sampling_window must be at least 1"),
+        ({"dead_feature_window": 0}, "dead_feature_window must be at least 1"),
+        ({"context_size": 0}, "context_size must be at least 1"),
+        ({"lr": 0.0}, "lr must be a finite number above 0, got 0.0"),
+        ({"lr": math.inf}, "lr must be a finite number above 0, got inf"),
+        ({"lr": math.nan}, "lr must be a finite number above 0, got nan"),
+        (
+            {"lr_scheduler_name": "cosineannealingwarmrestarts", "n_restart_cycles": 21},
+            "n_restart_cycles must be at least 1, and there must be a training step .* got 21",
+        ),
+        ({"device": "banana"}, "Unknown device 'banana'"),
+        ({"llm_device": "banana"}, "Unknown device 'banana'"),
+        ({"act_store_device": "banana"}, "Unknown device 'banana'"),
+        ({"dtype": "float99"}, "float99"),
+        ({"output_path": __file__}, "output_path .* is a file. Give another folder"),
+        ({"hook_name": "blocks.0.attn.hook_pattern"}, "hook_name must be of a hook with a vector"),
+        ({"hook_name": "blocks.0.attn.hook_z"}, "reshape_activations must be .hook_z. at hooks"),
+        ({"sae": sae_config(reshape_activations="hook_z")}, "reshape_activations must be .*others"),
+        ({"sae": sae_config(decoder_init_norm=0.0)}, "decoder_init_norm must be a finite number"),
+        ({"sae": sae_config(decoder_init_norm=math.nan)}, "decoder_init_norm must be a finite"),
+        ({"sae": TopKTrainingSAEConfig(d_in=32, d_sae=8, k=9)}, "k must be above 0 and at most"),
+        ({"sae": BatchTopKTrainingSAEConfig(d_in=32, d_sae=0, k=1)}, "d_sae must be at least 1"),
+        (
+            {"sae": TopKTrainingSAEConfig(d_in=32, d_sae=64, k=8, use_sparse_activations=True)},
+            "use_sparse_activations must be False for topk on a CPU",
+        ),
+    ],
+    ids=str,
+)
+def test_settings_are_looked_at_before_anything_is_opened(
+    settings: dict[str, Any], says: str, tmp_path: Path
+) -> None:
+    with pytest.raises(ValueError, match=says):
+        HierarchicalTopKTrainingRunner(
+            runner_config(tmp_path, **{"model_name": "would be opened", **settings})
+        )
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("sae", [sae_config(), TopKTrainingSAEConfig(d_in=32, d_sae=64, k=8)])
+@pytest.mark.parametrize("steps", [1, 4])
+def test_weights_that_are_not_finite_are_never_saved(
+    sae: Any, steps: int, tmp_path: Path, tiny_gemma2: Any, tiny_dataset: Any
+) -> None:
+    """Those of the last step, which no loss has seen; those of a checkpoint before it."""
+    checkpoints = {"n_checkpoints": 1, "save_final_checkpoint": True} if steps > 1 else {}
+    cfg = runner_config(tmp_path, sae, lr=1e38, training_tokens=steps * 128, **checkpoints)
+    runner = HierarchicalTopKTrainingRunner(
+        cfg, override_dataset=tiny_dataset, override_model=tiny_gemma2
+    )
+    with pytest.raises(FloatingPointError, match="NaN or infinite"):
+        runner.run()
+    assert not [file for file in tmp_path.rglob("*") if file.is_file()]
+    assert not (tmp_path / "out").exists()
 
 
 def test_nan_activations_stop_training_with_the_checkpoint_intact(

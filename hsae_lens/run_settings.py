@@ -20,6 +20,7 @@ from hsae_lens.near import near
 
 HOOK_Z = "attn.hook_z"  # the only hook with heads that SAELens' SAEs can join
 PAIRS_OF_POSITIONS = ("attn.hook_pattern", "attn.hook_attn_scores")
+LARGEST_STEP = 1e31
 Rule = tuple[str, Callable[[Any], bool], str]
 
 
@@ -54,7 +55,6 @@ RULES: tuple[Rule, ...] = (
     *map(
         _at_least_1,
         (
-            "context_size",
             "training_tokens",
             "train_batch_size_tokens",
             "store_batch_size_prompts",
@@ -66,7 +66,11 @@ RULES: tuple[Rule, ...] = (
             "sae.d_sae",
         ),
     ),
-    ("lr", lambda cfg: _is_amount(cfg.lr), "must be a finite number above 0"),
+    (
+        "lr",
+        lambda cfg: 0 < cfg.lr < LARGEST_STEP,
+        f"must be above 0 and below {LARGEST_STEP:g}: float32 holds no larger step",
+    ),
     (
         "n_restart_cycles",
         _cycles_have_steps,

@@ -8,7 +8,7 @@ import shutil
 import signal
 import threading
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Self
 
@@ -32,6 +32,7 @@ from sae_lens.saes.sae import TrainStepInput, TrainStepOutput
 from sae_lens.training._interruption import InterruptedException
 from sae_lens.util import get_special_token_ids
 from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file
 from tqdm.auto import tqdm
 from typing_extensions import override
 
@@ -124,7 +125,7 @@ class InterruptibleTrainer(SAETrainer[Any, Any]):
         Raises:
             FloatingPointError: if the weights are not finite.
         """
-        _check_finite(self.sae)
+        _check_finite(self.sae.state_dict())
         base = self.cfg.checkpoint_path if base_path is None else base_path
         if base is None:  # SAELens only uploads it
             return super().save_checkpoint(checkpoint_name, None, wandb_aliases)
@@ -132,10 +133,10 @@ class InterruptibleTrainer(SAETrainer[Any, Any]):
             super().save_checkpoint(checkpoint_name, fresh.parent, wandb_aliases)
 
 
-def _check_finite(sae: TrainingSAE[Any]) -> None:
-    """The last step's loss is looked at, the weights that it leads to are not."""
-    for name, weights in sae.state_dict().items():
-        if not is_finite(weights):
+def _check_finite(weights: Mapping[str, torch.Tensor]) -> None:
+    """The last step's loss is looked at when it is made, the weights it leads to only here."""
+    for name, tensor in weights.items():
+        if not is_finite(tensor):
             raise FloatingPointError(
                 f"{name} became NaN or infinite in training and was not saved. Earlier checkpoints "
                 "are intact; go on from one with a smaller lr."
@@ -323,10 +324,11 @@ class HierarchicalTopKTrainingRunner(LanguageModelSAETrainingRunner):
         Raises:
             FloatingPointError: if the weights are not finite.
         """
-        _check_finite(sae)
         saved = replacing_files if Path(output_path).exists() else replacing_folder
         with saved(output_path) as fresh:
             super().save_final_sae(sae, str(fresh), log_feature_sparsity)
+            # What was written: norms are folded into it, where finite weights may overflow.
+            _check_finite(load_file(fresh / SAE_WEIGHTS_FILENAME))
 
 
 @contextlib.contextmanager

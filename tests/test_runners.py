@@ -347,10 +347,9 @@ def test_what_cannot_be_trained_is_said_before_anything_is_collected(
         ({"n_batches_in_buffer": 0}, "n_batches_in_buffer must be at least 1"),
         ({"feature_sampling_window": 0}, "feature_sampling_window must be at least 1"),
         ({"dead_feature_window": 0}, "dead_feature_window must be at least 1"),
-        ({"context_size": 0}, "context_size must be at least 1"),
-        ({"lr": 0.0}, "lr must be a finite number above 0, got 0.0"),
-        ({"lr": math.inf}, "lr must be a finite number above 0, got inf"),
-        ({"lr": math.nan}, "lr must be a finite number above 0, got nan"),
+        ({"lr": 0.0}, "lr must be above 0 .* got 0.0"),
+        ({"lr": math.inf}, "lr must be above 0 .* got inf"),
+        ({"lr": math.nan}, "lr must be above 0 .* got nan"),
         (
             {"lr_scheduler_name": "cosineannealingwarmrestarts", "n_restart_cycles": 21},
             "n_restart_cycles must be at least 1, and there must be a training step .* got 21",
@@ -385,26 +384,30 @@ def test_settings_are_looked_at_before_anything_is_opened(
 
 
 @pytest.mark.parametrize("sae", [sae_config(), TopKTrainingSAEConfig(d_in=32, d_sae=64, k=8)])
-@pytest.mark.parametrize("steps", [1, 4])
 def test_weights_that_are_not_finite_are_never_saved(
-    sae: Any, steps: int, tmp_path: Path, tiny_gemma2: Any, tiny_dataset: Any
+    sae: Any, tmp_path: Path, tiny_gemma2: Any, tiny_dataset: Any
 ) -> None:
-    """Those of the last step, which no loss has seen; those of a checkpoint before it."""
-    checkpoints = {"n_checkpoints": 1, "save_final_checkpoint": True} if steps > 1 else {}
-    cfg = runner_config(tmp_path, sae, lr=1e38, training_tokens=steps * 128, **checkpoints)
+    """Those of the only step, which no loss has seen, finite until norms are folded into them."""
+    cfg = runner_config(tmp_path, sae, lr=1e30, training_tokens=128)
     runner = HierarchicalTopKTrainingRunner(
         cfg, override_dataset=tiny_dataset, override_model=tiny_gemma2
     )
-    with pytest.raises(FloatingPointError, match="NaN or infinite"):
+    with pytest.raises(FloatingPointError, match=r"became NaN or infinite .* was not saved"):
         runner.run()
-    assert not [file for file in tmp_path.rglob("*") if file.is_file()]
-    assert not (tmp_path / "out").exists()
+    assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize(
+    ("sae", "says"),
+    [
+        (sae_config(), r"Step \d+: .*% of the activations"),
+        (TopKTrainingSAEConfig(d_in=32, d_sae=64, k=8), "became NaN .* checkpoints are intact"),
+    ],
+)
 def test_nan_activations_stop_training_with_the_checkpoint_intact(
-    tmp_path: Path, tiny_gemma2: Any, tiny_dataset: Any
+    sae: Any, says: str, tmp_path: Path, tiny_gemma2: Any, tiny_dataset: Any
 ) -> None:
-    cfg = runner_config(tmp_path, n_checkpoints=3)
+    cfg = runner_config(tmp_path, sae, n_checkpoints=3)
     runner = HierarchicalTopKTrainingRunner(
         cfg, override_dataset=tiny_dataset, override_model=tiny_gemma2
     )
@@ -417,7 +420,7 @@ def test_nan_activations_stop_training_with_the_checkpoint_intact(
         return plain(tokens) * (math.nan if calls > 9 else 1)
 
     runner.activations_store.get_activations = poisoned
-    with pytest.raises(FloatingPointError, match=r"Step \d+: .*% of the activations"):
+    with pytest.raises(FloatingPointError, match=says):
         runner.run()
     weights = list((tmp_path / "checkpoints").rglob("sae_weights.safetensors"))
     assert weights

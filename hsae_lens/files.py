@@ -166,24 +166,7 @@ def expanded(path: str | Path) -> Path:
         ) from error
 
 
-def read_yaml(file: Any) -> Any:
-    """What a YAML file holds; a key that is there twice is an error, not a silent loss.
-
-    Args:
-        file: a path, or a file in a package.
-
-    Raises:
-        ValueError: if it is no YAML, or repeats a key; names file, key and line.
-    """
-    try:
-        return yaml.load(file.read_text(encoding="utf-8"), _EachKeyOnce)
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
-        raise ValueError(
-            f"{file} cannot be read as YAML: {' '.join(str(error).split())}"
-        ) from error
-
-
-class _EachKeyOnce(yaml.SafeLoader):
+class EachKeyOnce(yaml.SafeLoader):
     """YAML forbids repeated keys; PyYAML keeps the last one and drops the others."""
 
     def construct_mapping(self, node: Any, deep: bool = False) -> dict[Hashable, Any]:
@@ -195,6 +178,24 @@ class _EachKeyOnce(yaml.SafeLoader):
                 raise yaml.YAMLError(f"{key.value!r} is there twice, again in line {line}.")
             seen.add((key.tag, key.value))
         return super().construct_mapping(node, deep)
+
+
+def read_yaml(file: Any, loader: type[EachKeyOnce] = EachKeyOnce) -> Any:
+    """What a YAML file holds; a key that is there twice is an error, not a silent loss.
+
+    Args:
+        file: a path, or a file in a package.
+        loader: how its values are read.
+
+    Raises:
+        ValueError: if it is no YAML, or repeats a key; names file, key and line.
+    """
+    try:
+        return yaml.load(file.read_text(encoding="utf-8"), loader)
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise ValueError(
+            f"{file} cannot be read as YAML: {' '.join(str(error).split())}"
+        ) from error
 
 
 @contextmanager

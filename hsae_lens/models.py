@@ -16,6 +16,7 @@ from sae_lens.util import extract_stop_at_layer_from_tlens_hook_name
 
 from hsae_lens.cache import cache_dir
 from hsae_lens.devices import AUTO, model_device, model_dtype
+from hsae_lens.files import expanded
 
 logger = logging.getLogger(__name__)
 
@@ -98,7 +99,7 @@ def local_folder(name_or_path: str | Path) -> Path | None:
     Raises:
         ModelUnavailableError: if it is a folder but not of a model.
     """
-    path = Path(name_or_path).expanduser()
+    path = expanded(name_or_path)
     if not path.is_dir():
         return None
     if not (path / "config.json").exists():

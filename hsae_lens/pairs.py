@@ -13,6 +13,8 @@ from typing import Any
 import pandas as pd
 import torch
 
+from hsae_lens.files import expanded
+
 logger = logging.getLogger(__name__)
 
 COLUMNS = (
@@ -140,7 +142,7 @@ def read_pairs(path: str | Path) -> list[Pair]:
         FileNotFoundError, ValueError: if there is no such file, or it cannot be read, or has other
             columns, another format, no rows, or gaps.
     """
-    path = Path(path).expanduser()
+    path = expanded(path)
     if not path.exists():
         raise FileNotFoundError(f"No pairs at {path}.")
     if path.suffix not in READERS:

@@ -15,6 +15,7 @@ from sae_lens import LanguageModelSAERunnerConfig, LoggingConfig
 from sae_lens.registry import SAE_TRAINING_CLASS_REGISTRY
 
 from hsae_lens.devices import AUTO
+from hsae_lens.files import EachKeyOnce, expanded, read_yaml
 from hsae_lens.near import near
 
 MODEL_DTYPE = "model_dtype"  # our own flag
@@ -29,7 +30,7 @@ def recipe_names() -> list[str]:
     return sorted(Path(f.name).stem for f in folder.iterdir() if f.name.endswith(".yaml"))
 
 
-class _AsWritten(yaml.SafeLoader):
+class _AsWritten(EachKeyOnce):
     """Values stay the text they are written as, like the command line's; null is None.
 
     YAML itself makes 1e-3 a text, 12:30 a number and no a bool.
@@ -45,9 +46,10 @@ def load_recipe(name_or_file: str) -> dict[str, Any]:
     """A recipe's keys and values, by name or from a YAML file; values are as they are written.
 
     Raises:
-        ValueError: if there is no such recipe (the nearest names are said), or it is no mapping.
+        ValueError: if there is no such recipe (the nearest names are said), or it is no mapping, or
+            says a key twice.
     """
-    path: Any = Path(name_or_file).expanduser()
+    path: Any = expanded(name_or_file)
     if not path.is_file():
         names = recipe_names()
         if name_or_file not in names:
@@ -55,11 +57,7 @@ def load_recipe(name_or_file: str) -> dict[str, Any]:
                 f"No recipe {name_or_file!r}: neither a file nor a name.{near(name_or_file, names)}"
             )
         path = resources.files("hsae_lens") / "recipes" / f"{name_or_file}.yaml"
-    try:
-        recipe = yaml.load(path.read_text(encoding="utf-8"), _AsWritten)
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        why = " ".join(str(error).split())
-        raise ValueError(f"The recipe {name_or_file} is not YAML: {why}") from error
+    recipe = read_yaml(path, _AsWritten)
     if not isinstance(recipe, dict):
         raise ValueError(f"The recipe {name_or_file} must be a flat mapping of flags to values.")
     return recipe

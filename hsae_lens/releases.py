@@ -171,7 +171,7 @@ def read_releases(file: str | Path) -> list[Release]:
         _check_keys(entry, RELEASE_KEYS, {"model", "saes"}, f"{file}: release {name!r}")
         folder = entry.get("folder")
         if folder is not None:
-            folder = file.parent.absolute() / expanded(str(folder))
+            folder = file.parent.absolute() / expanded(_text(folder, f"release {name!r}: folder"))
         releases.append(
             checked(str(name), entry["model"], entry["saes"], entry.get("repo_id"), folder)
         )
@@ -228,6 +228,7 @@ def checked(
 ) -> Release:
     """A release made of these, if they are sound; see :func:`register_release`."""
     where = f"release {name!r}"
+    _text(model, f"{where}: model")
     if (repo_id is None) == (folder is None):
         raise ValueError(f"{where} needs either repo_id or folder, one of the two.")
     if not isinstance(saes, Sequence) or isinstance(saes, str) or not saes:
@@ -248,10 +249,20 @@ def checked(
         by_id[keys["id"]] = keys
     if folder is not None:
         return Release(name, model, str(expanded(folder).absolute()), True, by_id)
-    if "/" not in str(repo_id):
+    repo_id = _text(repo_id, f"{where}: repo_id")
+    if "/" not in repo_id:
         raise ValueError(f"{where}: repo_id must be owner/name, got {repo_id!r}.")
-    validate_repo_id(str(repo_id))
-    return Release(name, model, str(repo_id), False, by_id)
+    try:
+        validate_repo_id(repo_id)
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from error
+    return Release(name, model, repo_id, False, by_id)
+
+
+def _text(value: Any, what: str) -> str:
+    if not isinstance(value, str) or not value.strip():
+        raise ValueError(f"{what} must be a text, got {value!r}.")
+    return value
 
 
 def _check_keys(entry: Mapping[str, Any], known: set[str], needed: set[str], where: str) -> None:

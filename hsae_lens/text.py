@@ -6,6 +6,7 @@ import logging
 import math
 import random
 from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +21,11 @@ from datasets import (
     load_from_disk,
 )
 from datasets.exceptions import DatasetGenerationError
-from pyarrow import ArrowInvalid
+from pyarrow import ArrowException
 from sae_lens.tokenization_and_batching import concat_and_batch_sequences
 from tqdm.auto import tqdm
 
+from hsae_lens.files import expanded
 from hsae_lens.near import near
 
 logger = logging.getLogger(__name__)
@@ -40,6 +42,7 @@ FORMATS = {
 ABOUT = ("readme", "license", "notice", "citation", "changelog", "dataset_infos")
 """How the names of files begin that are about the data beside them."""
 SEPARATOR = "<|endoftext|>"  # on a line of its own it ends a document of a plain text file
+STRINGS = (Value("string"), Value("large_string"))
 PIECE = 1 << 16  # characters of a document that SAELens tokenizes at a time
 
 
@@ -71,10 +74,13 @@ def open_text(path: str | Path, streaming: bool = False) -> Any:
         return _without_nulls(_data_set(path, streaming), path)
     except UnicodeDecodeError as error:
         raise ValueError(_not_utf8(path, error)) from error
-    except (DatasetGenerationError, ArrowInvalid) as error:
-        raise ValueError(f"{path} is damaged: {error.__cause__ or error}.") from error
     except StopIteration as error:  # how datasets says that a file has no rows
         raise ValueError(_empty(path)) from error
+    except (ValueError, TypeError, OSError, ArrowException, DatasetGenerationError) as error:
+        if str(path) in str(error) or getattr(error, "errno", None):
+            raise  # it says what is wrong, or it is the disk
+        why = " ".join(str(error.__cause__ or error).split())
+        raise ValueError(f"{path} is damaged: {why.rstrip('.')}.") from error
 
 
 def documents_of(path: str | Path) -> list[str]:
@@ -135,7 +141,7 @@ def _cut(document: str, share: float) -> tuple[list[str], list[str]]:
 
 
 def _existing(path: str | Path) -> Path:
-    path = Path(path).expanduser()
+    path = expanded(path)
     if not path.exists():
         beside = [file.name for file in path.parent.iterdir()] if path.parent.is_dir() else []
         raise FileNotFoundError(f"No text at {path}.{near(path.name, beside) if beside else ''}")
@@ -228,7 +234,11 @@ def _data_set(path: Path, streaming: bool) -> Any:
     if _saved_by_datasets(path):
         saved: Any = load_from_disk(str(path))
         return saved if isinstance(saved, Dataset) else saved[_split_of(path, list(saved))]
-    kind = FORMATS[_files(path)[0].suffix]
+    files = _files(path)
+    kind = FORMATS[files[0].suffix]
+    if kind != "parquet":
+        for file in files:
+            _check_utf8(file)
     if path.is_file():
         return load_dataset(kind, data_files=[str(path)], split="train", streaming=streaming)
     folder = str(path.resolve())  # a bare name could be one of the hub's
@@ -238,6 +248,16 @@ def _data_set(path: Path, streaming: bool) -> Any:
         why = " ".join(str(error).split())
         raise ValueError(f"{path}: {why} Give one of its folders or files.") from error
     return load_dataset(folder, split=_split_of(path, splits), streaming=streaming)
+
+
+def _check_utf8(file: Path) -> None:
+    """Reads a file through once: while it is streamed, a bad byte would be found late."""
+    try:
+        with file.open(encoding="utf-8") as lines:
+            for _ in lines:
+                pass
+    except UnicodeDecodeError as error:
+        raise ValueError(_not_utf8(file, error)) from error
 
 
 def _split_of(path: Path, splits: Sequence[str]) -> str:
@@ -268,23 +288,26 @@ def _without_nulls(dataset: Any, path: Path) -> Any:
         raise ValueError(_empty(path))
     if "text" not in first:
         return dataset
+    has_text = partial(_has_text, path=path)
     if isinstance(dataset, Dataset):
-        nulls = dataset.data.column("text").null_count
+        column = dataset.data.column("text")
+        column.validate(full=True)  # that it is UTF-8, as Arrow promises
+        nulls = column.null_count
         if nulls:
             logger.warning("Left out %d rows of %s whose 'text' is null.", nulls, path)
+        if nulls or dataset.features["text"] not in STRINGS:
             # In memory: a data set saved to disk would get its cache file among the user's.
-            dataset = dataset.filter(_has_text, keep_in_memory=True)
+            dataset = dataset.filter(has_text, keep_in_memory=True)
     else:
-        dataset = dataset.filter(_has_text)
-    first = next(iter(dataset), None)
-    if first is None:
+        dataset = dataset.filter(has_text)
+    if next(iter(dataset), None) is None:
         raise ValueError(_empty(path))
-    if not isinstance(first["text"], str):
-        raise ValueError(f"'text' in {path} holds {first['text']!r}, which is no text.")
     return dataset
 
 
-def _has_text(row: dict[str, Any]) -> bool:
+def _has_text(row: dict[str, Any], path: Path) -> bool:
+    if not isinstance(row["text"], str | None):
+        raise ValueError(f"'text' in {path} holds {row['text']!r}, which is no text.")
     return row["text"] is not None
 
 

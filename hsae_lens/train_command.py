@@ -15,6 +15,7 @@ from sae_lens.config import _validate_seqpos
 from sae_lens.llm_sae_training_runner import _parse_cfg_args
 
 from hsae_lens.devices import AUTO, model_dtype, name_of
+from hsae_lens.files import expanded
 from hsae_lens.models import ModelUnavailableError, open_model, opened_here
 from hsae_lens.near import near
 from hsae_lens.recipe import MODEL_DTYPE, known_flags, load_recipe, recipe_flags, recipe_names
@@ -89,7 +90,7 @@ def _open_model(cfg: LanguageModelSAERunnerConfig[Any], dtype: str | None) -> An
     """A model that SAELens could not open, or None for it to open the model."""
     name, given = cfg.model_name, cfg.model_from_pretrained_kwargs or {}
     device = cfg.llm_device or cfg.device
-    if _looks_local(name) and not Path(name).expanduser().is_dir():
+    if _looks_local(name) and not expanded(name).is_dir():
         raise ModelUnavailableError(f"No model at {name}: there is no such folder.")
     if cfg.model_class_name != "HookedTransformer" or not opened_here(name):
         if dtype is not None:
@@ -146,11 +147,14 @@ def _config(flags: list[str]) -> LanguageModelSAERunnerConfig[Any]:
             return _parse_cfg_args(flags)
     except argparse.ArgumentError as error:
         raise ValueError(str(error).replace("_parse_", "")) from error
+    except ArithmeticError as error:  # SAELens divides by these while it sums up the run
+        counts = "--train_batch_size_tokens, --feature_sampling_window and --wandb_log_frequency"
+        raise ValueError(f"{counts} must be at least 1, and no count huge ({error}).") from error
     except SystemExit as leaving:
         if not leaving.code:
             raise
         complaint = said.getvalue().strip().split("\n")[-1].split("error: ")[-1]
-        unknown = re.search(r"unrecognized arguments: --?(\S+)", complaint)
+        unknown = re.search(r"unrecognized arguments: --?([^\s=]+)", complaint)
         hint = near(unknown[1], known_flags(ARCHITECTURE)) if unknown else ""
         raise ValueError(f"{complaint}.{hint}") from leaving
 

@@ -194,7 +194,11 @@ def test_the_command_line_wins_over_a_recipes_null_and_lists(tmp_path: Path) -> 
         ("training_tokens: 1.5", "--training_tokens: invalid int value: '1.5'"),
         ("streaming: maybe", "--streaming.*Boolean value expected.*'maybe'"),
         ("architecture: topq", "Unknown architecture 'topq'. Did you mean 'topk'"),
-        ("a: b: c", "mine.yaml is not YAML: mapping values are not allowed"),
+        ("feature_sampling_window: 0", "--feature_sampling_window and .* must be at least 1"),
+        ("context_size: 1" + 308 * "0", "no count huge"),
+        ("a: b: c", "mine.yaml cannot be read as YAML: mapping values are not allowed"),
+        ("lr: 1\nlr: 2", "mine.yaml cannot be read as YAML: 'lr' is there twice, again in line 2"),
+        ("a: " + "[" * 20_000, "mine.yaml cannot be read as YAML: "),
     ],
 )
 def test_a_wrong_recipe_is_one_line(line: str, why: str, tmp_path: Path) -> None:
@@ -222,6 +226,12 @@ def test_a_wrong_recipe_is_one_line(line: str, why: str, tmp_path: Path) -> None
         ({"budgets": "1,x"}, "argument --budgets: invalid budgets value: '1,x'"),
         ({"model_from_pretrained_kwargs": '{"fold_ln": true}'}, "fold_ln cannot be used with"),
         ({"resume_from_checkpoint": "{tmp}"}, "is no whole checkpoint"),
+        ({"recipe": "~nosuchuser/mine.yaml"}, "~nosuchuser/mine.yaml: there is no such home"),
+        ({"model_name": "~nosuchuser/model"}, "~nosuchuser/model: there is no such home"),
+        ({"dataset_path": "~nosuchuser/t.txt"}, "~nosuchuser/t.txt: there is no such home"),
+        ({"training_tokens": "0"}, "training_tokens must be at least 1, got 0"),
+        ({"verbose": "true", "feature_sampling_window": "0"}, "--feature_sampling_window and"),
+        ({"budgets": "1," + "x" * 5000}, "argument --budgets: .*xxx … xxx"),
     ],
     ids=str,
 )
@@ -326,9 +336,9 @@ def test_expected_errors_are_one_line(says: Callable[..., Said]) -> None:
     status, _, error = says("demo", "--text", "/no/such/file.txt")
     assert status == 1
     assert error.strip().endswith("No text at /no/such/file.txt.")
-    status, _, error = says("train", "--d_sea", 1)
+    status, _, error = says("train", "--d_sea=1")
     assert status == 1
-    assert error.startswith("hsae: unrecognized arguments: --d_sea 1. Did you mean 'd_sae' or")
+    assert error.startswith("hsae: unrecognized arguments: --d_sea=1. Did you mean 'd_sae' or")
     assert error.count("\n") == 1
     assert says("train", "--b_dec_init", "ones")[0] == 1
     status, _, error = says("nonsense")

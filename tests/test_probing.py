@@ -87,6 +87,18 @@ def test_a_fingerprint_sees_weights_format_and_settings(
     assert fingerprint(other) != mine
 
 
+def test_what_attached_saes_change_is_not_probed(
+    sae: HierarchicalTopKSAE, tiny_gemma2: Any, tmp_path: Path
+) -> None:
+    tiny_gemma2.add_sae(sae)
+    try:
+        with pytest.raises(ValueError, match=r"attached to the model at .*reset_saes\(\) first"):
+            probe(sae, tiny_gemma2, tmp_path / "probes")
+    finally:
+        tiny_gemma2.reset_saes()
+    assert not (tmp_path / "probes").exists()
+
+
 @pytest.mark.parametrize("size", [10_000, 500])
 def test_a_file_cut_short_is_never_taken_for_a_result(
     sae: HierarchicalTopKSAE, tiny_gemma2: Any, tmp_path: Path, size: int

@@ -72,6 +72,9 @@ def test_an_sae_may_have_any_name(
     assert f"<h1>{heading}</h1>" in page
     assert f"<td>{heading}</td>" in page
     assert list(read_csv(run / "frontier.csv")["sae"].unique()) == [name, CONTROL]
+    capsys.readouterr()
+    assert main(["advise", str(run / "frontier.csv")]) == 0
+    assert capsys.readouterr().out.startswith(f"{name}: k=")
 
 
 def test_names_and_explanations_are_shown_to_the_end() -> None:
@@ -126,6 +129,7 @@ def test_no_advice_where_ablation_does_not_hurt(tmp_path: Path) -> None:
         ("interpretation.csv", "sae\na\n", "interpretation.csv lacks .*Run `hsae interpret "),
         ("examples.json", "[{}]", "examples.json is damaged .*Run `hsae eval`"),
         ("examples.json", b"\xff\xfe", "examples.json is damaged .*Run `hsae eval`"),
+        ("examples.json", "[" * 20_000, "examples.json is damaged .*Run `hsae eval`"),
     ],
 )  # fmt: skip
 def test_a_half_finished_or_damaged_folder_is_said_with_the_file_and_the_mend(

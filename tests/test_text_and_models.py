@@ -120,6 +120,12 @@ def test_text_that_cannot_be_read_is_said(tmp_path: Path) -> None:
         text.open_text(tmp_path / "c.json")
 
 
+def damaged_parquet() -> bytes:
+    """Whole to whoever looks only at its end, where the columns are described."""
+    whole = pd.DataFrame({"text": ["a", "b"]}).to_parquet(index=False)
+    return whole[:4] + b"\xff" * 60 + whole[64:]
+
+
 @pytest.mark.parametrize("streaming", [False, True])
 @pytest.mark.parametrize(
     ("name", "content", "why"),
@@ -133,7 +139,17 @@ def test_text_that_cannot_be_read_is_said(tmp_path: Path) -> None:
         ("a.jsonl", b'{"text": "caf\xe9"}', r"a.jsonl is not UTF-8.*iconv"),
         ("a.jsonl", b'{"text": "a"}\nnonsense', "a.jsonl is damaged: .*JSON"),
         ("a.jsonl", b'{"text": 5}', "'text' in .*a.jsonl holds 5, which is no text"),
+        ("a.jsonl", b'{"text": "a"}\n{"text": 5}', "'text' in .*a.jsonl holds 5, which is no text"),
+        ("a.jsonl", b'{"text": "a"}\n{"text": ["b"]}', r"a.jsonl holds \['b'\], which is no text"),
+        ("a.json", b'[{"text": "caf\xe9"}]', r"a.json is not UTF-8.*iconv"),
+        (
+            "a.json",
+            b'{"text": "good"}\n{"text": "caf\xe9"}',
+            r"a.json is (not UTF-8|damaged: .*UTF)",
+        ),
+        ("a.jsonl", b'{"text": ' + b"9" * 400 + b"}", "a.jsonl (is damaged|holds)"),
         ("a.parquet", b"nonsense", "a.parquet is damaged: .*Parquet"),
+        ("a.parquet", damaged_parquet(), "a.parquet is damaged: .*thrift"),
     ],
 )
 def test_damaged_text_is_one_line(
@@ -141,7 +157,7 @@ def test_damaged_text_is_one_line(
 ) -> None:
     (tmp_path / name).write_bytes(content)
     with pytest.raises(ValueError, match=why) as said:
-        text.open_text(tmp_path / name, streaming)
+        list(text.open_text(tmp_path / name, streaming))
     assert "\n" not in str(said.value)
     with pytest.raises(ValueError, match=why):
         text.documents_of(tmp_path / name)

@@ -15,6 +15,7 @@ from hsae_lens.cli.sharing import add_sharing
 from hsae_lens.cli.training import add_training, train_with
 
 DESCRIPTION = "HierarchicalTopK sparse autoencoders for SAELens: one SAE, every sparsity budget."
+LONGEST_LINE = 500  # of an error, in characters
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -68,11 +69,16 @@ def _out_of_memory(error: Exception) -> bool:
 
 
 def _in_one_line(error: Exception) -> str:
+    said = str(error)
     if isinstance(error, MemoryError) or _out_of_memory(error):
-        return f"Out of memory; take fewer tokens, latents or a smaller model. {error}".strip()
-    if isinstance(error, OSError) and error.strerror and error.filename:
-        return f"{error.strerror}: {error.filename}"
-    return " ".join(str(error).split()) or type(error).__name__
+        said = f"Out of memory; take fewer tokens, latents or a smaller model. {error}"
+    elif isinstance(error, OSError) and error.strerror and error.filename:
+        said = f"{error.strerror}: {error.filename}"
+    line = " ".join(said.split()) or type(error).__name__
+    if len(line) <= LONGEST_LINE:
+        return line
+    half = LONGEST_LINE // 2 - 2  # the value that it quotes is in the middle
+    return f"{line[:half]} … {line[-half:]}"
 
 
 def _parser() -> argparse.ArgumentParser:

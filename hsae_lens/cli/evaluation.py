@@ -177,11 +177,11 @@ def _advise(parsed: argparse.Namespace) -> None:
 
     from hsae_lens.evaluation.advice import advise
     from hsae_lens.evaluation.run import CONTROL
+    from hsae_lens.files import read_csv
     from hsae_lens.saved import open_sae
 
     if parsed.frontier.endswith(".csv"):
-        # As text: a folder may be called 42 or nan.
-        table, kind = pd.read_csv(parsed.frontier, converters={"sae": str}), "sae"
+        table, kind = read_csv(parsed.frontier), "sae"
     else:
         table, kind = pd.DataFrame(open_sae(parsed.frontier).cfg.metadata.frontier or []), "text"
         if table.empty:

@@ -16,6 +16,7 @@ from tqdm.auto import tqdm
 from hsae_lens.budgets import powers_of_two, resolve_budgets
 from hsae_lens.evaluation.fingerprints import fingerprint, model_fingerprint
 from hsae_lens.files import replacing_files, write_json
+from hsae_lens.models import check_bare
 from hsae_lens.near import near
 from hsae_lens.sae import HierarchicalTopKSAE
 
@@ -61,11 +62,13 @@ def sparse_probing(
 
     Raises:
         ModuleNotFoundError: if sae-probes is not installed.
-        ValueError: for unknown data sets or bad budgets.
+        ValueError: for unknown data sets, bad budgets, or SAEs attached to the model.
     """
     if importlib.util.find_spec("sae_probes") is None:
         raise ModuleNotFoundError(HOW_TO_INSTALL)
     from sae_probes.run_sae_evals import DATASETS as KNOWN
+
+    check_bare(model)  # sae-probes runs it itself
 
     for name in datasets:
         if name not in KNOWN:

@@ -144,7 +144,7 @@ def _json(file: Path) -> Any:
             parse_constant=lambda name: None,
             parse_float=lambda digits: x if math.isfinite(x := float(digits)) else None,
         )
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise _bad(file, f"is damaged ({error})", "eval") from error
 
 

@@ -72,8 +72,6 @@ def open_text(path: str | Path, streaming: bool = False) -> Any:
         if _is_plain_text(path):
             return _open_plain_text(path, streaming)
         return _without_nulls(_data_set(path, streaming), path)
-    except UnicodeDecodeError as error:
-        raise ValueError(_not_utf8(path, error)) from error
     except StopIteration as error:  # how datasets says that a file has no rows
         raise ValueError(_empty(path)) from error
     except (ValueError, TypeError, OSError, ArrowException, DatasetGenerationError) as error:

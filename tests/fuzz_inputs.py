@@ -9,6 +9,7 @@ from __future__ import annotations
 import csv
 import hashlib
 import json
+import math
 import random
 from collections.abc import Callable
 from dataclasses import dataclass, fields
@@ -510,9 +511,10 @@ def _check_texts(folder: Path, documents: list[str]) -> None:
     if file.suffix in (".txt", ".md"):
         said = [file.read_text(encoding="utf-8-sig")]
     else:
-        # A row without a text is left out; JSON has NaN for what is missing, too.
+        # A row without a text is left out; NaN and infinity, which JSON has not, are read as none.
         texts = [None if row is None else row.get("text") for row in _rows_of(file)]
-        said = [text for text in texts if text is not None and text == text]
+        missing = (None, math.inf, -math.inf)
+        said = [text for text in texts if text not in missing and text == text]
     expect(all(isinstance(text, str) for text in said), f"one of {said} was taken")
     expect(" ".join(documents).split() == " ".join(said).split(), "the text is not the file's")
 

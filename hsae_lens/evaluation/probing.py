@@ -69,7 +69,6 @@ def sparse_probing(
     from sae_probes.run_sae_evals import DATASETS as KNOWN
 
     check_bare(model)  # sae-probes runs it itself
-
     for name in datasets:
         if name not in KNOWN:
             raise ValueError(f"sae-probes has no data set {name!r}.{near(name, KNOWN)}")

@@ -45,7 +45,6 @@ from hsae_lens.cli import _expected, _in_one_line
 
 KINDS: dict[str, Kind] = {**INPUTS, **RUNS}
 ANSWER, LINE, FAILED = "answer", "line", "FAILED"
-LONGEST_LINE = 800  # characters, paths included
 
 
 class HangError(BaseException):
@@ -129,8 +128,6 @@ def _judge_refusal(kind: Kind, error: Exception, folder: Path, scratch: Path) ->
     pointers = (str(folder), *kind.names)
     if len(line.splitlines()) != 1 or not line.strip():
         return FAILED, f"refused in {len(line.splitlines())} lines: {_told(error)}"
-    if len(line) > LONGEST_LINE:
-        return FAILED, f"refused in a line of {len(line)} characters: {_told(error)}"
     if not any(pointer in line for pointer in pointers):
         return FAILED, f"refused without naming file or setting: {_told(error)}"
     if left and not isinstance(error, FloatingPointError):  # found out while training: as it was

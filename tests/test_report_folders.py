@@ -125,6 +125,8 @@ def test_no_advice_where_ablation_does_not_hurt(tmp_path: Path) -> None:
          "frontier.csv has words for numbers in k.*Run `hsae eval`"),
         ("curve.csv", "k\n1\n", "curve.csv lacks adds.*Run `hsae eval`"),
         ("probing.csv", "sae,k\na,1\n", "probing.csv lacks dataset.*Run `hsae probe "),
+        ("probing.csv", "sae,dataset,k,probe_size,test_auc\na,d,1,,0.5\n",
+         "probing.csv has numbers that cannot be.*Run `hsae probe "),
         ("absorption.csv", '"', "absorption.csv is no table .*Run `hsae absorb "),
         ("interpretation.csv", "sae\na\n", "interpretation.csv lacks .*Run `hsae interpret "),
         ("examples.json", "[{}]", "examples.json is damaged .*Run `hsae eval`"),

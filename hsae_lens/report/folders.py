@@ -101,7 +101,7 @@ def _table(file: Path, command: str, needed: list[str]) -> pd.DataFrame:
     numbers = table[[column for column in table if column not in NAMES]]
     if words := [str(column) for column in numbers if table[column].dtype.kind not in "iufb"]:
         raise _bad(file, f"has words for numbers in {', '.join(words)}", command)
-    along = [column for column in ("k", "l0") if column in needed]  # the axes of the figures
+    along = [c for c in ("k", "l0", "probe_size") if c in needed]  # what figures are drawn along
     if np.isinf(numbers).any(axis=None) or not (table[along] >= 0).all(axis=None):
         raise _bad(file, "has numbers that cannot be", command)
     if "adds" in needed and not (table["k"] > 0).any():

@@ -297,12 +297,9 @@ output_path: out/somewhere
 log_to_wandb: false
 run_name: "été"
 """
-WITH_LISTS = (
-    RECIPE
-    + """\
-seqpos_slice: [1, 31]
-exclude_special_tokens: [0, 2]
-"""
+WITH_LISTS = RECIPE.replace(
+    "exclude_special_tokens: true",
+    "exclude_special_tokens: [0, 2]\nseqpos_slice: [1, 31]",
 )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import logging
 import tempfile
 import time
@@ -16,12 +17,13 @@ import pandas as pd
 import sae_lens
 import torch
 from sae_lens import LanguageModelSAERunnerConfig, LoggingConfig
+from sae_lens.constants import RUNNER_CFG_FILENAME
 
 from hsae_lens.budgets import powers_of_two
 from hsae_lens.demo_plan import measure, plan
 from hsae_lens.devices import AUTO, model_dtype, name_of
 from hsae_lens.evaluation import evaluate_saes
-from hsae_lens.files import replacing_files, write_csv
+from hsae_lens.files import replacing_files, write_csv, write_json
 from hsae_lens.models import SMOLLM2, open_model
 from hsae_lens.plots import plot_frontier
 from hsae_lens.runner import HierarchicalTopKTrainingRunner, cache_activations
@@ -131,6 +133,7 @@ def _train_and_judge(cfg: DemoConfig, out: Path, started: float) -> pd.DataFrame
         for name, budgets in ((HIERARCHICAL, None), (CONTROL, [cfg.k])):
             print(f"\nTraining the {name} SAE: {cfg.steps} steps of {cfg.batch_size} tokens.")
             _train(cfg, model, train_tokens, activations, folders[name], budgets)
+            _name_final_folder(folders[name], Path(cfg.out))
     saes = {
         name: HierarchicalTopKSAE.load_from_disk(folder, device=cfg.device)
         for name, folder in folders.items()
@@ -222,6 +225,13 @@ def _train(
         HierarchicalTopKTrainingRunner(
             runner_config, override_dataset=token_dataset(tokens), override_model=model
         ).run()
+
+
+def _name_final_folder(folder: Path, out: Path) -> None:
+    """SAELens notes where a run wrote its SAE; this one is moved at the end."""
+    file = folder / RUNNER_CFG_FILENAME
+    settings = json.loads(file.read_text(encoding="utf-8"))
+    write_json(settings | {"output_path": str(out / folder.name)}, file)
 
 
 @contextlib.contextmanager

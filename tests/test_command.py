@@ -321,7 +321,14 @@ def test_the_demo_leaves_what_it_says(gemma2_folder: Path, text_file: Path, tmp_
         is None
     )
     assert SAE.load_from_disk(out / "control").cfg.architecture() == "hierarchical_topk"
-    assert not (out / "activations").exists()
+    assert {path.name for path in out.iterdir()} == {
+        "sae",
+        "control",
+        "frontier.csv",
+        "frontier.png",
+    }
+    ran = json.loads((out / "sae" / "runner_cfg.json").read_text())
+    assert ran["output_path"] == str(out / "sae")
     for line in ("hierarchical", "frontier.csv", "frontier.png", "Took"):
         assert line in run.stdout
 

@@ -58,7 +58,7 @@ def load_recipe(name_or_file: str) -> dict[str, Any]:
             )
         path = resources.files("hsae_lens") / "recipes" / f"{name_or_file}.yaml"
     recipe = read_yaml(path, _AsWritten)
-    if not isinstance(recipe, dict):
+    if not isinstance(recipe, dict) or not recipe:
         raise ValueError(f"The recipe {name_or_file} must be a flat mapping of flags to values.")
     return recipe
 

@@ -237,6 +237,9 @@ def _data_set(path: Path, streaming: bool) -> Any:
     if kind != "parquet":
         for file in files:
             _check_utf8(file)
+    if kind == "json":
+        for file in files:
+            _check_begins_with_rows(file)
     if path.is_file():
         return load_dataset(kind, data_files=[str(path)], split="train", streaming=streaming)
     folder = str(path.resolve())  # a bare name could be one of the hub's
@@ -256,6 +259,16 @@ def _check_utf8(file: Path) -> None:
                 pass
     except UnicodeDecodeError as error:
         raise ValueError(_not_utf8(file, error)) from error
+
+
+def _check_begins_with_rows(file: Path) -> None:
+    """A file whose first value is null ends the process within pyarrow (26)."""
+    with file.open(encoding="utf-8") as lines:
+        first = next((line.strip() for line in lines if line.strip()), "{")
+    if first[0] not in "{[":
+        raise ValueError(
+            f"{file} is damaged: rows are JSON objects, it begins with {first[:20]!r}."
+        )
 
 
 def _split_of(path: Path, splits: Sequence[str]) -> str:

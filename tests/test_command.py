@@ -125,9 +125,10 @@ def test_a_recipe_file_flags_win_and_other_architectures(tmp_path: Path) -> None
     topk = recipe(tmp_path, "architecture: topk\nk: 4")
     assert parse(topk).sae.architecture() == "topk"
     assert parse([*topk, "--architecture=batchtopk"]).sae.architecture() == "batchtopk"
-    (tmp_path / "bad.yaml").write_text("- 1\n- 2\n")
-    with pytest.raises(ValueError, match="flat mapping"):
-        load_recipe(str(tmp_path / "bad.yaml"))
+    for text in ("- 1\n- 2\n", "{}\n", "null\n"):
+        (tmp_path / "bad.yaml").write_text(text)
+        with pytest.raises(ValueError, match="flat mapping"):
+            load_recipe(str(tmp_path / "bad.yaml"))
 
 
 @pytest.mark.parametrize(

@@ -123,6 +123,8 @@ def test_no_advice_where_ablation_does_not_hurt(tmp_path: Path) -> None:
         ("frontier.csv", "sae,k\na,1\n", "frontier.csv lacks explained_variance.*Run `hsae eval`"),
         ("frontier.csv", "sae,k,explained_variance\na,one,x\n",
          "frontier.csv has words for numbers in k.*Run `hsae eval`"),
+        ("frontier.csv", "sae,k,explained_variance\na,1e300,0.5\n",
+         "frontier.csv has numbers that cannot be.*Run `hsae eval`"),
         ("curve.csv", "k\n1\n", "curve.csv lacks adds.*Run `hsae eval`"),
         ("probing.csv", "sae,k\na,1\n", "probing.csv lacks dataset.*Run `hsae probe "),
         ("probing.csv", "sae,dataset,k,probe_size,test_auc\na,d,1,,0.5\n",

@@ -141,6 +141,8 @@ def damaged_parquet() -> bytes:
         ("a.jsonl", b'{"text": 5}', "'text' in .*a.jsonl holds 5, which is no text"),
         ("a.jsonl", b'{"text": "a"}\n{"text": 5}', "'text' in .*a.jsonl holds 5, which is no text"),
         ("a.jsonl", b'{"text": "a"}\n{"text": ["b"]}', r"a.jsonl holds \['b'\], which is no text"),
+        ("a.json", b"null\n", r"a.json is damaged: rows are JSON objects"),
+        ("a.jsonl", b"\nnull\n{}", r"a.jsonl is damaged: rows are JSON objects"),
         ("a.json", b'[{"text": "caf\xe9"}]', r"a.json is not UTF-8.*iconv"),
         (
             "a.json",

@@ -20,6 +20,7 @@ FACTS: Mapping[str, Any] = {
     "tokens": int, "hsae_lens": str, "torch": str, "seconds": int | float, "settings": dict,
 }  # fmt: skip
 """What ``run.json`` must say; ``definitions`` may be in it too."""
+LARGEST = 2**40  # nobody has as many latents or budgets
 EXAMPLE = ("tokens", "judged", "explained", "latents", "budgets", "predictions")
 TABLES = {
     "frontier": ("eval", ["sae", "k", "explained_variance"]),
@@ -102,7 +103,8 @@ def _table(file: Path, command: str, needed: list[str]) -> pd.DataFrame:
     if words := [str(column) for column in numbers if table[column].dtype.kind not in "iufb"]:
         raise _bad(file, f"has words for numbers in {', '.join(words)}", command)
     along = [c for c in ("k", "l0", "probe_size") if c in needed]  # what figures are drawn along
-    if np.isinf(numbers).any(axis=None) or not (table[along] >= 0).all(axis=None):
+    within = table[along].ge(0) & table[along].lt(LARGEST)
+    if np.isinf(numbers).any(axis=None) or not within.all(axis=None):
         raise _bad(file, "has numbers that cannot be", command)
     if "adds" in needed and not (table["k"] > 0).any():
         raise _bad(file, "has no k above 0", command)

@@ -12,7 +12,8 @@ import torch
 from sae_lens import SAE
 from sae_lens.util import extract_stop_at_layer_from_tlens_hook_name
 
-from hsae_lens.evaluation.judged import Judged
+from hsae_lens.evaluation.judged import Judged, check_autoencoder
+from hsae_lens.models import check_bare
 from hsae_lens.ordered_code import OrderedCode
 from hsae_lens.sae import HierarchicalTopKSAE, decoder_scale, joined_heads, largest_budget
 
@@ -169,12 +170,8 @@ def sites_of(saes: SAE[Any] | Sequence[SAE[Any]], model: Any) -> list[Site]:
             f"Circuits need SAEs of different hooks, each with cfg.metadata.hook_name; got {hooks}."
         )
     for sae in saes:
-        if hasattr(sae.cfg, "d_out"):
-            raise ValueError(f"The SAE of {sae.cfg.metadata.hook_name} is a transcoder.")
-        if sae.use_error_term:
-            raise ValueError("Turn use_error_term off: the error node is handled here.")
-    if attached := list(getattr(model, "acts_to_saes", {})):
-        raise ValueError(f"SAEs are attached to the model at {attached}: model.reset_saes() first.")
+        check_autoencoder(sae, f"The SAE of {sae.cfg.metadata.hook_name}")
+    check_bare(model)
     saes.sort(key=lambda sae: model_order(sae.cfg.metadata.hook_name))
     return [Site(sae, Judged.by(sae, model)) for sae in saes]
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import shutil
 import signal
 import threading
 import zipfile
@@ -404,16 +403,6 @@ def cache_activations(
         datasets.concatenate_datasets(shards).save_to_disk(str(fresh))
         (fresh / CACHE).write_text(json.dumps({"hook_name": hook_name, "seed": seed}))
     return folder
-
-
-def delete_activations(folder: str | Path) -> None:
-    """Deletes what :func:`cache_activations` wrote.
-
-    Raises:
-        ValueError: if the folder holds anything else.
-    """
-    _refuse_others(Path(folder))
-    shutil.rmtree(folder, ignore_errors=True)
 
 
 def _refuse_others(folder: Path) -> None:

@@ -24,16 +24,16 @@ check: .venv/ready
 bench: .venv/ready
 	$(BIN)/python -m benchmarks
 
-# The SAE in hsae_lens/pretrained/, from nothing: about an hour on two cores.
+# The SAE in hsae_lens/releases/pretrained/, from nothing: about an hour on two cores.
 pretrained: .venv/ready
-	$(BIN)/python -m pretraining --layer $(LAYER)
+	$(BIN)/python -m shipped_sae --layer $(LAYER)
 
 # The lowest versions that pyproject.toml allows, in an environment of their own.
 floors: build/floors/ready
 	build/floors/bin/hsae --version
 	build/floors/bin/hsae releases
-	build/floors/bin/python -m pytest tests/test_floors.py tests/test_saved_files.py \
-		tests/test_runners.py
+	build/floors/bin/python -m pytest tests/test_floors.py tests/sae/test_saved_files.py \
+		tests/training/test_runners.py
 
 build/floors/ready: pyproject.toml constraints-floor.txt
 	$(PYTHON) -m venv build/floors

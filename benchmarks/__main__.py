@@ -19,7 +19,7 @@ from benchmarks.end_to_end import end_to_end
 from benchmarks.evaluation import evaluation
 from benchmarks.subjects import LossProblem, Shape, cumulative_sum_loss, step_of, trainer
 from benchmarks.timing import extra_memory, interleaved, machine
-from hsae_lens import kernels
+from hsae_lens.objective import kernels
 
 RESULTS = Path(__file__).parent / "results"
 CPU_SHAPES = [Shape(1024, 576, 4608, 64), Shape(4096, 640, 16384, 128)]

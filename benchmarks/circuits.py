@@ -13,10 +13,11 @@ import torch
 
 from benchmarks.timing import interleaved
 from hsae_lens import HierarchicalTopKSAE, attribute_budgets, load_pretrained
-from hsae_lens.circuits.attribution import frozen
-from hsae_lens.models import open_model, run_changed
-from hsae_lens.pairs import TokenizedTask
-from hsae_lens.tasks import make_task
+from hsae_lens.circuits.attribution import frozen_parameters
+from hsae_lens.evaluation.tasks.pairs import TokenizedTask
+from hsae_lens.evaluation.tasks.templates import make_task
+from hsae_lens.models.hooks import run_changed
+from hsae_lens.models.opening import open_model
 
 SHIPPED = ("smollm2-135m-res-htopk", "blocks.15.hook_resid_post")
 BUDGETS = [1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 80, 96, 112, 128]
@@ -77,7 +78,7 @@ def one_budget(
             leaves += [f, error]
             return decoded + error
 
-        with sae.budget(k), frozen(model), torch.enable_grad():
+        with sae.budget(k), frozen_parameters(model), torch.enable_grad():
             value = batch.metric(run_changed(model, batch.clean, {hook: splice})).sum()
             gradients = torch.autograd.grad(value, leaves)
         f, error = (leaf.detach() * g for leaf, g in zip(leaves, gradients, strict=True))

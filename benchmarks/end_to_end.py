@@ -23,10 +23,12 @@ from sae_lens import (
 from benchmarks.subjects import Shape
 from benchmarks.timing import interleaved
 from hsae_lens import HierarchicalTopKTrainingSAEConfig
-from hsae_lens.devices import model_dtype, name_of
-from hsae_lens.models import hook_activations, open_model
-from hsae_lens.runner import HierarchicalTopKTrainingRunner
-from hsae_lens.text import cpython_reference, token_dataset, tokenize
+from hsae_lens.models.devices import dtype_name, model_dtype
+from hsae_lens.models.hooks import hook_activations
+from hsae_lens.models.opening import open_model
+from hsae_lens.models.text_files import cpython_reference
+from hsae_lens.models.tokens import token_dataset, tokenize
+from hsae_lens.training.runner import HierarchicalTopKTrainingRunner
 
 HOOK = "blocks.15.hook_resid_post"
 CONTEXT = 128
@@ -54,7 +56,7 @@ def end_to_end(args: argparse.Namespace) -> list[dict[str, Any]]:
     row: dict[str, Any] = {
         "shape": vars(SHAPE),
         "steps": STEPS,
-        "dtype": name_of(model_dtype(device=args.device)),
+        "dtype": dtype_name(model_dtype(device=args.device)),
     }
     for name, timing in times.items():
         rate = STEPS * SHAPE.tokens / timing.median

@@ -14,11 +14,12 @@ import torch
 
 from benchmarks.timing import extra_memory, interleaved
 from hsae_lens import HierarchicalTopKSAE, load_pretrained
-from hsae_lens.budgets import powers_of_two
 from hsae_lens.evaluation import evaluate_activations, explained_variance_curve
-from hsae_lens.evaluation.judged import judged_activations
-from hsae_lens.models import open_model
-from hsae_lens.text import cpython_reference, tokenize
+from hsae_lens.models.opening import open_model
+from hsae_lens.models.text_files import cpython_reference
+from hsae_lens.models.tokens import tokenize
+from hsae_lens.objective.budgets import powers_of_two
+from hsae_lens.sae.codes import masked_activations
 
 SHIPPED = ("smollm2-135m-res-htopk", "blocks.15.hook_resid_post")
 TOKENS = 50_000
@@ -67,7 +68,7 @@ def activations(sae: HierarchicalTopKSAE, device: str) -> torch.Tensor:
     model = open_model("smollm2-135m", device)
     tokens = tokenize(cpython_reference(), model.tokenizer, 128, progress=False)
     enough = TOKENS // 120  # of 128 tokens the first and the special ones are left out
-    return judged_activations(sae, model, tokens[:enough])[0][:TOKENS]
+    return masked_activations(sae, model, tokens[:enough])[0][:TOKENS]
 
 
 @torch.no_grad()

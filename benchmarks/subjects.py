@@ -16,7 +16,7 @@ from hsae_lens import (
     OrderedCode,
     nested_loss,
 )
-from hsae_lens.runner import HierarchicalTopKTrainer
+from hsae_lens.training.trainer import HierarchicalTopKTrainer
 
 
 @dataclass(frozen=True)

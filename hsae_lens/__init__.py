@@ -6,13 +6,14 @@ SAELens, so that its runners, ``SAE.load_from_disk`` and ``SAE.from_pretrained``
 
 from typing import TYPE_CHECKING, Any
 
-from hsae_lens._version import __version__
-from hsae_lens.nested import nested_loss
-from hsae_lens.ordered_code import OrderedCode
-from hsae_lens.registry import register
-from hsae_lens.releases import load_pretrained, read_tables, register_release
-from hsae_lens.sae import HierarchicalTopKSAE, HierarchicalTopKSAEConfig
-from hsae_lens.training import HierarchicalTopKTrainingSAE, HierarchicalTopKTrainingSAEConfig
+from hsae_lens._util.version import __version__
+from hsae_lens.objective.nested import nested_loss
+from hsae_lens.objective.ordered_code import OrderedCode
+from hsae_lens.releases.opening import load_pretrained
+from hsae_lens.releases.table import read_tables, register_release
+from hsae_lens.sae.inference import HierarchicalTopKSAE, HierarchicalTopKSAEConfig
+from hsae_lens.sae.registry import register
+from hsae_lens.sae.training import HierarchicalTopKTrainingSAE, HierarchicalTopKTrainingSAEConfig
 
 if TYPE_CHECKING:
     from hsae_lens.circuits import attribute_budgets

@@ -11,21 +11,21 @@ import torch
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"
 
-import resource
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stderr
 from pathlib import Path
 from typing import Any
 
 import pytest
 from datasets import Dataset
-from judge_server import JudgeServer
-from tiny import write_gemma2
+from helpers.judge_server import JudgeServer
+from helpers.tiny import write_gemma2
 
-from hsae_lens import HierarchicalTopKTrainingSAE, HierarchicalTopKTrainingSAEConfig, models
-from hsae_lens.models import open_model
-from hsae_lens.text import cpython_reference, token_dataset, tokenize
+from hsae_lens.models import opening
+from hsae_lens.models.opening import open_model
+from hsae_lens.models.smollm2 import SMOLLM2
+from hsae_lens.models.text_files import cpython_reference
+from hsae_lens.models.tokens import token_dataset, tokenize
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -35,10 +35,10 @@ def one_real_model() -> Iterator[None]:
     Opening it takes ten seconds and half a gigabyte, each time.
     """
     opened: dict[tuple[Any, ...], Any] = {}
-    really_open = models._bridge
+    really_open = opening._bridge
 
     def bridge(source: str, device: Any, dtype: torch.dtype) -> Any:
-        if not Path(source).name.startswith(models.SMOLLM2):
+        if not Path(source).name.startswith(SMOLLM2):
             return really_open(source, device, dtype)
         key = (source, str(device), dtype)
         if key not in opened:
@@ -48,7 +48,7 @@ def one_real_model() -> Iterator[None]:
         return model
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(models, "_bridge", bridge)
+        patch.setattr(opening, "_bridge", bridge)
         yield
 
 
@@ -93,31 +93,3 @@ def text_file(tmp_path: Path) -> Path:
     path = tmp_path / "text.txt"
     path.write_text("\n\n".join(cpython_reference()[:10]))
     return path
-
-
-@contextmanager
-def disk_full_at(size: int) -> Iterator[None]:
-    """Writing fails in the middle of any file larger than ``size`` bytes.
-
-    Progress bars go nowhere meanwhile: pytest keeps them in a file, and a bar that cannot be drawn
-    leaves tqdm's lock taken for good.
-    """
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    with open(os.devnull, "w") as nowhere, redirect_stderr(nowhere):
-        resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
-        try:
-            yield
-        finally:
-            resource.setrlimit(resource.RLIMIT_FSIZE, before)
-
-
-def training_sae(**overrides: Any) -> HierarchicalTopKTrainingSAE:
-    """A small training SAE with weights that are not symmetric in any way."""
-    torch.manual_seed(0)
-    settings: dict[str, Any] = {"d_in": 24, "d_sae": 96, "k": 8, **overrides}
-    sae = HierarchicalTopKTrainingSAE(HierarchicalTopKTrainingSAEConfig(**settings))
-    with torch.no_grad():
-        sae.W_dec.mul_(torch.rand(sae.cfg.d_sae, 1, dtype=sae.dtype) + 0.5)
-        sae.b_enc.normal_(std=0.1)
-        sae.b_dec.normal_()
-    return sae

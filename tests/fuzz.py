@@ -37,8 +37,8 @@ from typing import Any
 
 import datasets
 import torch
-from fuzz_inputs import INPUTS, Kind
-from fuzz_runs import RUNS
+from fuzzing.inputs import INPUTS, Kind
+from fuzzing.runs import RUNS
 from tqdm.auto import tqdm
 
 from hsae_lens.cli import _expected, _in_one_line

@@ -10,10 +10,10 @@ import pandas as pd
 import torch
 from sae_lens import SAE
 
-from hsae_lens.circuits.instead import Replacement, Replacing, settled
-from hsae_lens.circuits.metric import Batch, Metric, batches, measured
+from hsae_lens.circuits.prompts import Batch, LogitMetric, batches, measured
+from hsae_lens.circuits.replacement import Replacement, Replacer, settle_replacement
 from hsae_lens.circuits.sites import ERROR, Site, check_nodes, sites_of
-from hsae_lens.models import activations_at, run_changed
+from hsae_lens.models.hooks import activations_at, run_changed
 
 
 @dataclass(frozen=True)
@@ -57,16 +57,16 @@ class Ablator:
         model: Any,
         saes: SAE[Any] | Sequence[SAE[Any]],
         clean: torch.Tensor,
-        metric: Metric,
+        metric: LogitMetric,
         corrupt: torch.Tensor | None = None,
         replace: Replacement = "resample",
         batch_size: int = 16,
     ) -> None:
-        self.replace = settled(replace, corrupt)
+        self.replace = settle_replacement(replace, corrupt)
         self.model, self.sites = model, sites_of(saes, model)
         self.context = clean.shape[1]
         self._batches = list(batches(clean, metric, corrupt, batch_size))
-        self._replacing = Replacing(model, self.sites, self._batches, self.replace)
+        self._replacing = Replacer(model, self.sites, self._batches, self.replace)
         self._counts = self._counted(clean)
 
     def __call__(self, k: int, circuit: Circuit | None = None) -> float:

@@ -7,7 +7,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from hsae_lens.sae import HierarchicalTopKSAE, check_budget, joined_heads
+from hsae_lens.sae.inference import HierarchicalTopKSAE, check_budget
+from hsae_lens.sae.normalization import joined_heads
 
 
 class Dictionary(nn.Module):

@@ -21,12 +21,12 @@ import torch
 from sae_lens import SAE
 from tqdm.auto import tqdm
 
-from hsae_lens.budgets import powers_of_two, resolve_budgets
-from hsae_lens.circuits.instead import Replacement, Replacing, settled
-from hsae_lens.circuits.metric import Batch, Metric, batches, measured
+from hsae_lens.circuits.prompts import Batch, LogitMetric, batches, measured
+from hsae_lens.circuits.replacement import Replacement, Replacer, settle_replacement
 from hsae_lens.circuits.sites import ERROR, Site, sites_of
-from hsae_lens.models import run_changed
-from hsae_lens.ordered_code import OrderedCode
+from hsae_lens.models.hooks import run_changed
+from hsae_lens.objective.budgets import powers_of_two, resolve_budgets
+from hsae_lens.objective.ordered_code import OrderedCode
 
 
 @dataclass(frozen=True)
@@ -138,7 +138,7 @@ def attribute_budgets(
     model: Any,
     saes: SAE[Any] | Sequence[SAE[Any]],
     clean: torch.Tensor,
-    metric: Metric,
+    metric: LogitMetric,
     budgets: Sequence[int] | None = None,
     corrupt: torch.Tensor | None = None,
     *,
@@ -181,10 +181,10 @@ def attribute_budgets(
         raise ValueError(f"steps must be at least 1, got {steps}.")
     sites = sites_of(saes, model)
     resolved = _budgets(budgets, sites)
-    replace = settled(replace, corrupt)
+    replace = settle_replacement(replace, corrupt)
     parts, values = [], []
     work = list(batches(clean, metric, corrupt, batch_size))
-    replacing = Replacing(model, sites, work, replace)
+    replacing = Replacer(model, sites, work, replace)
     for batch in tqdm(work, "Attributing", disable=not progress):
         value, gradients = _gradients(model, sites, batch, replacing, steps)
         values.append(value)
@@ -216,7 +216,7 @@ def _gradients(
     model: Any,
     sites: list[Site],
     batch: Batch,
-    replacing: Replacing,
+    replacing: Replacer,
     steps: int,
 ) -> tuple[torch.Tensor, list[tuple[torch.Tensor, torch.Tensor]]]:
     """The metric ``[n]``, and each site's activations with the metric's gradient there."""
@@ -248,7 +248,7 @@ def _gradient_at(
         at: activations to set at some hooks instead of the model's own.
     """
     names = [site.hook_name for site in sites]
-    with torch.enable_grad(), frozen(model):
+    with torch.enable_grad(), frozen_parameters(model):
         value, seen, leaves = with_leaves(model, names, batch, at or {})
         gradients = torch.autograd.grad(value.sum(), leaves)
     found = zip(seen, gradients, strict=True)
@@ -290,7 +290,7 @@ def with_leaves(
 
 
 @contextmanager
-def frozen(model: Any) -> Iterator[None]:
+def frozen_parameters(model: Any) -> Iterator[None]:
     """Inside, no parameter needs a gradient: nothing before the first site is kept for backward."""
     needing = [parameter for parameter in model.parameters() if parameter.requires_grad]
     for parameter in needing:
@@ -318,7 +318,7 @@ def _contributions(
     batch: Batch,
     x: torch.Tensor,
     gradient: torch.Tensor,
-    replacing: Replacing,
+    replacing: Replacer,
     budgets: list[int],
 ) -> _Part:
     own, counts = site.split(x, budgets[-1]), site.counts(batch.clean, x)

@@ -14,12 +14,14 @@ from tqdm.auto import tqdm
 
 from hsae_lens.circuits.ablation import Ablator, Nodes
 from hsae_lens.circuits.attribution import Attribution
-from hsae_lens.circuits.instead import Replacement
-from hsae_lens.circuits.metric import Metric
+from hsae_lens.circuits.prompts import LogitMetric
+from hsae_lens.circuits.replacement import Replacement
 from hsae_lens.circuits.sites import ERROR
 
 logger = logging.getLogger(__name__)
-Errors = Literal["default", "keep", "remove"]
+
+ErrorNodes = Literal["default", "keep", "remove"]
+
 SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
 
 
@@ -28,12 +30,12 @@ def circuit_curve(
     saes: SAE[Any] | Sequence[SAE[Any]],
     attribution: Attribution,
     clean: torch.Tensor,
-    metric: Metric,
+    metric: LogitMetric,
     corrupt: torch.Tensor | None = None,
     *,
     sizes: Sequence[int] = SIZES,
     replace: Replacement | None = None,
-    errors: Errors = "remove",
+    errors: ErrorNodes = "remove",
     by_position: bool = True,
     batch_size: int = 16,
     progress: bool = True,
@@ -64,9 +66,9 @@ def circuit_curve(
         ValueError: if replacing everything does not change the metric (nothing to explain), or for
             what :class:`Ablator` refuses.
     """
-    if errors not in get_args(Errors):
-        raise ValueError(f"errors must be one of {get_args(Errors)}, got {errors!r}.")
-    check_sizes(sizes)
+    if errors not in get_args(ErrorNodes):
+        raise ValueError(f"errors must be one of {get_args(ErrorNodes)}, got {errors!r}.")
+    check_circuit_sizes(sizes)
     replace = replace or attribution.replace
     ablator = Ablator(model, saes, clean, metric, corrupt, replace, batch_size)
     _check_fits(attribution, ablator, by_position)
@@ -107,7 +109,7 @@ def circuit_curve(
     return pd.DataFrame(rows)
 
 
-def check_sizes(sizes: Sequence[int]) -> None:
+def check_circuit_sizes(sizes: Sequence[int]) -> None:
     """Raises ValueError unless sizes ascend from 0 or more."""
     if not sizes or list(sizes) != sorted(set(sizes)) or sizes[0] < 0:
         raise ValueError(
@@ -116,7 +118,7 @@ def check_sizes(sizes: Sequence[int]) -> None:
 
 
 def check_area(
-    attributions: Sequence[Attribution], sizes: Sequence[int], errors: Errors = "remove"
+    attributions: Sequence[Attribution], sizes: Sequence[int], errors: ErrorNodes = "remove"
 ) -> None:
     """Raises ValueError if so few nodes contribute that :func:`areas` would have no two sizes."""
     most = [len(nodes) for one in attributions for nodes in _ranked(one, errors).values()]
@@ -128,7 +130,7 @@ def check_area(
 
 
 def _ranked(
-    attribution: Attribution, errors: Errors, by_position: bool = True
+    attribution: Attribution, errors: ErrorNodes, by_position: bool = True
 ) -> dict[int, pd.DataFrame]:
     """Each budget's nodes, the first to be put into a circuit first."""
     ranked = {k: attribution.nodes(k, by_position) for k in attribution.budgets}

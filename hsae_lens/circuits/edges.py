@@ -10,9 +10,9 @@ import torch
 from sae_lens import SAE
 from tqdm.auto import tqdm
 
-from hsae_lens.circuits.attribution import frozen, largest_first, with_leaves
-from hsae_lens.circuits.instead import Replacement, Replacing, settled
-from hsae_lens.circuits.metric import Batch, Metric, batches
+from hsae_lens.circuits.attribution import frozen_parameters, largest_first, with_leaves
+from hsae_lens.circuits.prompts import Batch, LogitMetric, batches
+from hsae_lens.circuits.replacement import Replacement, Replacer, settle_replacement
 from hsae_lens.circuits.sites import ERROR, Site, Split, check_nodes, sites_of
 
 
@@ -22,7 +22,7 @@ def latent_edges(
     nodes: pd.DataFrame,
     k: int,
     clean: torch.Tensor,
-    metric: Metric,
+    metric: LogitMetric,
     corrupt: torch.Tensor | None = None,
     *,
     replace: Replacement | None = None,
@@ -59,7 +59,7 @@ def latent_edges(
     nodes = nodes.drop_duplicates(["site", "position", "latent"])
     check_nodes(nodes, sites, clean.shape[1])
     work = list(batches(clean, metric, corrupt, batch_size))
-    replacing = Replacing(model, sites, work, settled(replace, corrupt))
+    replacing = Replacer(model, sites, work, settle_replacement(replace, corrupt))
     sums: dict[tuple[Any, ...], float] = {}
     for batch in tqdm(work, "Edges", disable=not progress):
         for key, effect in _edges(model, sites, nodes, k, batch, replacing):
@@ -76,12 +76,12 @@ def _edges(
     nodes: pd.DataFrame,
     k: int,
     batch: Batch,
-    replacing: Replacing,
+    replacing: Replacer,
 ) -> list[tuple[tuple[Any, ...], float]]:
     """Edges summed over the pairs of one batch, each with its two ends."""
     names = [site.hook_name for site in sites]
     found = []
-    with torch.enable_grad(), frozen(model):
+    with torch.enable_grad(), frozen_parameters(model):
         value, seen, leaves = with_leaves(model, names, batch, {})
         gradients = torch.autograd.grad(value.sum(), leaves, retain_graph=True)
         for n in range(1, len(sites)):
@@ -111,7 +111,7 @@ def _edges(
 
 @torch.no_grad()
 def _removed(
-    site: Site, x: torch.Tensor, replacing: Replacing, k: int, batch: Batch
+    site: Site, x: torch.Tensor, replacing: Replacer, k: int, batch: Batch
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """What replacing takes away: of latents ``[n, context, d_sae]``, of the error ``[…, d_in]``."""
     own = site.split(x, k)

@@ -12,24 +12,27 @@ from typing import Any, get_args
 import torch
 from sae_lens import SAE
 
-from hsae_lens.budgets import budgets_from
-from hsae_lens.circuits.controls import neuron_basis
-from hsae_lens.circuits.curve import Errors
-from hsae_lens.circuits.instead import Replacement
+from hsae_lens._util.did_you_mean import did_you_mean
+from hsae_lens.circuits.curve import ErrorNodes
+from hsae_lens.circuits.replacement import Replacement
 from hsae_lens.circuits.sites import sites_of
-from hsae_lens.devices import model_device, model_dtype
-from hsae_lens.evaluation.downstream import check_able
-from hsae_lens.evaluation.judged import Judged
-from hsae_lens.evaluation.run import CONTROL, random_control
-from hsae_lens.models import activations_at, open_model_of
-from hsae_lens.near import near
-from hsae_lens.pairs import Pair, TokenizedTask, read_pairs, tokenize_pairs
-from hsae_lens.sae import HierarchicalTopKSAE, largest_budget
-from hsae_lens.saved import open_sae
-from hsae_lens.tasks import make_task, task_name
+from hsae_lens.evaluation.tasks.behaviour import check_able
+from hsae_lens.evaluation.tasks.pairs import Pair, TokenizedTask, read_pairs, tokenize_pairs
+from hsae_lens.evaluation.tasks.templates import make_task, task_name
+from hsae_lens.models.devices import model_device, model_dtype
+from hsae_lens.models.hooks import activations_at
+from hsae_lens.models.opening import open_model_of
+from hsae_lens.models.token_mask import TokenMask
+from hsae_lens.objective.budgets import budgets_from
+from hsae_lens.releases.opening import open_sae
+from hsae_lens.sae.codes import largest_budget
+from hsae_lens.sae.controls import RANDOM_DECODER, neuron_basis, random_decoder
+from hsae_lens.sae.inference import HierarchicalTopKSAE
 
 logger = logging.getLogger(__name__)
+
 OURS, NEURONS = "the SAE", "neurons"
+
 FEWEST = 8  # pairs: with fewer a perfect score could be luck, and half of them find nothing
 
 
@@ -63,7 +66,7 @@ class CircuitsConfig:
     pairs: int = 64
     sizes: str = "1,2,4,8,16,32,64,128,256"
     replace: Replacement = "resample"
-    errors: Errors = "remove"
+    errors: ErrorNodes = "remove"
     steps: int = 8
     controls: bool = True
     out: str = "runs/circuits"
@@ -73,7 +76,7 @@ class CircuitsConfig:
 
 
 @dataclass(frozen=True)
-class Plan:
+class CircuitsPlan:
     """Everything a run needs, opened and checked before time is spent.
 
     dictionaries: SAEs by label, one per site; the circuit's own first, then what they are compared
@@ -89,18 +92,18 @@ class Plan:
     sizes: list[int]
 
     @classmethod
-    def of(cls, cfg: CircuitsConfig) -> Plan:
+    def of(cls, cfg: CircuitsConfig) -> CircuitsPlan:
         """Opens what the settings name.
 
         Raises:
             ValueError: for settings, SAEs, budgets, tasks and pairs that do not fit, or a task that
                 the model cannot do.
         """
-        wanted, sizes = check_settings(cfg)
+        wanted, sizes = check_circuit_settings(cfg)
         saes = [_with_budgets(name, wanted, cfg.device) for name in cfg.sae]
         dictionaries, budgets = {OURS: saes}, {OURS: wanted}
         for name in cfg.beside:
-            if name in (*dictionaries, CONTROL, NEURONS):
+            if name in (*dictionaries, RANDOM_DECODER, NEURONS):
                 raise ValueError(f"Two SAEs here would be called {name!r}: give another path.")
             dictionaries[name] = [_of_hook(name, saes[0], cfg.device), *saes[1:]]
             budgets[name] = _within(name, dictionaries[name], wanted)
@@ -121,17 +124,17 @@ class Plan:
         return cls(model, accuracy, finding, judging, dictionaries, budgets, sizes)
 
 
-def check_settings(cfg: CircuitsConfig) -> tuple[list[int], list[int]]:
+def check_circuit_settings(cfg: CircuitsConfig) -> tuple[list[int], list[int]]:
     """The budgets and sizes that are asked for.
 
     Raises:
         ValueError: for what can be seen to be wrong before anything is opened.
     """
     budgets, sizes = budgets_from(cfg.budgets), sizes_from(cfg.sizes)
-    for name, known in (("replace", Replacement), ("errors", Errors)):
+    for name, known in (("replace", Replacement), ("errors", ErrorNodes)):
         value = getattr(cfg, name)
         if value not in get_args(known):
-            raise ValueError(f"Unknown {name} {value!r}.{near(value, get_args(known))}")
+            raise ValueError(f"Unknown {name} {value!r}.{did_you_mean(value, get_args(known))}")
     if cfg.steps < 1:
         raise ValueError(f"Integrated gradients need 1 step at least, got {cfg.steps}.")
     model_device(cfg.device)
@@ -229,7 +232,7 @@ def _controls(saes: list[SAE[Any]], model: Any, task: TokenizedTask) -> dict[str
     tokens = torch.cat([task.clean, task.corrupt])
     for sae in ours:
         x = activations_at(model, tokens, [sae.cfg.metadata.hook_name]).popitem()[1].flatten(2)
-        seen = x[Judged.by(sae, model)(tokens.to(x.device), x)].float()
-        random.append(random_control(sae, seen))
+        seen = x[TokenMask.by(sae, model)(tokens.to(x.device), x)].float()
+        random.append(random_decoder(sae, seen))
         neurons.append(neuron_basis(sae, seen.mean(0)))
-    return {CONTROL: list(random), NEURONS: list(neurons)}
+    return {RANDOM_DECODER: list(random), NEURONS: list(neurons)}

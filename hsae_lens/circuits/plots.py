@@ -10,16 +10,19 @@ from typing import Any
 import pandas as pd
 from matplotlib.figure import Figure
 
+from hsae_lens._util.figures import COLOURS, figure_svg, plain_text, save_png
 from hsae_lens.circuits.sites import ERROR, model_order
-from hsae_lens.plots import COLOURS, figure_svg, plain, save_png
 
 STYLES = ["-", "--", ":", "-."]
+
 MEASURES = {
     "faithfulness": "Faithfulness: what the circuit keeps",
     "completeness": "What everything but the circuit keeps",
 }
+
 POSITIVE, NEGATIVE = "#0072B2", "#D55E00"
-ROWS = 10  # nodes drawn at one token of one site
+
+NODES_DRAWN = 10  # nodes drawn at one token of one site
 
 
 def plot_curves(curve: pd.DataFrame, path: Path) -> None:
@@ -63,7 +66,7 @@ def _curve(axes: Any, curve: pd.DataFrame, measure: str) -> None:
     axes.grid(alpha=0.3)
     axes.spines[["top", "right"]].set_visible(False)
     for sae, style in styles.items():
-        axes.plot([], [], style, color="#444444", label=plain(sae))
+        axes.plot([], [], style, color="#444444", label=plain_text(sae))
     for k, colour in budgets.items():
         axes.plot([], [], color=colour, linewidth=4, label=f"k = {k}")
 
@@ -131,20 +134,22 @@ def circuit_figure(
         end = drawn.get((edge["to_site"], edge["to_position"], edge["to_latent"]))
         if start and end and edges is not None:
             _line(axes, start[1:], end[1:], edge["effect"] / edges["effect"].abs().max())
-    right, wrong = (plain(repr(word.strip())) for word in answer)
+    right, wrong = (plain_text(repr(word.strip())) for word in answer)
     axes.annotate(f"{right} rather than {wrong}", output, ha="center", va="center", fontsize=10,
                   bbox={"boxstyle": "round", "fc": "white"})  # fmt: skip
     for k, colour in colours.items():
         axes.scatter([], [], s=90, color=colour, edgecolors="#1c2430", label=f"from k = {k}")
     if (last["latent"] == ERROR).any():
         axes.scatter([], [], s=90, color="#bbbbbb", edgecolors="#1c2430", label="error node")
-    axes.set_xticks(list(middles.values()), [f"{plain(tokens[p].strip())}\n({p})" for p in middles])
+    axes.set_xticks(
+        list(middles.values()), [f"{plain_text(tokens[p].strip())}\n({p})" for p in middles]
+    )
     axes.set_xlim(-0.7, max(width - 0.3, 6))
     axes.set_ylim(-0.7, height + 0.3)
     axes.set_yticks([])
     axes.spines[["top", "right", "left"]].set_visible(False)
     for n, site in enumerate(sites):
-        axes.annotate(plain(site), (-0.65, 2.0 * n - 0.55), fontsize=8, color="#5b6573")
+        axes.annotate(plain_text(site), (-0.65, 2.0 * n - 0.55), fontsize=8, color="#5b6573")
     figure.legend(loc="outside lower center", ncols=4, frameon=False)
     return figure
 
@@ -161,10 +166,10 @@ def _places(nodes: pd.DataFrame, sites: list[str]) -> tuple[Places, dict[int, fl
     middles: dict[int, float] = {}
     left = 0.0
     for position, here in nodes.groupby("position"):
-        widest = min(ROWS, int(here["site"].value_counts().max()))
+        widest = min(NODES_DRAWN, int(here["site"].value_counts().max()))
         for n, site in enumerate(sites):
             rows = here[here["site"] == site].sort_values("effect", key=abs, ascending=False)
-            for m, row in enumerate(rows.head(ROWS).to_dict("records")):
+            for m, row in enumerate(rows.head(NODES_DRAWN).to_dict("records")):
                 place = (row, left + m, 2.0 * n)
                 places[site, int(row["position"]), int(row["latent"])] = place
         middles[int(str(position))] = left + (widest - 1) / 2

@@ -12,25 +12,26 @@ import pandas as pd
 import torch
 from sae_lens import SAE
 
-from hsae_lens._version import __version__
+from hsae_lens._util.atomic_files import replacing_files, write_json
+from hsae_lens._util.columns import stamp
+from hsae_lens._util.tables import by_sae, write_csv
+from hsae_lens._util.version import __version__
 from hsae_lens.circuits.attribution import Attribution, attribute_budgets
 from hsae_lens.circuits.curve import areas, check_area, circuit_curve, nesting
 from hsae_lens.circuits.edges import latent_edges
-from hsae_lens.circuits.plan import OURS, CircuitsConfig, Plan
+from hsae_lens.circuits.plan import OURS, CircuitsConfig, CircuitsPlan
 from hsae_lens.circuits.plots import plot_circuit, plot_curves
 from hsae_lens.circuits.sites import ERROR, model_order
-from hsae_lens.devices import name_of
-from hsae_lens.evaluation.definitions import stamp
-from hsae_lens.evaluation.latents import describe_latents
-from hsae_lens.evaluation.run import by_sae
-from hsae_lens.files import replacing_files, write_csv, write_json
-from hsae_lens.models import model_name_of
-from hsae_lens.pairs import TokenizedTask
-from hsae_lens.sae import HierarchicalTopKSAE
-from hsae_lens.text import sample_tokens
+from hsae_lens.evaluation.latents.describe import describe_latents
+from hsae_lens.evaluation.tasks.pairs import TokenizedTask
+from hsae_lens.models.devices import dtype_name
+from hsae_lens.models.opening import model_name_of
+from hsae_lens.models.tokens import sample_tokens
+from hsae_lens.sae.inference import HierarchicalTopKSAE
 
 SHARE = 0.01  # a node is shown if it contributes at least this much of everything
-OUTPUTS = ("nodes.csv", "curve.csv", "areas.csv", "nesting.csv", "edges.csv", "latents.csv",
+
+CIRCUIT_FILES = ("nodes.csv", "curve.csv", "areas.csv", "nesting.csv", "edges.csv", "latents.csv",
            "run.json", "curve.png", "graph.png", "circuits.html")  # fmt: skip
 
 
@@ -48,7 +49,7 @@ class Found:
 
 
 Page = Callable[[Found, Path], Any]
-"""Writes a run's page to a path, as :func:`hsae_lens.report.write_circuits` does."""
+"""Writes a run's page to a path, as :func:`hsae_lens.circuits.page.write_circuits` does."""
 
 
 def find_circuits(cfg: CircuitsConfig, page: Page | None = None) -> Found:
@@ -67,7 +68,7 @@ def find_circuits(cfg: CircuitsConfig, page: Page | None = None) -> Found:
             tables are there then.
     """
     started = time.perf_counter()
-    plan = Plan.of(cfg)
+    plan = CircuitsPlan.of(cfg)
     model, finding, saes = plan.model, plan.finding, plan.dictionaries[OURS]
     found = {}
     for label, mine in plan.dictionaries.items():
@@ -91,7 +92,7 @@ def find_circuits(cfg: CircuitsConfig, page: Page | None = None) -> Found:
     facts = {
         "task": finding.name,
         "model": cfg.model or model_name_of(saes[0]),
-        "dtype": name_of(next(model.parameters()).dtype),
+        "dtype": dtype_name(next(model.parameters()).dtype),
         "accuracy": plan.accuracy,
         "finding": len(finding),
         "judging": len(plan.judging),
@@ -111,7 +112,7 @@ def find_circuits(cfg: CircuitsConfig, page: Page | None = None) -> Found:
     return result
 
 
-def _judged(plan: Plan, found: dict[str, Attribution], cfg: CircuitsConfig) -> pd.DataFrame:
+def _judged(plan: CircuitsPlan, found: dict[str, Attribution], cfg: CircuitsConfig) -> pd.DataFrame:
     """:func:`circuit_curve` of each SAE on the pairs that have not found its circuits."""
     judging, curves = plan.judging, []
     for label, mine in plan.dictionaries.items():
@@ -164,7 +165,9 @@ def token_texts(task: TokenizedTask, tokenizer: Any) -> list[str]:
     return [a if a == b else f"{a}/{b.strip()}" for a, b in zip(clean, corrupt, strict=True)]
 
 
-def _edges(plan: Plan, nodes: pd.DataFrame, attribution: Attribution) -> pd.DataFrame | None:
+def _edges(
+    plan: CircuitsPlan, nodes: pd.DataFrame, attribution: Attribution
+) -> pd.DataFrame | None:
     """Edges of the smallest budget's circuit, which is small enough to draw."""
     saes, task, k = plan.dictionaries[OURS], plan.finding, attribution.budgets[0]
     if len(saes) < 2:
@@ -201,7 +204,7 @@ def _write(found: Found, out: Path, page: Page | None) -> None:
     Raises:
         ValueError: after that, if a picture or the page could not be drawn.
     """
-    with replacing_files(out, OUTPUTS) as fresh:
+    with replacing_files(out, CIRCUIT_FILES) as fresh:
         for name in ("nodes", "curve", "areas", "nesting", "edges", "latents"):
             table = getattr(found, name)
             if table is not None:

@@ -12,17 +12,22 @@ import torch
 from sae_lens import SAE
 from sae_lens.util import extract_stop_at_layer_from_tlens_hook_name
 
-from hsae_lens.evaluation.judged import Judged, check_autoencoder
-from hsae_lens.models import check_bare
-from hsae_lens.ordered_code import OrderedCode
-from hsae_lens.sae import HierarchicalTopKSAE, decoder_scale, joined_heads, largest_budget
+from hsae_lens.models.hooks import check_bare
+from hsae_lens.models.token_mask import TokenMask
+from hsae_lens.objective.ordered_code import OrderedCode
+from hsae_lens.sae.checks import check_autoencoder
+from hsae_lens.sae.codes import largest_budget
+from hsae_lens.sae.inference import HierarchicalTopKSAE
+from hsae_lens.sae.normalization import decoder_scale, joined_heads
 
 ERROR = -1
 """Stands for the error node where a latent's number is asked."""
 
-PLACES = ("hook_resid_pre", "hook_attn_in", "ln1.", "attn.hook_q", "attn.hook_k", "attn.hook_v",
-          "attn.hook_z", "attn.", "hook_attn_out", "hook_resid_mid", "hook_mlp_in", "ln2.",
-          "mlp.hook_pre", "mlp.hook_post", "mlp.", "hook_mlp_out", "hook_resid_post")  # fmt: skip
+PLACES_OF_A_BLOCK = (
+    "hook_resid_pre", "hook_attn_in", "ln1.", "attn.hook_q", "attn.hook_k", "attn.hook_v",
+    "attn.hook_z", "attn.", "hook_attn_out", "hook_resid_mid", "hook_mlp_in", "ln2.",
+    "mlp.hook_pre", "mlp.hook_post", "mlp.", "hook_mlp_out", "hook_resid_post",
+)  # fmt: skip
 """What TransformerLens calls the places of one block, in the order in which they are computed."""
 
 
@@ -66,7 +71,7 @@ class Site:
     """
 
     sae: SAE[Any]
-    judged: Judged
+    judged: TokenMask
 
     @property
     def hook_name(self) -> str:
@@ -173,16 +178,16 @@ def sites_of(saes: SAE[Any] | Sequence[SAE[Any]], model: Any) -> list[Site]:
         check_autoencoder(sae, f"The SAE of {sae.cfg.metadata.hook_name}")
     check_bare(model)
     saes.sort(key=lambda sae: model_order(sae.cfg.metadata.hook_name))
-    return [Site(sae, Judged.by(sae, model)) for sae in saes]
+    return [Site(sae, TokenMask.by(sae, model)) for sae in saes]
 
 
 def model_order(hook_name: str) -> tuple[int, int]:
-    """Sorts hooks as the model computes them: by block, and within one by :data:`PLACES`."""
+    """Sorts hooks as the model computes them: by block, and there by :data:`PLACES_OF_A_BLOCK`."""
     stop = extract_stop_at_layer_from_tlens_hook_name(hook_name)
     if stop is None:  # before the blocks (embeddings) or after them (the last norm, logits)
         return (0 if "embed" in hook_name and "unembed" not in hook_name else 10**6), 0
-    places = [n for n, place in enumerate(PLACES) if place in hook_name]
-    return stop, places[0] if places else len(PLACES)
+    places = [n for n, place in enumerate(PLACES_OF_A_BLOCK) if place in hook_name]
+    return stop, places[0] if places else len(PLACES_OF_A_BLOCK)
 
 
 def check_nodes(nodes: pd.DataFrame, sites: Sequence[Site], context: int) -> None:

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
-from hsae_lens._version import __version__
+from hsae_lens._util.version import __version__
 from hsae_lens.cli.circuits import add_circuits
 from hsae_lens.cli.evaluation import add_evaluation
 from hsae_lens.cli.sharing import add_sharing
@@ -51,9 +51,11 @@ class Parser(argparse.ArgumentParser):
 
 def _expected(error: Exception) -> bool:
     """Whether it is about the input or the machine; a bug must show its traceback."""
-    from hsae_lens.evaluation.judges import JudgeUnavailableError
-    from hsae_lens.models import ModelUnavailableError
-    from hsae_lens.sources import SAEUnavailableError
+    from hsae_lens._util.unavailable import (
+        JudgeUnavailableError,
+        ModelUnavailableError,
+        SAEUnavailableError,
+    )
 
     unavailable = (ModelUnavailableError, SAEUnavailableError, JudgeUnavailableError)
     usual = (ValueError, OSError, FloatingPointError, ModuleNotFoundError, MemoryError)

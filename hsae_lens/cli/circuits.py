@@ -6,7 +6,7 @@ import argparse
 import re
 from typing import Any
 
-from hsae_lens.cli.flags import add_command, add_flags, add_model_flags, config_of
+from hsae_lens.cli.flags import add_command, add_flags, add_model_flags, config_from_flags
 
 
 def add_circuits(commands: Any) -> None:
@@ -63,23 +63,23 @@ def add_circuits(commands: Any) -> None:
 
 
 def _circuits(parsed: argparse.Namespace) -> None:
+    from hsae_lens.circuits.page import write_circuits
     from hsae_lens.circuits.plan import CircuitsConfig
     from hsae_lens.circuits.run import find_circuits
-    from hsae_lens.report import write_circuits
 
-    found = find_circuits(config_of(parsed, CircuitsConfig), write_circuits)
+    found = find_circuits(config_from_flags(parsed, CircuitsConfig), write_circuits)
     print(found.areas.to_string(index=False, float_format=lambda value: f"{value:.3f}"))
     print(f"Wrote {parsed.out} in {found.facts['seconds']} s; "
           f"open {parsed.out}/circuits.html in a browser.")  # fmt: skip
 
 
 def _latents(parsed: argparse.Namespace) -> None:
-    from hsae_lens.evaluation.dashboards import latent_dashboards
-    from hsae_lens.evaluation.latents import check_latents
-    from hsae_lens.models import open_model_of
-    from hsae_lens.report import write_latents
-    from hsae_lens.saved import open_hierarchical
-    from hsae_lens.text import sample_tokens
+    from hsae_lens.evaluation.latents.dashboards import latent_dashboards
+    from hsae_lens.evaluation.latents.describe import check_latents
+    from hsae_lens.evaluation.latents.page import write_latents
+    from hsae_lens.models.opening import open_model_of
+    from hsae_lens.models.tokens import sample_tokens
+    from hsae_lens.releases.opening import open_hierarchical
 
     sae = open_hierarchical(parsed.sae, parsed.device)
     latents = _numbers(parsed.latents, sae.cfg.metadata.hook_name)
@@ -98,7 +98,7 @@ def _numbers(latents: str, hook_name: str) -> list[int]:
     Raises:
         ValueError: if these are no numbers, or the file has no latent of that hook.
     """
-    from hsae_lens.files import read_csv
+    from hsae_lens._util.tables import read_csv
 
     if not latents.endswith(".csv"):
         if not re.fullmatch(r"\s*[0-9]+\s*(,\s*[0-9]+\s*)*", latents):

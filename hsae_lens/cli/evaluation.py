@@ -5,8 +5,8 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from hsae_lens.budgets import budgets_from
-from hsae_lens.cli.flags import add_command, add_flags, config_of
+from hsae_lens.cli.flags import add_command, add_flags, config_from_flags
+from hsae_lens.objective.budgets import budgets_from
 
 
 def add_evaluation(commands: Any) -> None:
@@ -38,7 +38,7 @@ def _add_eval(commands: Any) -> None:
         "examples": "example sequences to follow latent by latent",
         "batch_size": "sequences at once, 0 for 16 or as many as half a GB of logits holds",
     }
-    from hsae_lens.evaluation.run import EvalConfig
+    from hsae_lens.evaluation.inputs import EvalConfig
 
     add_flags(evaluate, EvalConfig, help_texts)
 
@@ -51,7 +51,7 @@ def _add_additions(commands: Any) -> None:
         _probe,
         help="add sparse probing (sae-probes) to a run of `hsae eval`",
     )
-    from hsae_lens.evaluation.probing import DATASETS
+    from hsae_lens.evaluation.suites.probing import DATASETS
 
     probe.add_argument("folder", help="a folder that `hsae eval` wrote")
     probe.add_argument("--datasets", default=",".join(DATASETS), help="of sae-probes, with commas")
@@ -112,16 +112,17 @@ def _add_reading(commands: Any) -> None:
 
 
 def _eval(parsed: argparse.Namespace) -> None:
-    from hsae_lens.evaluation.run import EvalConfig, run_eval
+    from hsae_lens.evaluation.inputs import EvalConfig
+    from hsae_lens.evaluation.run import run_eval
 
     parsed.budgets = budgets_from(parsed.budgets) if parsed.budgets is not None else None
-    table = run_eval(config_of(parsed, EvalConfig))
+    table = run_eval(config_from_flags(parsed, EvalConfig))
     shown = [c for c in ("sae", "k", "l0", "explained_variance", "ce_score", "kl") if c in table]
     print(table[shown].to_string(index=False, float_format=lambda value: f"{value:.3f}"))
 
 
 def _probe(parsed: argparse.Namespace) -> None:
-    from hsae_lens.evaluation.additions import add_probing
+    from hsae_lens.evaluation.extend_run import add_probing
 
     table = add_probing(parsed.folder, parsed.datasets.split(","))
     means = table.groupby(["sae", "k", "probe_size"], sort=False)["test_auc"].mean()
@@ -129,16 +130,16 @@ def _probe(parsed: argparse.Namespace) -> None:
 
 
 def _absorb(parsed: argparse.Namespace) -> None:
-    from hsae_lens.evaluation.additions import add_absorption
+    from hsae_lens.evaluation.extend_run import add_absorption
 
     table = add_absorption(parsed.folder, parsed.words)
     print(table.to_string(index=False, float_format=lambda value: f"{value:.3f}"))
 
 
 def _interpret(parsed: argparse.Namespace) -> None:
-    from hsae_lens.evaluation.additions import add_interpretation, interpretation_cost
-    from hsae_lens.evaluation.additions import config_of as run_config
-    from hsae_lens.evaluation.judges import EndpointJudge, Judge, local_judge
+    from hsae_lens.evaluation.autointerp.judges import EndpointJudge, Judge, local_judge
+    from hsae_lens.evaluation.extend_run import add_autointerp, autointerp_cost
+    from hsae_lens.evaluation.run_folder import run_config as run_config
 
     if (parsed.judge is None) == (parsed.local is None):
         raise ValueError("Name a judge: --judge MODEL at --url, or --local MODEL on this machine.")
@@ -146,18 +147,19 @@ def _interpret(parsed: argparse.Namespace) -> None:
     run_config(parsed.folder)  # before a model is opened
     judge: Judge = endpoint or local_judge(parsed.local)
     if not parsed.yes:
-        asked = interpretation_cost(parsed.folder, judge, parsed.latents)
+        asked = autointerp_cost(parsed.folder, judge, parsed.latents)
         print(f"{asked['prompts']:,} prompts, about {asked['tokens']:,} tokens. Ask with --yes.")
         return
-    table = add_interpretation(parsed.folder, judge, parsed.latents)
+    table = add_autointerp(parsed.folder, judge, parsed.latents)
     scores = table.groupby(["sae", "ranks"], sort=False)[["detection", "fuzzing"]]
     print(scores.agg(["mean", "count"]).to_string(float_format=lambda value: f"{value:.3f}"))
 
 
 def _report(parsed: argparse.Namespace) -> None:
-    from hsae_lens.evaluation.run import EvalConfig, run_eval
-    from hsae_lens.report import write_report
-    from hsae_lens.report.folders import is_run, read_run
+    from hsae_lens.evaluation.inputs import EvalConfig
+    from hsae_lens.evaluation.page import write_report
+    from hsae_lens.evaluation.run import run_eval
+    from hsae_lens.evaluation.run_folder import is_run, read_run
 
     for run in filter(is_run, parsed.runs):
         read_run(run)  # damaged ones are said before others are evaluated
@@ -175,10 +177,10 @@ def _report(parsed: argparse.Namespace) -> None:
 def _advise(parsed: argparse.Namespace) -> None:
     import pandas as pd
 
-    from hsae_lens.evaluation.advice import advise
-    from hsae_lens.evaluation.run import CONTROL
-    from hsae_lens.files import read_csv
-    from hsae_lens.saved import open_sae
+    from hsae_lens._util.tables import read_csv
+    from hsae_lens.evaluation.frontier.advice import advise
+    from hsae_lens.releases.opening import open_sae
+    from hsae_lens.sae.controls import RANDOM_DECODER
 
     if parsed.frontier.endswith(".csv"):
         table, kind = read_csv(parsed.frontier), "sae"
@@ -191,5 +193,5 @@ def _advise(parsed: argparse.Namespace) -> None:
             )
     if kind not in table:
         table[kind] = "frontier"
-    for name, rows in table[table[kind] != CONTROL].groupby(kind, sort=False):
+    for name, rows in table[table[kind] != RANDOM_DECODER].groupby(kind, sort=False):
         print(f"{name}: {advise(rows, parsed.keep, parsed.of)}")

@@ -51,14 +51,14 @@ def add_model_flags(
 
 def device(text: str) -> str:
     """The name of a device that this machine has, for argparse."""
-    from hsae_lens.devices import model_device
+    from hsae_lens.models.devices import model_device
 
     return _asking(model_device, text)
 
 
 def dtype(text: str) -> str:
     """The name of a number format, for argparse."""
-    from hsae_lens.devices import AUTO, model_dtype
+    from hsae_lens.models.devices import AUTO, model_dtype
 
     return text if text == AUTO else _asking(model_dtype, text)  # auto measures: not yet
 
@@ -82,6 +82,6 @@ MODEL_FLAGS: dict[str, tuple[Callable[[str], str], str, str]] = {
 """Type, default and help of each."""
 
 
-def config_of(parsed: argparse.Namespace, config: Any) -> Any:
+def config_from_flags(parsed: argparse.Namespace, config: Any) -> Any:
     """A config dataclass from the flags of the same names."""
     return config(**{field.name: getattr(parsed, field.name) for field in fields(config)})

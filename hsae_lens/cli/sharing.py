@@ -51,26 +51,26 @@ def add_sharing(commands: Any) -> None:
 
 
 def _releases(_: argparse.Namespace) -> None:
-    from hsae_lens.catalogue import catalogue
-    from hsae_lens.releases import read_user_file, user_file
+    from hsae_lens.releases.listing import list_releases
+    from hsae_lens.releases.table import read_user_file, user_file
 
     read_user_file()
-    print(catalogue())
+    print(list_releases())
     print(f"\nYour own go into {user_file()}.")
 
 
 def _export(parsed: argparse.Namespace) -> None:
-    from hsae_lens.publish import export
+    from hsae_lens.releases.export import export_sae
 
-    out = export(parsed.path, parsed.k, parsed.out, parsed.overwrite)
+    out = export_sae(parsed.path, parsed.k, parsed.out, parsed.overwrite)
     print(f"Wrote {out}, a TopK SAE with k={parsed.k}: SAE.load_from_disk({str(out)!r}).")
 
 
 def _publish(parsed: argparse.Namespace) -> None:
-    from hsae_lens.publish import publish
-    from hsae_lens.releases import user_file
+    from hsae_lens.releases.publish import publish_sae
+    from hsae_lens.releases.table import user_file
 
-    card, entry = publish(
+    card, entry = publish_sae(
         parsed.path,
         parsed.repo,
         parsed.sae_id,

@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Sequence
 from typing import Any
 
-from hsae_lens.cli.flags import add_command, add_flags, config_of
+from hsae_lens.cli.flags import add_command, add_flags, config_from_flags
 
 
 def add_training(commands: Any) -> None:
@@ -33,7 +33,7 @@ def add_training(commands: Any) -> None:
         "eval_tokens": "about how many held-out tokens to evaluate on",
         "seed": "of the split, the initial weights and the order of the data",
     }
-    from hsae_lens.demo import DemoConfig
+    from hsae_lens.training.demo import DemoConfig
 
     add_flags(demo, DemoConfig, help_texts)
 
@@ -45,13 +45,13 @@ def add_training(commands: Any) -> None:
 
 
 def _demo(parsed: argparse.Namespace) -> None:
-    from hsae_lens.demo import DemoConfig, run_demo
+    from hsae_lens.training.demo import DemoConfig, run_demo
 
-    run_demo(config_of(parsed, DemoConfig))
+    run_demo(config_from_flags(parsed, DemoConfig))
 
 
 def train_with(arguments: Sequence[str]) -> None:
     """``hsae train``: SAELens' own parser reads its flags."""
-    from hsae_lens.train_command import train
+    from hsae_lens.training.command import train
 
     train(arguments)

@@ -1,8 +1,14 @@
-"""Quality as a function of the budget."""
+"""Quality as a function of the budget, and what the latents mean."""
 
-from hsae_lens.evaluation.adaptive import adaptive_frontier, explained_variance_curve
-from hsae_lens.evaluation.advice import Advice, advise
-from hsae_lens.evaluation.frontier import evaluate_activations, evaluate_budgets, evaluate_saes
+from hsae_lens.evaluation.frontier import (
+    Advice,
+    adaptive_frontier,
+    advise,
+    evaluate_activations,
+    evaluate_budgets,
+    evaluate_saes,
+    explained_variance_curve,
+)
 
 __all__ = [
     "Advice",

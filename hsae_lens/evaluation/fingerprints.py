@@ -11,11 +11,14 @@ import torch
 from sae_lens import SAE
 
 SAMPLE = 4096  # numbers looked at in each weight of a model
-PLACES = {"device", "n_devices", "model_name", "tokenizer_name", "_name_or_path",
+
+WHERE_FROM = {"device", "n_devices", "model_name", "tokenizer_name", "_name_or_path",
           "transformers_version"}  # fmt: skip
 """Entries of a model's config that say where it is or came from, not what it computes."""
+
 POSITIONS = ("hook_name", "seqpos_slice", "max_norm")
 """The metadata that says which activations an SAE is judged on."""
+
 TOKENIZED = "The 3 snakes' café cost $4.50,\n\tdidn't it?  def f(x): return x**2  # 漢字 🎉"
 
 
@@ -40,7 +43,7 @@ def model_fingerprint(model: Any, tokenizer: Any = None) -> str:
     original = getattr(model, "original_model", model)
     configs = [getattr(model, "cfg", None), getattr(original, "config", None)]
     settings = [
-        {key: value for key, value in config.to_dict().items() if key not in PLACES}
+        {key: value for key, value in config.to_dict().items() if key not in WHERE_FROM}
         for config in configs
         if config is not None
     ]

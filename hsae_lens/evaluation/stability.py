@@ -12,9 +12,9 @@ import torch
 from scipy.optimize import linear_sum_assignment
 from scipy.stats import spearmanr
 
-from hsae_lens.budgets import powers_of_two, resolve_budgets
-from hsae_lens.evaluation.adaptive import Errors, token_errors
-from hsae_lens.sae import HierarchicalTopKSAE
+from hsae_lens.evaluation.frontier.token_errors import TokenErrors, token_errors
+from hsae_lens.objective.budgets import powers_of_two, resolve_budgets
+from hsae_lens.sae.inference import HierarchicalTopKSAE
 
 
 @torch.no_grad()
@@ -113,7 +113,7 @@ def contribution_stability(
     sae: HierarchicalTopKSAE,
     activations: torch.Tensor,
     documents: torch.Tensor,
-    errors: Errors | None = None,
+    errors: TokenErrors | None = None,
 ) -> pd.DataFrame:
     """Whether the same latents matter in different documents, and whether worth falls with rank.
 

@@ -1,0 +1,80 @@
+"""What the figures of each table mean, in a line with a version that is stamped beside the table.
+
+A version rises when the same SAE would get another figure. Tables without a stamp are from before
+there were versions.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+DEFINITIONS = {
+    "frontier": (
+        1,
+        "explained_variance is 1 − Σ‖x−x̂‖² / Σ‖x−mean x‖² over all judged tokens and dimensions; "
+        "ce_score is (ablated − with SAE) / (ablated − clean) of the cross-entropy per token, "
+        "ablated with zeros at the hook; l0, mse, cosine and kl are means over tokens; adds is "
+        "what the k-th latent adds to the explained variance; dead and dense are the shares of "
+        "latents that no judged token, or more than a tenth of them, used within k; standard "
+        "errors are of a bootstrap over documents.",
+    ),
+    "tasks": (
+        1,
+        "accuracy is the share of pairs whose right next token is likelier than the wrong one; "
+        "retention is (accuracy − 0.5) / (the model's − 0.5), logit_retention the mean logit "
+        "difference over the model's, both NaN where the model is not better than guessing by two "
+        "standard errors.",
+    ),
+    "curve": (1, "explained_variance and adds as in the frontier, at every budget 0..K."),
+    "adaptive": (
+        1,
+        "l0 is the mean of active latents; fixed is the explained variance of one budget for all "
+        "tokens with the same l0, interpolated between whole budgets.",
+    ),
+    "stability": (
+        1,
+        "agreement is the mean share of a token's first k active latents that are among the first "
+        "k with Gaussian noise of a tenth of the activation's distance from the mean; shuffled is "
+        "the same between unrelated tokens.",
+    ),
+    "contributions": (
+        1,
+        "a latent's worth is the mean fall of the squared error when it enters; rank_correlation "
+        "is Spearman's, between two halves of the documents, over latents active in both.",
+    ),
+    "probing": (
+        1,
+        "test_auc is of an L1 logistic regression on the latents whose means differ most between "
+        "the classes (sae-probes, setting normal); model_auc is of a logistic regression on the "
+        "whole activation; retention is (test_auc − 0.5) / (model_auc − 0.5), NaN where model_auc "
+        "is not above 0.5 by two standard errors.",
+    ),
+    "absorption": (
+        1,
+        "SAEBench's first-letter task: absorption is the mean share of a letter's direction that "
+        "other latents carry, full_absorption the share of words where the letter's own latents "
+        "are silent and one other carries it, over letters whose probe on the model has an F1 "
+        "above 0.6; NaN with fewer than 20 such letters.",
+    ),
+    "interpretation": (
+        1,
+        "detection and fuzzing are balanced accuracies of a judge's answers from its own "
+        "explanation, 0.5 is guessing; an answer in another form than the one asked for is NaN and "
+        "counted in unanswered.",
+    ),
+    "circuits": (
+        1,
+        "faithfulness is (m(C) − m(∅)) / (m(M) − m(∅)), completeness the same of everything but C; "
+        "m is the mean of right minus wrong logit, M the model, ∅ every node replaced; areas are "
+        "mean heights over log₂ of the number of nodes.",
+    ),
+}
+"""A table's name: the version of its definitions, and these."""
+
+
+def stamp(*names: str) -> dict[str, dict[str, Any]]:
+    """The present definitions of some tables, as JSON keeps them."""
+    return {
+        name: {"version": version, "definition": text}
+        for name, (version, text) in ((name, DEFINITIONS[name]) for name in names)
+    }

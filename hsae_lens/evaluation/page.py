@@ -1,0 +1,296 @@
+"""Folders of ``hsae eval`` in, one self-contained HTML page out. It computes nothing new."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from html import escape
+from importlib import resources
+from pathlib import Path
+
+import pandas as pd
+
+from hsae_lens._util.html import definitions_html, table_html, write_page
+from hsae_lens.evaluation.frontier.advice import QUALITIES, Advice, advise
+from hsae_lens.evaluation.plots import (
+    adaptive_svg,
+    frontier_svg,
+    probing_svg,
+    stability_svg,
+    tasks_svg,
+    worth_svg,
+)
+from hsae_lens.evaluation.run_folder import EvalRun, read_run
+
+SHOWN = ["sae", "k", "l0", "explained_variance", "adds", "mse", "cosine", "ce_score", "ce_with_sae",
+         "kl", "dead", "dense"]  # fmt: skip
+
+
+def write_report(folders: Sequence[str | Path], out: str | Path) -> Path:
+    """One page over one or more runs of ``hsae eval``; opens from a file and fetches nothing.
+
+    Raises:
+        FileNotFoundError, ValueError: if a folder is not a whole run; which file, and the mend.
+    """
+    runs = [read_run(folder) for folder in folders]
+    title = f"Sparse autoencoders of {', '.join(dict.fromkeys(r.facts['model'] for r in runs))}"
+    explorer = resources.files("hsae_lens.evaluation").joinpath("explorer.js")
+    body = "\n".join(_chapter(run) for run in runs)
+    return write_page(title, body, out, explorer.read_text(encoding="utf-8"))
+
+
+def _chapter(run: EvalRun) -> str:
+    return "\n".join(section(run) for section in SECTIONS)
+
+
+def _summary(run: EvalRun) -> str:
+    mine = run.frontier[run.frontier["sae"] == run.about]
+    lines, advice = [_what_it_is(run)], None
+    for of in [of for of in QUALITIES if of in mine]:
+        advice, line = _advice(mine, of)
+        lines.append(line)
+    if advice and {"ce_score", "ce_clean", "ce_with_sae", "ce_ablated"} <= set(mine):
+        lines += _cost(run, mine, advice.k)
+    items = "".join(f"<li>{line}</li>" for line in lines)
+    return f"<h1>{escape(run.about)}</h1>\n<h2>In short</h2>\n<ul>{items}</ul>"
+
+
+def _what_it_is(run: EvalRun) -> str:
+    facts = run.facts
+    line = (
+        f"It rewrites each activation of <b>{escape(facts['model'])}</b> at "
+        f"<code>{escape(facts['hook'])}</code>, {facts['d_in']} numbers, as "
+    )
+    if run.hierarchical:
+        return line + (
+            f"at most {facts['k']} of {facts['d_sae']:,} latents. One file serves every budget k, "
+            "how many latents to use."
+        )
+    trained = f" (k={facts['k']})" if facts["k"] else ""
+    return line + (
+        f"a few of {facts['d_sae']:,} latents. It is a stock SAE, trained for one sparsity"
+        f"{trained}; a budget k cuts each token’s code to its k largest latents."
+    )
+
+
+def _advice(mine: pd.DataFrame, of: str) -> tuple[Advice | None, str]:
+    """The budget to use by a quality, and the line that says so or why there is no such advice."""
+    try:
+        advice = advise(mine, 0.95, of)
+    except ValueError as error:
+        return None, escape(str(error))
+    if advice.beware:
+        return None, f"No advice by the {QUALITIES[of]}: {escape(advice.beware)}"
+    return advice, f"To keep 95% of the {QUALITIES[of]}: <b>{escape(str(advice))}</b>"
+
+
+def _cost(run: EvalRun, mine: pd.DataFrame, k: int) -> list[str]:
+    """What a budget costs, here and with the other SAEs."""
+    row = mine[mine["k"] == k].iloc[0]
+    lines = [
+        f"What k={k} costs: the model's cross-entropy goes from {row['ce_clean']:.2f} to "
+        f"{row['ce_with_sae']:.2f} nats per token; without the layer it is "
+        f"{row['ce_ablated']:.2f}."
+    ]
+    for name, rows in run.frontier.groupby("sae", sort=False):
+        if name != run.about and k in set(rows["k"]):
+            other = rows[rows["k"] == k].iloc[0]["ce_score"]
+            lines.append(
+                f"At the same k, <b>{escape(str(name))}</b> recovers {other:.0%} of the "
+                f"cross-entropy, this one {row['ce_score']:.0%}."
+            )
+    return lines
+
+
+def _quality(run: EvalRun) -> str:
+    figures = "".join(frontier_svg(run.frontier, of) for of in QUALITIES if of in run.frontier)
+    shown = run.frontier[[column for column in SHOWN if column in run.frontier]]
+    bands = " Bands are two standard errors." if "explained_variance_se" in run.frontier else ""
+    return (
+        "<h2>Quality at every budget</h2>"
+        "<p>First, how much of the activations’ variance the first k latents explain; then, how "
+        "much of the model’s behaviour survives when it goes on from the reconstruction: 1 is the "
+        f"model itself, 0 is the layer set to zero.{bands}</p>"
+        f'<div class="figures">{figures}</div>'
+        f"<details><summary>All figures</summary>{table_html(shown)}</details>"
+    )
+
+
+def _behaviour(run: EvalRun) -> str:
+    if "tasks" not in run.tables:
+        return ""
+    tasks = run.tables["tasks"]
+    mine = tasks[tasks["sae"] == run.about]
+    able = mine.dropna(subset="logit_retention")
+    unable = [task for task in mine["task"].unique() if task not in set(able["task"])]
+    left_out = (
+        f" Left out, because the model itself guesses: {escape(', '.join(unable))}."
+        if unable
+        else ""
+    )
+    shown = tasks[["sae", "task", "k", "accuracy", "model_accuracy", "logit_diff", "retention"]]
+    figure = tasks_svg(able) if len(able) else ""
+    return (
+        "<h2>Behaviours that survive</h2>"
+        "<p>Small tasks with one right and one wrong next word: how much of the model’s preference "
+        f"for the right one is left when it goes on from k latents. 1 is the model.{left_out}"
+        f'</p><div class="figures">{figure}</div>'
+        f"<details><summary>All figures, and the controls</summary>{table_html(shown)}</details>"
+    )
+
+
+def _order(run: EvalRun) -> str:
+    if "curve" not in run.tables:
+        return ""
+    curve = run.tables["curve"]
+    adds = curve["adds"][curve["k"] > 0].tolist()
+    middle = (len(adds) + 1) // 2
+    text = (
+        "A token’s latents enter in order of activation. On average the first adds "
+        f"{adds[0]:.3f} to the explained variance, the one at rank {middle} "
+        f"{adds[middle - 1]:.4f}."
+    )
+    figures = worth_svg(run.tables["curve"])
+    if "stability" in run.tables:
+        text += (
+            " The order is not an accident if the same latents come first when noise of a tenth of "
+            "the activation is added, far more often than for unrelated tokens."
+        )
+        figures += stability_svg(run.tables["stability"])
+    if "contributions" in run.tables:
+        row = run.tables["contributions"].iloc[0]
+        text += (
+            f" Over {row['latents']:.0f} latents, what each is worth in one half of the documents "
+            f"and in the other correlates at {row['rank_correlation']:.2f} (ranks; "
+            f"{row['shuffled']:.2f} if shuffled)."
+        )
+    return f'<h2>What each latent is worth</h2><p>{text}</p><div class="figures">{figures}</div>'
+
+
+def _adaptive(run: EvalRun) -> str:
+    if "adaptive" not in run.tables:
+        return ""
+    table = run.tables["adaptive"]
+    return (
+        "<h2>Different budgets for different tokens</h2>"
+        "<p>The same mean number of latents, spent where it helps: with one threshold on the "
+        "activations, or with latents added to each token until its error is small enough.</p>"
+        f'<div class="figures">{adaptive_svg(table)}</div>'
+        f"<details><summary>All figures</summary>{table_html(table)}</details>"
+    )
+
+
+def _meaning(run: EvalRun) -> str:
+    if "interpretation" not in run.tables:
+        return ""
+    table = run.tables["interpretation"]
+    if "unanswered" not in table:  # an earlier version's
+        missing = table[["detection", "fuzzing"]].isna().sum(axis=1)
+        table = table.assign(unanswered=missing)
+    scores = table.groupby(["sae", "ranks"], sort=False).agg(
+        latents=("latent", "size"),
+        detection=("detection", "mean"),
+        fuzzing=("fuzzing", "mean"),
+        unanswered=("unanswered", "sum"),
+    )
+    return (
+        "<h2>Can a judge say what latents stand for?</h2>"
+        "<p>A language model explained each latent from examples and then had to tell, from the "
+        "explanation alone, in which other excerpts it fires (detection) and which of their words "
+        "make it fire (fuzzing). 0.5 is guessing. Latents are grouped by how early they come in a "
+        "token’s code; unanswered counts questions without an answer in the form asked for, which "
+        "are left out of the means.</p>"
+        f"{table_html(scores.reset_index())}"
+        f"<details><summary>Each latent and its explanation</summary>{table_html(table)}</details>"
+    )
+
+
+def _probing(run: EvalRun) -> str:
+    if "probing" not in run.tables:
+        return ""
+    table = run.tables["probing"]
+    figures = "".join(probing_svg(table, size) for size in sorted(table["probe_size"].unique()))
+    names = ", ".join(map(escape, table["dataset"].unique()))
+    return (
+        "<h2>Labels that few latents hold</h2>"
+        f"<p>sae-probes on {names}: how well a label is read off one or a few latents of a text’s "
+        "last token, when the token has k latents. 0.5 is guessing; model_auc is a probe on the "
+        "whole activation, and retention how much of what it is above guessing is kept.</p>"
+        f'<div class="figures">{figures}</div>'
+        f"<details><summary>All figures</summary>{table_html(table)}</details>"
+    )
+
+
+def _absorption(run: EvalRun) -> str:
+    if "absorption" not in run.tables:
+        return ""
+    table = run.tables["absorption"]
+    first = table.iloc[0]
+    spells = (
+        "Does the model spell? A probe on its activations names the letter of "
+        f"{first['probe_accuracy']:.0%} of held-out words, and {first['letters']:.0f} of 26 "
+        "letters are read well enough to count."
+    )
+    if table["absorption"].isna().all():
+        spells += " That is too few to speak of absorption."
+    return (
+        "<h2>Latents that stand in for others</h2>"
+        "<p>SAEBench’s first-letter task: how much of a word’s letter is carried by other latents "
+        "where the letter’s own should be active (absorption; full where those are silent and one "
+        "other carries it). Smaller is better, but only where single latents mark letters at all: "
+        f"letter_f1 says how well the best one does. {spells}</p>{table_html(table)}"
+    )
+
+
+def _explorer(run: EvalRun) -> str:
+    if not run.examples:
+        return ""
+    # No "<" inside the script element: it could end it, or begin a comment in it.
+    data = json.dumps(run.examples, allow_nan=False).replace("<", "\\u003c")
+    return (
+        "<h2>Follow a token latent by latent</h2>"
+        "<p>Move the budget and choose a token. The bluer a token, the more of its activation is "
+        "explained; grey ones are left as they are.</p>"
+        '<div class="explorer"><div class="texts"></div>'
+        '<label>Budget <input class="slider" type="range" min="0" step="1" value="0">'
+        '<output class="shown"></output></label>'
+        '<div class="tokens"></div><div class="detail"></div>'
+        f'<script type="application/json">{data}</script></div>'
+    )
+
+
+def _how(run: EvalRun) -> str:
+    facts = run.facts
+    settings = {k: v for k, v in facts["settings"].items() if v is not None}
+    notes = [
+        "Special tokens, positions the SAE was not trained on and outlier norms are left out of "
+        "every figure and left as they are in the model. Every budget sees the same tokens."
+    ]
+    if run.hierarchical:
+        notes.append(
+            "The random decoder has as many latents in random directions, read off with one fitted "
+            "gain: what a dictionary of this size scores without having learnt anything."
+        )
+    return (
+        "<h2>How these figures were made</h2>"
+        f"<p><code>hsae eval</code> of hsae_lens {escape(facts['hsae_lens'])} with torch "
+        f"{escape(facts['torch'])}, in {facts['seconds']:.0f} s, on {facts['tokens']:,} tokens of "
+        f"{escape(facts['text'])}. Settings: <code>{escape(json.dumps(settings))}</code></p>"
+        f"{definitions_html(facts, run.tables)}<ul>{''.join(f'<li>{note}</li>' for note in notes)}"
+        "</ul>"
+    )
+
+
+SECTIONS = (
+    _summary,
+    _quality,
+    _behaviour,
+    _explorer,
+    _order,
+    _adaptive,
+    _meaning,
+    _probing,
+    _absorption,
+    _how,
+)
+"""In the order of the page; each gives HTML, or nothing where the run has no such table."""

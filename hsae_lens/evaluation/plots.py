@@ -1,0 +1,137 @@
+"""Tables in, pictures out; computes nothing."""
+
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from matplotlib.figure import Figure
+
+from hsae_lens._util.figures import (
+    BUDGET_AXIS,
+    COLOURS,
+    figure_svg,
+    finish_axes,
+    legend_below,
+    panel,
+    plain_text,
+    save_png,
+)
+
+QUALITIES = {"explained_variance": "Explained variance", "ce_score": "Cross-entropy recovered"}
+
+
+def plot_frontier(table: pd.DataFrame, path: str | Path, title: str) -> Path:
+    """Explained variance and recovered cross-entropy against the budget, one curve per SAE.
+
+    Args:
+        table: columns ``sae``, ``k``, ``explained_variance`` and ``ce_score``; with
+            ``…_se`` columns the curves have bands of two standard errors.
+        path: the PNG to write, whole or not at all.
+    """
+    path = Path(path)
+    figure = Figure(figsize=(10, 4.2), layout="constrained")
+    figure.suptitle(plain_text(title, 100), fontsize=12)
+    for axes, quality in zip(figure.subplots(1, 2), QUALITIES, strict=True):
+        _frontier(axes, table, quality)
+    legend_below(figure)
+    save_png(figure, path)
+    return path
+
+
+def frontier_svg(table: pd.DataFrame, quality: str) -> str:
+    """One panel of :func:`plot_frontier` as SVG for a page."""
+    figure, axes = panel()
+    _frontier(axes, table, quality)
+    legend_below(figure)
+    return figure_svg(figure)
+
+
+def worth_svg(curve: pd.DataFrame) -> str:
+    """What the k-th latent adds to the explained variance (columns ``k``, ``adds``), as SVG."""
+    figure, axes = panel()
+    rows = curve[curve["k"] > 0]
+    axes.plot(rows["k"], rows["adds"], color=COLOURS[0])
+    # Symmetric, so that latents which add nothing, or harm, are seen.
+    axes.set_yscale("symlog", linthresh=1e-4)
+    finish_axes(axes, "Rank of the latent", "Explained variance it adds", rows["k"].max())
+    return figure_svg(figure)
+
+
+def adaptive_svg(table: pd.DataFrame) -> str:
+    """Adaptive budgets beside fixed ones of the same mean, as SVG."""
+    figure, axes = panel()
+    names = {"mean": "one threshold for all tokens", "error": "until the error is small enough"}
+    fixed = table.sort_values("l0")
+    axes.plot(fixed["l0"], fixed["fixed"], color="#777777", label="the same k for every token")
+    for colour, (rule, rows) in zip(
+        itertools.cycle(COLOURS), table.groupby("rule", sort=False), strict=False
+    ):
+        rows = rows.sort_values("l0")
+        label = names.get(str(rule), plain_text(rule))
+        axes.plot(rows["l0"], rows["explained_variance"], "o-", color=colour, label=label)
+    finish_axes(axes, "Mean latents per token", "Explained variance", table["l0"].max())
+    legend_below(figure)
+    return figure_svg(figure)
+
+
+def stability_svg(table: pd.DataFrame) -> str:
+    """Agreement of first latents (columns ``k``, ``agreement``, ``shuffled``), as SVG."""
+    figure, axes = panel()
+    axes.plot(
+        table["k"], table["agreement"], "o-", color=COLOURS[0], label="same token, noise added"
+    )
+    axes.plot(table["k"], table["shuffled"], "o-", color="#777777", label="unrelated tokens")
+    finish_axes(axes, "First k latents", "Share in common", table["k"].max())
+    axes.set_ylim(0, 1.03)
+    legend_below(figure)
+    return figure_svg(figure)
+
+
+def tasks_svg(table: pd.DataFrame) -> str:
+    """Share of the model's logit difference kept, by budget and task (one SAE's rows), as SVG."""
+    figure, axes = panel()
+    for colour, (task, rows) in zip(
+        itertools.cycle(COLOURS), table.groupby("task", sort=False), strict=False
+    ):
+        name = plain_text(str(task).replace("_", " "))
+        axes.plot(rows["k"], rows["logit_retention"], "o-", color=colour, label=name)
+    finish_axes(axes, BUDGET_AXIS, "Share of the preference kept", table["k"].max())
+    axes.axhline(1, color="#777777", linewidth=1)
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=2,
+                  frameon=False)  # fmt: skip
+    return figure_svg(figure)
+
+
+def probing_svg(table: pd.DataFrame, size: int) -> str:
+    """Mean test AUC of probes on ``size`` latents against the budget, a curve per SAE, as SVG."""
+    figure, axes = panel()
+    rows = table[table["probe_size"] == size]
+    for colour, (name, mine) in zip(
+        itertools.cycle(COLOURS), rows.groupby("sae", sort=False), strict=False
+    ):
+        means = mine.groupby("k")["test_auc"].mean()
+        axes.plot(means.index, means.to_numpy(), "o-", color=colour, label=plain_text(name))
+    finish_axes(
+        axes,
+        BUDGET_AXIS,
+        f"Test AUC of probes on {size} latent{'s' if size > 1 else ''}",
+        rows["k"].max(),
+    )
+    axes.axhline(0.5, color="#777777", linewidth=1)
+    legend_below(figure)
+    return figure_svg(figure)
+
+
+def _frontier(axes: Any, table: pd.DataFrame, quality: str) -> None:
+    for colour, (name, rows) in zip(
+        itertools.cycle(COLOURS), table.groupby("sae", sort=False), strict=False
+    ):
+        axes.plot(rows["k"], rows[quality], marker="o", color=colour, label=plain_text(name))
+        if (error := f"{quality}_se") in rows:
+            low, high = (rows[quality] + sign * 2 * rows[error] for sign in (-1, 1))
+            axes.fill_between(rows["k"], low, high, color=colour, alpha=0.15, linewidth=0)
+    finish_axes(axes, BUDGET_AXIS, QUALITIES[quality], table["k"].max())
+    axes.set_ylim(min(0.0, table[quality].min() - 0.03), 1.03)

@@ -1,0 +1,22 @@
+"""Small behavioural tasks: pairs of prompts, and how much of a behaviour survives at k latents."""
+
+from hsae_lens.evaluation.tasks.behaviour import evaluate_tasks
+from hsae_lens.evaluation.tasks.pairs import (
+    LogitDiff,
+    Pair,
+    TokenizedTask,
+    read_pairs,
+    tokenize_pairs,
+)
+from hsae_lens.evaluation.tasks.templates import TASKS, make_task
+
+__all__ = [
+    "TASKS",
+    "LogitDiff",
+    "Pair",
+    "TokenizedTask",
+    "evaluate_tasks",
+    "make_task",
+    "read_pairs",
+    "tokenize_pairs",
+]

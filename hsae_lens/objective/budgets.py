@@ -1,0 +1,127 @@
+"""Which budgets a loss looks at and how much each one counts."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import math
+import numbers
+from collections.abc import Sequence
+from typing import Any
+
+from hsae_lens._util.did_you_mean import did_you_mean
+
+logger = logging.getLogger(__name__)
+
+SCHEDULES = {
+    "uniform": lambda j: 1.0,
+    "inverse": lambda j: 1.0 / j,
+    "inverse_sqrt": lambda j: j**-0.5,
+}
+"""Named weightings of a budget j, before they are normalised to sum 1.
+
+``uniform`` is the paper's (arXiv 2505.24473). The others favour small budgets: they buy explained
+variance at the sparse end of the frontier and pay for it at K.
+"""
+
+
+def whole_number(value: Any, name: str) -> int:
+    """``value`` as a Python int, which JSON can hold: numpy's integers are whole numbers too.
+
+    Raises:
+        ValueError: for anything else, True and 2.0 included; ``name`` says what it should be.
+    """
+    if not _is_whole(value):
+        raise ValueError(f"{name} must be a whole number, got {value!r}.")
+    return int(value)
+
+
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, numbers.Integral) and not isinstance(value, bool)
+
+
+def resolve_budgets(budgets: Sequence[int] | None, k: int) -> list[int]:
+    """The budgets the loss looks at, J: every 1..k when ``budgets`` is None.
+
+    Raises:
+        ValueError: if k < 1, or the budgets are empty, not whole numbers, not strictly ascending,
+            or outside 1..k.
+    """
+    if k < 1:
+        raise ValueError(f"k must be at least 1, got {k}.")
+    if budgets is None:
+        return list(range(1, k + 1))
+    given = list(budgets)
+    if not given:
+        raise ValueError("budgets is empty. Leave it None for every budget 1..k, or name some.")
+    if not all(_is_whole(j) for j in given):
+        raise ValueError(f"budgets must be whole numbers, got {given}.")
+    result = [int(j) for j in given]
+    if any(b <= a for a, b in itertools.pairwise(result)):
+        raise ValueError(
+            f"budgets must be ascending without repeats, got {result}. "
+            f"Did you mean {sorted(set(result))}?"
+        )
+    if result[0] < 1 or result[-1] > k:
+        outside = [j for j in result if not 1 <= j <= k]
+        raise ValueError(f"budgets {outside} are outside 1..k={k}.")
+    return result
+
+
+def resolve_weights(weights: str | Sequence[float] | None, budgets: Sequence[int]) -> list[float]:
+    """One weight per budget, normalised to sum 1.
+
+    Args:
+        weights: a name from :data:`SCHEDULES`, or one non-negative number per budget. None is
+            ``"uniform"``.
+
+    Raises:
+        ValueError: for an unknown name, a wrong length, negative, non-finite or all-zero weights.
+    """
+    if weights is None:
+        weights = "uniform"
+    if isinstance(weights, str):
+        if weights not in SCHEDULES:
+            raise ValueError(
+                f"Unknown budget weighting {weights!r}.{did_you_mean(weights, SCHEDULES)} "
+                "Or give a list with one number per budget."
+            )
+        raw = [SCHEDULES[weights](j) for j in budgets]
+    else:
+        raw = [float(w) for w in weights]
+        if len(raw) != len(budgets):
+            raise ValueError(
+                f"budget_weights has {len(raw)} numbers for {len(budgets)} budgets; "
+                "give one per budget."
+            )
+        if any(not math.isfinite(w) or w < 0 for w in raw):
+            raise ValueError(f"budget_weights must be finite and not negative, got {raw}.")
+    total = math.fsum(raw)
+    if total <= 0:
+        raise ValueError("budget_weights are all zero; at least one budget must count.")
+    return [w / total for w in raw]
+
+
+def powers_of_two(k: int) -> list[int]:
+    """1, 2, 4, … and k itself: the budgets shown when nobody asked for particular ones."""
+    return sorted({*(2**i for i in range(k.bit_length()) if 2**i <= k), k})
+
+
+def budgets_from(text: str) -> list[int]:
+    """Budgets written with commas, ascending and each once: ``"8,4,8"`` is ``[4, 8]``, and says so.
+
+    Raises:
+        ValueError: if one is not a whole number of at least 1.
+    """
+    parts = [part.strip() for part in text.split(",")]
+    # Longer ones are no budgets either, and int() refuses the longest with other words.
+    if bad := [part for part in parts if not (part.isdecimal() and len(part) < 10 and int(part))]:
+        raise ValueError(
+            f"Budgets are whole numbers of at least 1 with commas, as in 1,8,32; got {bad[0]!r} in "
+            f"{text!r}."
+        )
+    asked = [int(part) for part in parts]
+    budgets = sorted(set(asked))
+    if budgets != asked:
+        logger.warning("Took the budgets %s as %s.", text, ",".join(map(str, budgets)))
+    return budgets

@@ -1,0 +1,157 @@
+"""The facts a saved SAE carries about itself, as a page for people."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pandas as pd
+import yaml
+from sae_lens import SAE
+
+from hsae_lens._util.columns import DEFINITIONS, stamp
+
+FRONTIER_COLUMNS = ["k", "tokens", "l0", "explained_variance", "mse", "dead", "ce_score", "kl"]
+
+CARD_FACTS = {
+    "dataset_path": "text",
+    "training_tokens": "tokens seen in training",
+    "context_size": "tokens per sequence",
+    "seqpos_slice": "positions used",
+    "max_norm": "activations longer than this left out of every figure",
+    "training_settings": "optimizer and schedule",
+    "dead_latents": "dead latents",
+    "seed": "seed",
+    "training_time": "time",
+}
+
+PAGE = """\
+# {title}
+
+One sparse autoencoder for every budget k = 1..{k}: a token's latents are ordered, and its first k
+are a good reconstruction for each k (HierarchicalTopK, arXiv 2505.24473).
+
+```python
+import hsae_lens
+
+sae = hsae_lens.load_pretrained({release!r}, {sae_id!r}, k={half})
+```
+
+## What it is
+
+{facts}
+
+## The frontier
+
+{frontier}
+
+{definition}
+{notes}"""
+
+HUB_HEADER = """\
+---
+library_name: saelens
+tags: [sparse-autoencoder, hierarchical-topk]
+---
+
+"""
+
+
+def store_frontier(sae: SAE[Any], table: pd.DataFrame, text: str) -> None:
+    """Keeps a table of :func:`evaluate_budgets` in the SAE's metadata, under the text's name."""
+    kept = [row for row in frontier_rows(sae.cfg.metadata.frontier) if row["text"] != text]
+    columns = [column for column in FRONTIER_COLUMNS if column in table]
+    for row in table[columns].to_dict("records"):
+        rounded = {str(c): round(v, 4) if isinstance(v, float) else v for c, v in row.items()}
+        kept.append({"text": text, **rounded})
+    sae.cfg.metadata.frontier = kept
+    sae.cfg.metadata.definitions = stamp("frontier")
+
+
+def frontier_rows(saved: Any) -> list[dict[str, Any]]:
+    """The rows of a frontier in an SAE's metadata, where others may have put anything."""
+    rows = [row for row in saved if isinstance(row, dict)] if isinstance(saved, list) else []
+    return [
+        row for row in rows if isinstance(row.get("text"), str) and isinstance(row.get("k"), int)
+    ]
+
+
+def write_card(sae: SAE[Any], release: str, sae_id: str, title: str | None = None) -> str:
+    """The card in Markdown: how to load it, what it was trained on, its frontier, its limits.
+
+    Everything is read from the SAE's config and metadata: ``frontier`` (:func:`store_frontier`),
+    ``notes`` (sentences on what it is not good for) and the keys of ``FACTS``.
+    """
+    cfg, metadata = sae.cfg, sae.cfg.metadata
+    facts = {
+        "language model": metadata.model_name,
+        "hook": metadata.hook_name,
+        "width": f"{cfg.d_in} → {cfg.d_sae} latents",
+        "budgets": f"1..{cfg.k}",
+    }
+    facts |= {
+        label: metadata[key] for key, label in CARD_FACTS.items() if metadata[key] is not None
+    }
+    facts |= _settings(metadata.training_architecture_details or {})
+    notes = metadata.notes or []
+    return PAGE.format(
+        title=title or f"{release}: {sae_id}",
+        release=release,
+        sae_id=sae_id,
+        k=cfg.k,
+        half=max(1, cfg.k // 4),
+        facts=_markdown(pd.DataFrame(facts.items(), columns=["", " "])),
+        frontier=_frontier(frontier_rows(metadata.frontier)),
+        definition=_definition(metadata.definitions),
+        notes="\n## What it is not good for\n\n" + "".join(f"- {n}\n" for n in notes)
+        if notes
+        else "",
+    )
+
+
+def release_entry(
+    release: str, model: str, sae_id: str, path: str, sha256: str, **source: str
+) -> str:
+    """The YAML that makes the SAE loadable by name; ``source`` is repo_id or folder."""
+    sae = {"id": sae_id, "path": path, "sha256": sha256}
+    return yaml.safe_dump({release: {"model": model, **source, "saes": [sae]}}, sort_keys=False)
+
+
+def _settings(details: dict[str, Any]) -> dict[str, Any]:
+    if not details:
+        return {}
+    return {
+        "budgets in the loss": details.get("budgets") or "every 1..k",
+        "their weights": details.get("budget_weights"),
+        "weight of the dead latents' loss": details.get("aux_loss_coefficient"),
+        "b_dec starts as": details.get("b_dec_init"),
+    }
+
+
+def _frontier(rows: list[dict[str, Any]]) -> str:
+    if not rows:
+        return "Not measured."
+    parts = []
+    for text, table in pd.DataFrame(rows).groupby("text", sort=False):
+        shown = table.drop(columns="text").dropna(axis=1, how="all")
+        parts.append(f"On {text}:\n\n{_markdown(shown)}")
+    return "\n\n".join(parts)
+
+
+def _definition(stamped: Any) -> str:
+    """What the frontier's figures are, by the version that the SAE says, if it does."""
+    entry = stamped.get("frontier") if isinstance(stamped, dict) else None
+    if not isinstance(entry, dict) or not {"version", "definition"} <= set(entry):
+        return f"What the figures are: {DEFINITIONS['frontier'][1]}"
+    return f"What the figures are (version {entry['version']}): {entry['definition']}"
+
+
+def _markdown(table: pd.DataFrame) -> str:
+    lines = [list(map(str, table.columns)), ["---"] * table.shape[1]]
+    lines += [[_cell(value) for value in row] for row in table.itertuples(index=False)]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def _cell(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:,.3f}" if abs(value) < 1000 else f"{value:,.0f}"
+    return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)

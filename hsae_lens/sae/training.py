@@ -1,0 +1,361 @@
+"""The training architecture: SAELens' TopK training SAE with the nested objective."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import simple_parsing
+import torch
+from sae_lens import TopKTrainingSAE, TopKTrainingSAEConfig
+from sae_lens.saes.sae import TrainStepInput, TrainStepOutput
+from typing_extensions import override
+
+from hsae_lens._util.delayed_scalar import DelayedScalar, delay_on
+from hsae_lens.models.devices import model_device
+from hsae_lens.objective import kernels
+from hsae_lens.objective.budgets import powers_of_two, resolve_budgets, resolve_weights
+from hsae_lens.objective.encode import encode_topk
+from hsae_lens.objective.nested import NestedOutput, nested_pass
+from hsae_lens.objective.ordered_code import OrderedCode
+from hsae_lens.sae.inference import ARCHITECTURE, check_sizes, norms_are_one
+from hsae_lens.sae.normalization import OwnInputSteps, decoder_scale, decoder_target
+from hsae_lens.sae.saved_files import check_weights, explaining_bad_files, save_whole
+
+
+def _parse_weights(text: str) -> str | list[float]:
+    """A command-line weighting: a schedule's name or comma-separated numbers."""
+    try:
+        return [float(part) for part in text.split(",")]
+    except ValueError:
+        return text
+
+
+def _parse_budgets(text: str) -> list[int] | None:
+    """Command-line budgets: comma-separated whole numbers, or "all"."""
+    return None if text == "all" else [int(part) for part in text.split(",")]
+
+
+def _dense_topk(pre: torch.Tensor, k: int) -> torch.Tensor:
+    return OrderedCode.from_pre_activations(pre, k).to_dense(pre.shape[-1])
+
+
+@dataclass
+class HierarchicalTopKTrainingSAEConfig(TopKTrainingSAEConfig):
+    """Configuration for training a HierarchicalTopK SAE (arXiv 2505.24473).
+
+    The loss is Σ_{j in budgets} w_j · mean over tokens of ‖x − x̂_j‖², where x̂_j uses a token's j
+    largest latents. With ``budgets=[k]`` it is exactly SAELens' TopK.
+
+    Args:
+        k (int): The largest budget: how many latents a token may use.
+        budgets (list[int] | None): The budgets the loss looks at, ascending within 1..k; the last
+            one is k. None, the default, is every 1..k (on the command line: all, or 1,2,4,8).
+        budget_weights (str | list[float]): How much each budget counts: "uniform" (the paper's),
+            "inverse", "inverse_sqrt", or one number per budget. Normalised to sum 1.
+        default_budget (int | None): The budget a saved SAE starts with. None means k.
+        aux_loss_coefficient (float): Weight of the auxiliary loss that revives dead latents, as
+            in SAELens' TopK. 0 turns it off.
+        rescale_acts_by_decoder_norm (bool): Choose latents by pre-activation times decoder norm,
+            as in SAELens' TopK, so that drifting norms do not decide.
+        use_sparse_activations (bool): Whether a training step reports ``feature_acts`` as a COO
+            tensor, which spares SAELens' trainer several passes over [batch, d_sae]. ``encode``
+            is always dense.
+        kernel (str): Forces an implementation of the objective (``hsae_lens.objective.kernels``).
+        b_dec_init ("zeros" | "mean"): What b_dec starts as: zeros, as in SAELens, or the mean of
+            the first batch. The mean saves the steps Adam would need to walk there. A b_dec that
+            is not zeros, of an SAE trained before, stays as it is.
+        decoder_init_norm (float | None): Norm the decoder rows start with. Inherited.
+        d_in (int): Width of the activations. Inherited from SAEConfig.
+        d_sae (int): Number of latents. Inherited from SAEConfig.
+        dtype (str): Type of the parameters. Inherited from SAEConfig.
+        device (str): Where the parameters are. Inherited from SAEConfig.
+        apply_b_dec_to_input (bool): Whether b_dec is subtracted from the input. Inherited.
+        normalize_activations (str): Input normalisation. Inherited from SAEConfig.
+        reshape_activations (str): "hook_z" joins attention heads. Inherited from SAEConfig.
+        metadata (SAEMetadata): Model, hook and training facts. Inherited from SAEConfig.
+    """
+
+    use_sparse_activations: bool = True
+    budgets: list[int] | None = simple_parsing.field(default=None, type=_parse_budgets, nargs=None)
+    budget_weights: str | list[float] = simple_parsing.field(
+        default="uniform", type=_parse_weights, nargs=None
+    )
+    default_budget: int | None = None
+    kernel: str = "auto"
+    b_dec_init: Literal["zeros", "mean"] = "zeros"
+
+    def __post_init__(self) -> None:
+        check_sizes(self)
+        self._check_budgets()
+        super().__post_init__()  # copies the settings into the metadata, which is saved as JSON too
+        if not 0 <= self.aux_loss_coefficient < math.inf:
+            raise ValueError(
+                "aux_loss_coefficient must not be negative or infinite, got "
+                f"{self.aux_loss_coefficient}."
+            )
+        if self.b_dec_init not in ("zeros", "mean"):
+            raise ValueError(f"b_dec_init must be 'zeros' or 'mean', got {self.b_dec_init!r}.")
+        if self.kernel != "auto" and self.kernel not in kernels.IMPLEMENTATIONS:
+            raise ValueError(
+                f"Unknown kernel {self.kernel!r}. Known: auto, "
+                f"{', '.join(kernels.IMPLEMENTATIONS)}."
+            )
+
+    def _check_budgets(self) -> None:
+        """Makes budgets and weights Python numbers, and refuses a loss that stops short of k."""
+        budgets = resolve_budgets(self.budgets, self.k)
+        weights = resolve_weights(self.budget_weights, budgets)
+        last = max(j for j, weight in zip(budgets, weights, strict=True) if weight > 0)
+        if last < self.k:
+            raise ValueError(
+                f"The loss looks at a token's first {last} latents, so those up to k={self.k} "
+                f"would be saved untrained. Set k={last}, or give budget {self.k} a weight too."
+            )
+        self.budgets = None if self.budgets is None else budgets
+        if not isinstance(self.budget_weights, (str, type(None))):
+            self.budget_weights = [float(weight) for weight in self.budget_weights]
+
+    @override
+    @classmethod
+    def architecture(cls) -> str:
+        return ARCHITECTURE
+
+    @override
+    def get_inference_sae_cfg_dict(self) -> dict[str, Any]:
+        # Saving for inference folds the decoder norms to 1, so there is nothing left to rescale.
+        return {**super().get_inference_sae_cfg_dict(), "rescale_acts_by_decoder_norm": False}
+
+
+class HierarchicalTopKTrainingSAE(OwnInputSteps, TopKTrainingSAE):
+    """Trains one SAE for every budget at once; a drop-in for SAELens' TopK in its runners.
+
+    ``encode`` and ``decode`` are SAELens' at k. ``training_forward_pass`` computes the nested loss
+    and its gradients without any [batch, d_sae] tensor that has a gradient. In that pass
+    ``hook_sae_input`` and ``hook_sae_recons`` fire (the latter on the reconstruction at k);
+    ``hook_sae_acts_pre`` and ``hook_sae_acts_post`` fire in ``encode`` only.
+    """
+
+    cfg: HierarchicalTopKTrainingSAEConfig
+
+    def __init__(
+        self, cfg: HierarchicalTopKTrainingSAEConfig, use_error_term: bool = False
+    ) -> None:
+        super().__init__(cfg, use_error_term)
+        self.budgets = resolve_budgets(cfg.budgets, cfg.k)
+        self.budget_weights = resolve_weights(cfg.budget_weights, self.budgets)
+        self.checks_activations = True  # False where the trainer does it without waiting for a GPU
+        self._n_dead = DelayedScalar()
+
+    @override
+    def get_activation_fn(self) -> Callable[[torch.Tensor], torch.Tensor]:
+        return functools.partial(_dense_topk, k=self.cfg.k)
+
+    @override
+    def __getstate__(self) -> dict[str, Any]:
+        # What a trainer arranged, and counts on their way from a GPU, stay with the original.
+        return {**super().__getstate__(), "_n_dead": DelayedScalar(), "checks_activations": True}
+
+    @override
+    def training_forward_pass(self, step_input: TrainStepInput) -> TrainStepOutput:
+        """One step's losses: the nested loss at every budget plus the dead latents' auxiliary loss.
+
+        Raises:
+            FloatingPointError: if the activations hold NaN or infinity (names step and share), the
+                first batch is all zeros, or the loss is not finite.
+        """
+        checks = self.checks_activations or step_input.n_training_steps == 0
+        if checks:
+            self._check_activations(step_input)
+        x = self.hook_sae_input(self.reshape_fn_in(step_input.sae_in.to(self.dtype)))
+        normed = self.run_time_activation_norm_fn_in(x)
+        if step_input.n_training_steps == 0 and self.cfg.b_dec_init == "mean":
+            self._start_b_dec(normed)
+        norms = self.W_dec.detach().norm(dim=-1) if self.cfg.rescale_acts_by_decoder_norm else None
+        # Coefficients multiply decoder rows; the activations SAELens reports are coefficient times
+        # norm. The norm's own gradient is zero: z·norm for choosing, /norm for decoding.
+        coefficients = encode_topk(
+            normed,
+            self.W_enc,
+            self.b_enc,
+            self.b_dec if self.cfg.apply_b_dec_to_input else None,
+            self.cfg.k,
+            selection_scale=norms,
+            kernel=self.cfg.kernel,
+        )
+        scale = decoder_scale(self)  # un-normalising the reconstruction forgets it
+        nested, sae_out = self._nested(coefficients, normed, x)
+        losses = {"nested_loss": nested.loss}
+        if self.cfg.aux_loss_coefficient:
+            losses["auxiliary_reconstruction_loss"] = self._dead_latent_loss(
+                normed, (x - sae_out).detach(), scale, norms, step_input.dead_neuron_mask
+            )
+        loss = torch.stack(list(losses.values())).sum()
+        if checks:
+            self._check_loss(loss, step_input.n_training_steps)
+        values = coefficients.values.detach()
+        if norms is not None:
+            values = values * norms[coefficients.indices]
+        code = OrderedCode(values, coefficients.indices)
+        return TrainStepOutput(
+            sae_in=step_input.sae_in,
+            sae_out=sae_out,
+            feature_acts=self._report(code),
+            hidden_pre=values,  # the selected ones: all of them were never kept
+            loss=loss,
+            losses=losses,
+            metrics=self._metrics(nested.mse, x) if step_input.is_logging_step else {},
+        )
+
+    def _nested(
+        self, coefficients: OrderedCode, normed: torch.Tensor, x: torch.Tensor
+    ) -> tuple[NestedOutput, torch.Tensor]:
+        """The nested loss in the input's own units, and the reconstruction at the last budget."""
+        target, token_weights = decoder_target(self, x, normed)
+        nested = nested_pass(
+            coefficients,
+            self.W_dec,
+            self.b_dec,
+            target,
+            self.budgets,
+            self.budget_weights,
+            token_weights=token_weights,
+            kernel=self.cfg.kernel,
+        )
+        sae_out = self.run_time_activation_norm_fn_out(self.hook_sae_recons(nested.reconstruction))
+        return nested, self.reshape_fn_out(sae_out, self.d_head)
+
+    def _dead_latent_loss(
+        self,
+        normed: torch.Tensor,
+        residual: torch.Tensor,
+        scale: torch.Tensor | float,
+        norms: torch.Tensor | None,
+        dead_mask: torch.Tensor | None,
+    ) -> torch.Tensor:
+        """SAELens' TopK auxiliary loss, computed on the dead columns only.
+
+        Up to d_in/2 dead latents with the largest pre-activations reconstruct, without bias, what
+        the living ones left over: coefficient · min(dead / (d_in/2), 1) · mean over tokens of the
+        squared error summed over d_in (Gao et al., arXiv 2406.04093, appendix A.2). The error is in
+        the input's units: ``scale`` ``[B, 1]`` takes the decoder's output there.
+        """
+        if dead_mask is None:
+            return residual.new_zeros(())
+        count = dead_mask.sum()
+        room = self._room_for_dead(count)
+        if room == 0:
+            return residual.new_zeros(())
+        # Dead latents first; where there is room for more than there are, the others count as 0.
+        is_dead, dead = dead_mask.to(torch.uint8).sort(descending=True, stable=True)
+        is_dead, dead = is_dead[:room].bool(), dead[:room]
+        heuristic = normed.shape[-1] // 2
+        centred = normed - self.b_dec if self.cfg.apply_b_dec_to_input else normed
+        pre = torch.where(is_dead, centred @ self.W_enc[:, dead] + self.b_enc[dead], 0)
+        ranked = (pre if norms is None else pre * norms[dead]).masked_fill(~is_dead, -torch.inf)
+        chosen = ranked.topk(min(heuristic, room), sorted=False).indices
+        acts = torch.zeros_like(pre).scatter(-1, chosen, pre.gather(-1, chosen))
+        error = (acts @ self.W_dec[dead] * scale - residual).pow(2).sum(dim=-1).mean()
+        share = (count.to(error.dtype) / heuristic).clamp(max=1)
+        return self.cfg.aux_loss_coefficient * share * error
+
+    def _room_for_dead(self, count: torch.Tensor) -> int:
+        """How many dead latents to make room for: as many as there are.
+
+        On a GPU, as there were some steps ago, with slack: asking how many there are now would wait
+        for it. Those that do not fit wait for a later step.
+        """
+        n = int(self._n_dead.step(count))
+        return (
+            n if n == 0 or delay_on(count.device) == 0 else min(2 ** n.bit_length(), self.cfg.d_sae)
+        )
+
+    def _report(self, code: OrderedCode) -> torch.Tensor:
+        if self.cfg.use_sparse_activations:
+            return code.to_sparse(self.cfg.d_sae)
+        return code.to_dense(self.cfg.d_sae)
+
+    @torch.no_grad()
+    def _metrics(self, mse: torch.Tensor, x: torch.Tensor) -> dict[str, Any]:
+        """Squared error and explained variance at powers of two among the trained budgets.
+
+        Where the batch has no variance (one token, again and again) none can be explained: NaN.
+        """
+        wide = x.to(torch.promote_types(x.dtype, torch.float32))
+        variance = (wide - wide.mean(0)).pow(2).sum(-1).mean().to(mse.dtype)
+        variance = torch.where(variance > 0, variance, torch.nan)
+        shown = set(powers_of_two(self.cfg.k)) & set(self.budgets) or self.budgets
+        metrics: dict[str, Any] = {}
+        for n, j in enumerate(self.budgets):
+            if j in shown:
+                metrics[f"mse_at_{j}"] = mse[n]
+                metrics[f"explained_variance_at_{j}"] = 1 - mse[n] / variance
+        return metrics
+
+    @torch.no_grad()
+    def _start_b_dec(self, normed: torch.Tensor) -> None:
+        """b_dec at the mean of the first batch; that of an SAE trained before is not touched."""
+        if not self.b_dec.any():
+            self.b_dec.copy_(normed.mean(0))
+
+    def _check_activations(self, step_input: TrainStepInput) -> None:
+        x, n = step_input.sae_in, step_input.n_training_steps
+        finite = torch.isfinite(x)
+        if not finite.all():
+            share = 1 - finite.sum().item() / finite.numel()
+            raise FloatingPointError(
+                f"Step {n}: {share:.2%} of the activations are NaN or infinite. Training stopped "
+                "before they reached the weights; the last checkpoint is intact. Look at the "
+                "model's dtype (float16 overflows) and the data."
+            )
+        if n == 0 and not x.any():
+            raise FloatingPointError(
+                "Step 0: all activations are zero. Either the hook gives nothing else, or the "
+                "scale that expected_average_only_in estimated is 0 because some activations were "
+                "infinite. Look at the hook, the model's dtype (float16 overflows) and the data."
+            )
+
+    def _check_loss(self, loss: torch.Tensor, n_training_steps: int) -> None:
+        if not torch.isfinite(loss):
+            raise FloatingPointError(
+                f"Step {n_training_steps}: the loss is {loss.item()}, though the activations are "
+                "finite. Training stopped before it reached the weights; the last checkpoint is "
+                f"intact. Look at the learning rate, at the SAE's dtype ({self.cfg.dtype}) and at "
+                f"normalize_activations ({self.cfg.normalize_activations!r})."
+            )
+
+    @override
+    @torch.no_grad()
+    def fold_W_dec_norm(self) -> None:
+        """As :meth:`HierarchicalTopKSAE.fold_W_dec_norm`."""
+        if self.cfg.rescale_acts_by_decoder_norm or not norms_are_one(self.W_dec):
+            super().fold_W_dec_norm()
+
+    @override
+    def save_model(self, path: str | Path) -> tuple[Path, Path]:
+        """As SAELens' ``save_model``; the files appear whole or not at all."""
+        return save_whole(super().save_model, path)
+
+    @override
+    def save_inference_model(self, path: str | Path) -> tuple[Path, Path]:
+        """As SAELens' ``save_inference_model``; the files appear whole or not at all."""
+        return save_whole(super().save_inference_model, path)
+
+    @override
+    @classmethod
+    def load_from_disk(
+        cls, path: str | Path, device: str = "cpu", *args: Any, **kwargs: Any
+    ) -> Any:
+        """As SAELens' ``load_from_disk``, with the cause and the fix when a file is damaged."""
+        device = str(model_device(device))
+        with explaining_bad_files(path):
+            return super().load_from_disk(path, device, *args, **kwargs)
+
+    @override
+    def process_state_dict_for_loading(self, state_dict: dict[str, Any]) -> None:
+        """What SAELens calls before it takes weights, whichever way they came."""
+        check_weights(self, state_dict)

@@ -1,0 +1,108 @@
+"""A hook's activations kept on disk, where SAELens' runner reads them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+import torch
+from sae_lens.util import get_special_token_ids
+from tqdm.auto import tqdm
+
+from hsae_lens._util.atomic_files import replacing_folder
+from hsae_lens.models.hooks import hook_activations
+
+SEQUENCES_PER_SHARD = 1024  # shuffled together when activations are cached
+
+CACHE = "hsae_activations.json"  # marks a data set that cache_activations wrote
+
+CACHE_FILES = (CACHE, "dataset_info.json", "state.json")  # and *.arrow
+
+
+@torch.no_grad()
+def cache_activations(
+    model: Any,
+    tokens: torch.Tensor,
+    hook_name: str,
+    folder: str | Path,
+    *,
+    seqpos_slice: tuple[int | None, ...] = (None,),
+    batch_size: int = 32,
+    seed: int = 0,
+) -> Path:
+    """Runs the model once and keeps a hook's activations where SAELens' runner reads them.
+
+    For training several SAEs, or several epochs, on the same activations: pass the folder as
+    ``cached_activations_path`` with ``use_cached_activations=True``. SAELens'
+    ``CacheActivationsRunner`` does this for models it can open itself; here special tokens and
+    positions outside ``seqpos_slice`` are left out and the rest is shuffled, so a row of the cache
+    is a bag of tokens, not a sequence.
+
+    Args:
+        model: a hooked model.
+        tokens: ``[n_sequences, context_size]``.
+        hook_name: a TransformerLens hook.
+        folder: replaced if this function wrote it, once the new one is complete.
+        seqpos_slice: positions of a sequence to keep, as in SAELens' runner.
+        batch_size: sequences per forward pass.
+
+    Returns:
+        The folder: rows of ``{hook_name: float32 [context_size, d_in], token_ids}``.
+
+    Raises:
+        ValueError: if the model has no such hook, or the folder holds anything else.
+    """
+    folder, generator = Path(folder), torch.Generator().manual_seed(seed)
+    _refuse_others(folder)
+    special = torch.tensor(get_special_token_ids(model.tokenizer))
+    context_size = tokens.shape[1]
+    order = torch.randperm(len(tokens), generator=generator)
+    shards: list[datasets.Dataset] = []
+    with tqdm(total=tokens.numel(), desc=f"Caching {hook_name}", unit="tok") as bar:
+        for group in tokens[order].split(SEQUENCES_PER_SHARD):
+            kept_acts, kept_ids = [], []
+            for batch in group.split(batch_size):
+                acts = hook_activations(model, batch, hook_name).flatten(2)
+                positions = torch.zeros(context_size, dtype=torch.bool)
+                positions[slice(*seqpos_slice)] = True
+                keep = positions & ~torch.isin(batch, special)
+                kept_acts.append(acts.cpu()[keep].float())
+                kept_ids.append(batch[keep])
+                bar.update(batch.numel())
+            acts, ids = torch.cat(kept_acts), torch.cat(kept_ids)
+            n_rows = len(ids) // context_size
+            shuffled = torch.randperm(len(ids), generator=generator)[: n_rows * context_size]
+            shuffled = shuffled.view(n_rows, context_size)
+            shards.append(_activation_rows(hook_name, acts[shuffled], ids[shuffled]))
+    with replacing_folder(folder) as fresh:
+        datasets.concatenate_datasets(shards).save_to_disk(str(fresh))
+        (fresh / CACHE).write_text(json.dumps({"hook_name": hook_name, "seed": seed}))
+    return folder
+
+
+def _refuse_others(folder: Path) -> None:
+    if folder.is_mount():
+        raise ValueError(f"{folder} is a mount point and cannot be replaced: give a folder in it.")
+    if not folder.exists():
+        return
+    names = [file.name for file in folder.iterdir()]
+    others = [n for n in names if n not in CACHE_FILES and not n.endswith(".arrow")]
+    if others or (names and CACHE not in names):
+        raise ValueError(
+            f"{folder} holds files that cache_activations did not write ("
+            f"{', '.join(sorted(others or names)[:3])}): give another folder, or move them."
+        )
+
+
+def _activation_rows(hook_name: str, acts: torch.Tensor, ids: torch.Tensor) -> datasets.Dataset:
+    features = datasets.Features(
+        {
+            hook_name: datasets.Array2D(shape=acts.shape[1:], dtype="float32"),
+            "token_ids": datasets.List(datasets.Value("int32"), length=ids.shape[1]),
+        }
+    )
+    rows = {hook_name: list(acts.numpy()), "token_ids": ids.numpy().astype(np.int32)}
+    return datasets.Dataset.from_dict(rows, features=features)

@@ -1,0 +1,150 @@
+"""SAELens' training runner, faster, and safe to interrupt or kill."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import signal
+import threading
+import zipfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from sae_lens import LanguageModelSAETrainingRunner, SAETrainer, TrainingSAE, logger
+from sae_lens.constants import (
+    ACTIVATION_SCALER_CFG_FILENAME,
+    ACTIVATIONS_STORE_STATE_FILENAME,
+    SAE_CFG_FILENAME,
+    SAE_WEIGHTS_FILENAME,
+    TRAINER_STATE_FILENAME,
+)
+from sae_lens.training._interruption import InterruptedException
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file
+from typing_extensions import override
+
+from hsae_lens._util.atomic_files import replacing_files, replacing_folder
+from hsae_lens.sae.training import HierarchicalTopKTrainingSAE
+from hsae_lens.training.settings import check_hook, check_runner_settings
+from hsae_lens.training.trainer import HierarchicalTopKTrainer, InterruptibleTrainer, check_finite
+
+CHECKPOINT = (
+    SAE_CFG_FILENAME,
+    SAE_WEIGHTS_FILENAME,
+    TRAINER_STATE_FILENAME,
+    ACTIVATION_SCALER_CFG_FILENAME,
+    ACTIVATIONS_STORE_STATE_FILENAME,
+)
+"""The files that a run goes on from."""
+
+
+def missing_from_checkpoint(folder: str | Path) -> list[str]:
+    """The files a run cannot go on without that a folder lacks, or that are cut short."""
+    return [name for name in CHECKPOINT if not _is_whole(Path(folder) / name)]
+
+
+def _is_whole(file: Path) -> bool:
+    if file.suffix == ".pt":
+        return zipfile.is_zipfile(file)  # torch.save writes the directory of its archive last
+    if file.suffix == ".safetensors":
+        with contextlib.suppress(SafetensorError, OSError), safe_open(file, "pt"):
+            return True
+        return False
+    with contextlib.suppress(ValueError, OSError):
+        json.loads(file.read_bytes())
+        return True
+    return False
+
+
+class HierarchicalTopKTrainingRunner(LanguageModelSAETrainingRunner):
+    """SAELens' language model runner, faster, and safe to interrupt or kill.
+
+    Takes the same arguments. On SIGINT or SIGTERM the step in progress is finished and a whole
+    checkpoint (weights, optimizer, schedules, statistics, dataset position) is written to
+    ``checkpoint_path``; ``resume_from_checkpoint`` goes on from there. Before the first step there
+    is nothing to save. A second signal stops at once, within a step and within a save, and writes
+    nothing; earlier checkpoints stay. In a thread other than the main one Python handles no
+    signals. Killed at any moment, the folders in ``checkpoint_path`` are whole, and a new
+    ``output_path`` appears whole. Other architectures run through SAELens' own step.
+
+    Raises:
+        ValueError: before anything is collected, if a setting cannot be (:mod:`run_settings`), the
+            checkpoint to go on from is not whole, or the model has no such hook or another width
+            there.
+        FloatingPointError: before weights that are NaN or infinite are saved.
+    """
+
+    def __init__(self, cfg: Any, *args: Any, **kwargs: Any) -> None:
+        check_runner_settings(cfg)
+        resumed = cfg.resume_from_checkpoint
+        missing = missing_from_checkpoint(resumed) if resumed is not None else []
+        if missing:
+            raise ValueError(
+                f"{resumed} is no whole checkpoint: {', '.join(missing)} missing or cut short. Go "
+                "on from another."
+            )
+        super().__init__(cfg, *args, **kwargs)
+
+    @override
+    def _compile_llm_if_needed(self) -> None:
+        # Here SAELens has the model, but neither the data nor a compiled forward pass yet.
+        if self.cfg.model_class_name == "HookedTransformer" and not self.cfg.use_cached_activations:
+            check_hook(self.model, self.cfg)
+        super()._compile_llm_if_needed()
+
+    @override
+    def run_trainer_with_interruption_handling(
+        self, trainer: SAETrainer[Any, Any]
+    ) -> TrainingSAE[Any]:
+        ours = isinstance(trainer.sae, HierarchicalTopKTrainingSAE)
+        adopted = (HierarchicalTopKTrainer if ours else InterruptibleTrainer).adopt(trainer)
+        with _on_signals(adopted.request_stop):
+            try:
+                return adopted.fit()
+            except InterruptedException:
+                self._save_interrupted(adopted)
+                raise
+
+    def _save_interrupted(self, trainer: InterruptibleTrainer) -> None:
+        if not trainer.between_steps:
+            logger.warning("Interrupted within a step: not saved. Earlier checkpoints are intact.")
+        elif self.cfg.checkpoint_path is not None and trainer.n_training_steps:
+            trainer.save_checkpoint(checkpoint_name=str(trainer.n_training_samples))
+            logger.warning(
+                f"Interrupted. Go on with resume_from_checkpoint="
+                f"{self.cfg.checkpoint_path}/{trainer.n_training_samples}"
+            )
+
+    @override
+    def save_final_sae(
+        self,
+        sae: TrainingSAE[Any],
+        output_path: str,
+        log_feature_sparsity: torch.Tensor | None = None,
+    ) -> None:
+        """As SAELens' ``save_final_sae``; a killed run leaves no folder that looks finished.
+
+        Raises:
+            FloatingPointError: if the weights are not finite.
+        """
+        saved = replacing_files if Path(output_path).exists() else replacing_folder
+        with saved(output_path) as fresh:
+            super().save_final_sae(sae, str(fresh), log_feature_sparsity)
+            # What was written: norms are folded into it, where finite weights may overflow.
+            check_finite(load_file(fresh / SAE_WEIGHTS_FILENAME))
+
+
+@contextlib.contextmanager
+def _on_signals(handler: Callable[..., None]) -> Iterator[None]:
+    """SIGINT and SIGTERM go to ``handler``; only the main thread can ask for that."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    former = {s: signal.signal(s, handler) for s in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for s, its in former.items():
+            signal.signal(s, its)

@@ -1,0 +1,200 @@
+"""SAELens' trainer with a faster step, whole checkpoints, and stops between steps."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+from sae_lens import SAETrainer, logger
+from sae_lens.saes.sae import TrainStepInput, TrainStepOutput
+from sae_lens.training._interruption import InterruptedException
+from typing_extensions import override
+
+from hsae_lens._util.atomic_files import replacing_folder
+from hsae_lens._util.delayed_scalar import DELAY, DelayedScalar, delay_on
+from hsae_lens.sae.saved_files import is_finite
+from hsae_lens.sae.training import HierarchicalTopKTrainingSAE
+
+MAX_GRAD_NORM = 1.0  # SAELens' trainer clips at this norm and has no setting for it
+
+
+class InterruptibleTrainer(SAETrainer[Any, Any]):
+    """SAELens' trainer with checkpoints that are whole, and stops that leave no half-done step.
+
+    A stop may be asked for at any moment. While batches are waited for (for a step or for the
+    estimate of their norm) it comes at once; a step, with its logs and its checkpoint, is finished
+    before.
+    """
+
+    stop_requested = False
+    between_steps = True  # the weights, the statistics and the counts agree
+
+    @classmethod
+    def adopt(cls, trainer: SAETrainer[Any, Any]) -> Self:
+        """The same trainer, with this class's methods: both objects share one state.
+
+        SAELens' runner builds its trainer itself and keeps reading from it afterwards.
+        """
+        adopted = cls.__new__(cls)
+        adopted.__dict__ = trainer.__dict__
+        return adopted
+
+    def request_stop(self, *_: Any) -> None:
+        """Stops between steps, or at the second request at once.
+
+        Raises:
+            InterruptedException: if that is now.
+        """
+        if self.between_steps or self.stop_requested:
+            raise InterruptedException()
+        self.stop_requested = True
+
+    @override
+    def maybe_reset_sparsity(self) -> dict[str, Any]:
+        """Where SAELens' loop begins: the last step is done, the next batch not there yet."""
+        self._between_steps()  # before the reset: a run that goes on does it then
+        log = super().maybe_reset_sparsity()
+        self._between_steps()
+        return log
+
+    def _between_steps(self) -> None:
+        self.between_steps = True
+        if self.stop_requested:
+            raise InterruptedException()
+
+    @override
+    def step(self, batch: torch.Tensor) -> TrainStepOutput:
+        self.between_steps = False
+        return super().step(batch)
+
+    @override
+    def full_sparsity_window_log(self) -> dict[str, Any]:
+        """Where SAELens' loop ends: folding the norm into the weights must not be cut short."""
+        self.between_steps = False
+        return super().full_sparsity_window_log()
+
+    @override
+    def save_checkpoint(
+        self,
+        checkpoint_name: str,
+        base_path: Path | str | None = None,
+        wandb_aliases: list[str] | None = None,
+    ) -> None:
+        """As SAELens' ``save_checkpoint``; the folder is there whole or not at all.
+
+        SAELens writes weights, optimizer, statistics and position one after the other.
+
+        Raises:
+            FloatingPointError: if the weights are not finite.
+        """
+        check_finite(self.sae.state_dict())
+        base = self.cfg.checkpoint_path if base_path is None else base_path
+        if base is None:  # SAELens only uploads it
+            return super().save_checkpoint(checkpoint_name, None, wandb_aliases)
+        with replacing_folder(Path(base) / checkpoint_name) as fresh:
+            super().save_checkpoint(checkpoint_name, fresh.parent, wandb_aliases)
+
+
+def check_finite(weights: Mapping[str, torch.Tensor]) -> None:
+    """The last step's loss is looked at when it is made, the weights it leads to only here."""
+    for name, tensor in weights.items():
+        if not is_finite(tensor):
+            raise FloatingPointError(
+                f"{name} became NaN or infinite in training and was not saved. Earlier checkpoints "
+                "are intact; go on from one with a smaller lr."
+            )
+
+
+class HierarchicalTopKTrainer(InterruptibleTrainer):
+    """SAELens' trainer with one training step written for sparse codes.
+
+    Statistics, schedules, logging, checkpoints and evaluation are SAELens'. The step counts firings
+    from the code instead of a [batch, d_sae] tensor, uses the fused Adam, and clips gradients
+    inside it instead of in a pass of its own.
+    """
+
+    bad_steps: DelayedScalar
+
+    @override
+    @classmethod
+    def adopt(cls, trainer: SAETrainer[Any, Any]) -> Self:
+        adopted = super().adopt(trainer)
+        adopted.bad_steps = DelayedScalar()
+        adopted.sae.checks_activations = delay_on(adopted.sae.device) == 0
+        return adopted
+
+    @override
+    def fit(self) -> Any:
+        trained = super().fit()
+        if any(self.bad_steps.rest()):
+            logger.warning(
+                "Activations or the loss of the last steps were NaN or infinite; they were skipped."
+            )
+        return trained
+
+    @override
+    def _train_step(
+        self, sae: HierarchicalTopKTrainingSAE, sae_in: torch.Tensor
+    ) -> TrainStepOutput:
+        sae.train()
+        finite = torch.isfinite(sae_in).all() if not sae.checks_activations else None
+        with self.autocast_if_enabled:
+            output = sae.training_forward_pass(
+                TrainStepInput(
+                    sae_in=sae_in,
+                    dead_neuron_mask=self.dead_neurons,
+                    coefficients=self.get_coefficients(),
+                    n_training_steps=self.n_training_steps,
+                    is_logging_step=self._is_logging_step(),
+                )
+            )
+        if finite is not None:
+            finite &= torch.isfinite(output.loss)
+        self._count_firings(output.feature_acts)
+        output.loss.backward()
+        self._clipped_optimizer_step(finite)
+        self.lr_scheduler.step()
+        for scheduler in self.coefficient_schedulers.values():
+            scheduler.step()
+        if finite is not None:
+            self._stop_if(self.bad_steps.step(~finite))
+        return output
+
+    def _stop_if(self, bad: float) -> None:
+        """On a GPU, where the step itself passes over non-finite activations without asking."""
+        if bad:
+            raise FloatingPointError(
+                f"At most {DELAY} steps before step {self.n_training_steps}, activations or the "
+                "loss were NaN or infinite. Such steps do not change the weights, and "
+                "checkpoints are intact. Look at the model's dtype (float16 overflows) and the "
+                "data."
+            )
+
+    @torch.no_grad()
+    def _count_firings(self, feature_acts: torch.Tensor) -> None:
+        if feature_acts.is_sparse:
+            latents, values = feature_acts._indices()[-1], feature_acts._values()
+            fired = torch.zeros_like(self.act_freq_scores)
+            fired.index_add_(0, latents, (values > 0).to(fired.dtype))
+        else:
+            fired = (feature_acts > 0).sum(0).to(self.act_freq_scores.dtype)
+        self.n_forward_passes_since_fired += 1
+        self.n_forward_passes_since_fired.masked_fill_(fired > 0, 0)
+        self.act_freq_scores += fired
+        self.n_frac_active_samples += self.cfg.train_batch_size_samples
+
+    def _clipped_optimizer_step(self, finite: torch.Tensor | None = None) -> None:
+        """Adam with clipped gradients; it leaves the weights alone where ``finite`` is False."""
+        for group in self.optimizer.param_groups:  # here, because loading a checkpoint resets it
+            group["fused"], group["foreach"] = True, False
+        gradients = [p.grad for p in self.sae.parameters() if p.grad is not None]
+        norm = torch.nn.utils.get_total_norm(gradients)
+        # The fused Adam divides gradients by grad_scale while it reads them: clip_grad_norm_'s
+        # factor, without a pass over the gradients.
+        scale = ((norm + 1e-6) / MAX_GRAD_NORM).clamp(min=1.0).float()
+        self.optimizer.grad_scale = scale
+        self.optimizer.found_inf = torch.zeros_like(scale) if finite is None else (~finite).float()
+        self.optimizer.step()
+        self.optimizer.zero_grad()

@@ -1,1 +1,0 @@
-"""How the SAEs in ``hsae_lens/pretrained/`` are made, from nothing: ``make pretrained``."""

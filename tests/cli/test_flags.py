@@ -1,0 +1,124 @@
+"""What the command's flags mean, in the same words for every command, and what its errors say."""
+
+from __future__ import annotations
+
+import argparse
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from hsae_lens import cli
+from hsae_lens.cli import Parser, main
+from hsae_lens.cli.flags import add_flags, add_model_flags, config_from_flags
+from hsae_lens.objective.budgets import budgets_from
+
+
+def test_budgets_are_whole_numbers_in_order(caplog: pytest.LogCaptureFixture) -> None:
+    assert budgets_from("1, 8,32") == [1, 8, 32]
+    assert not caplog.records
+    assert budgets_from("8,4,8") == [4, 8]
+    assert "Took the budgets 8,4,8 as 4,8." in caplog.text
+
+
+@pytest.mark.parametrize("text", ["1,x", "", "1,,2", "0,4", "-3", "1.5", "²", "9" * 5000])
+def test_what_is_no_budget_is_said(text: str) -> None:
+    with pytest.raises(ValueError, match="^Budgets are whole numbers of at least 1 with commas"):
+        budgets_from(text)
+
+
+@dataclass
+class Config:
+    steps: int = 3
+    device: str = "cpu"
+    dtype: str = "auto"
+
+
+@pytest.fixture
+def parse() -> Callable[..., Config]:
+    parser = Parser()
+    add_flags(parser, Config, {"steps": "of training"})
+    return lambda *arguments: config_from_flags(parser.parse_args(arguments), Config)
+
+
+def test_a_config_gets_device_and_dtype(parse: Callable[..., Config]) -> None:
+    assert parse() == Config()
+    assert parse("--dtype", "bfloat16", "--device", "cpu") == Config(dtype="bfloat16")
+    parser = argparse.ArgumentParser()
+    add_model_flags(parser)
+    assert vars(parser.parse_args([])) == {"device": "cpu", "dtype": "auto"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("--device", "banana"), "argument --device: Unknown device 'banana': take cpu, cuda"),
+        (("--device", "cuda:99"), "argument --device: The device 'cuda:99' was asked for, but"),
+        (("--dtype", "float99"), "argument --dtype: Unknown dtype 'float99'. Did you mean 'float"),
+        (("--dtype", ""), "argument --dtype: Unknown dtype ''"),
+        (("--steps", "x"), "argument --steps: invalid int value: 'x'"),
+    ],
+)
+def test_bad_flags_are_refused_before_anything_is_opened(
+    arguments: tuple[str, ...], said: str, parse: Callable[..., Config]
+) -> None:
+    with pytest.raises(ValueError, match=re.escape(said)):
+        parse(*arguments)
+
+
+def test_eval_circuits_and_demo_take_the_device_so(capsys: Any) -> None:
+    for command in (["eval", "x"], ["circuits", "--sae", "x"], ["demo"]):
+        assert main([*command, "--device", "banana"]) == 1
+        assert "argument --device: Unknown device 'banana'" in capsys.readouterr().err
+
+
+def _fails_with(error: Exception, monkeypatch: pytest.MonkeyPatch) -> int:
+    def fail(_: argparse.Namespace) -> None:
+        raise error
+
+    monkeypatch.setattr(cli.sharing, "_releases", fail)
+    return main(["releases"])
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (PermissionError(13, "Permission denied", "/x/y"), "Permission denied: /x/y"),
+        (OSError(28, "No space left on device"), "[Errno 28] No space left on device"),
+        (ValueError("one\n  two"), "one two"),
+        (ValueError(), "ValueError"),
+        (MemoryError(), "Out of memory; take fewer tokens, latents or a smaller model."),
+        (torch.OutOfMemoryError("GPU"), "Out of memory; take fewer tokens, latents"),
+    ],
+)
+def test_errors_of_input_and_machine_are_one_line(
+    error: Exception, said: str, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    assert _fails_with(error, monkeypatch) == 1
+    printed = capsys.readouterr().err
+    assert printed.startswith(f"hsae: {said}")
+    assert printed.count("\n") == 1
+
+
+def test_memory_that_is_not_there_is_one_line(monkeypatch: Any, capsys: Any) -> None:
+    with pytest.raises(RuntimeError) as caught:
+        torch.empty(10**15)
+    assert _fails_with(caught.value, monkeypatch) == 1
+    assert capsys.readouterr().err.startswith("hsae: Out of memory; ")
+
+
+@pytest.mark.parametrize("error", [KeyError("x"), TypeError("x"), RuntimeError("x"), IndexError()])
+def test_bugs_keep_their_traceback(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(type(error)):
+        _fails_with(error, monkeypatch)
+
+
+def test_folders_that_may_not_be_written_are_one_line(tmp_path: Path, capsys: Any) -> None:
+    (tmp_path / "file").touch()
+    sae = "smollm2-135m-res-htopk/blocks.15.hook_resid_post"
+    assert main(["export", sae, "--k", "2", "--out", str(tmp_path / "file" / "x")]) == 1
+    assert capsys.readouterr().err.startswith("hsae: Not a directory: ")

@@ -1,0 +1,515 @@
+"""The frontier's arithmetic and its doors: models, activations, documents, and what it refuses."""
+
+from __future__ import annotations
+
+import weakref
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pandas as pd
+import pytest
+import torch
+from datasets import Dataset
+from helpers import training_sae
+from sae_lens import SAE, AbsTopKSAE, AbsTopKSAEConfig, Transcoder, TranscoderConfig
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from hsae_lens import HierarchicalTopKSAE
+from hsae_lens.circuits.sites import Site
+from hsae_lens.evaluation import (
+    adaptive_frontier,
+    advise,
+    evaluate_activations,
+    evaluate_budgets,
+    evaluate_saes,
+    explained_variance_curve,
+)
+from hsae_lens.evaluation.frontier.adaptive import reach_error, spend_mean
+from hsae_lens.evaluation.frontier.sums import cross_entropies, kl_divergences
+from hsae_lens.evaluation.frontier.token_errors import token_errors
+from hsae_lens.evaluation.stability import contribution_stability
+from hsae_lens.models.hooks import hook_activations, sequences_at_once
+from hsae_lens.models.opening import open_model
+from hsae_lens.models.text_files import cpython_reference
+from hsae_lens.models.token_mask import TokenMask
+from hsae_lens.models.tokens import sequences_of, token_dataset
+from hsae_lens.training.activation_cache import cache_activations
+
+HOOK = "blocks.1.hook_resid_post"
+
+
+@pytest.fixture
+def sae(tmp_path: Path) -> HierarchicalTopKSAE:
+    training_sae(d_in=32).save_inference_model(tmp_path / "sae")
+    sae = SAE.load_from_disk(tmp_path / "sae")
+    sae.cfg.metadata.hook_name = HOOK
+    return sae
+
+
+@pytest.fixture
+def acts(tiny_gemma2: Any, tiny_tokens: torch.Tensor) -> torch.Tensor:
+    return hook_activations(tiny_gemma2, tiny_tokens[:12], HOOK)[:, 1:].reshape(-1, 32).detach()
+
+
+def test_activations_alone_give_the_model_s_figures(
+    sae: Any, acts: torch.Tensor, tiny_gemma2: Any, tiny_tokens: torch.Tensor
+) -> None:
+    budgets = [1, 3, 8]
+    tokens = tiny_tokens[:12]
+    with_model = evaluate_budgets(
+        sae, tiny_gemma2, tokens, budgets, seqpos_slice=(1, None), cross_entropy=False
+    )
+    # BOS separates documents and is left out where tokens are known.
+    kept = acts[~torch.isin(tokens[:, 1:].reshape(-1), torch.tensor([0, 1, 2]))]
+    alone = evaluate_activations(sae, kept, budgets, batch_size=37)
+    assert list(alone.columns) == list(with_model.columns)
+    torch.testing.assert_close(
+        torch.tensor(alone.to_numpy()), torch.tensor(with_model.to_numpy()), rtol=1e-5, atol=1e-6
+    )
+
+
+def test_a_data_set_gives_the_figures_of_its_tokens(
+    sae: Any, tiny_gemma2: Any, tiny_tokens: torch.Tensor
+) -> None:
+    sae.cfg.metadata.context_size = 32
+    settings: dict[str, Any] = {"seqpos_slice": (1, None), "bootstrap": 50, "progress": False}
+    texts = [document[:600] for document in cpython_reference()[:20]]
+    tokenizer, rows = tiny_gemma2.tokenizer, Dataset.from_dict({"text": texts})
+    tokens, documents = sequences_of(rows, tokenizer, 32, progress=False)
+    want = evaluate_budgets(sae, tiny_gemma2, tokens, [2], documents=documents, **settings)
+    assert evaluate_budgets(sae, tiny_gemma2, rows, [2], **settings).equals(want)
+    apart = evaluate_budgets(sae, tiny_gemma2, tokens, [2], **settings)
+    assert apart["explained_variance"].equals(want["explained_variance"])
+    assert not apart["explained_variance_se"].equals(want["explained_variance_se"])
+    cut = token_dataset(tiny_tokens[:3])
+    settings["bootstrap"] = 0
+    assert evaluate_budgets(sae, tiny_gemma2, cut, [2], **settings).equals(
+        evaluate_budgets(sae, tiny_gemma2, tiny_tokens[:3], [2], **settings)
+    )
+    with pytest.raises(ValueError, match="need a model; without one use evaluate_activations"):
+        evaluate_budgets(sae, None, rows)
+    with pytest.raises(ValueError, match="got a Dataset. Text needs a model"):
+        evaluate_activations(sae, rows)
+    with pytest.raises(ValueError, match="one split, not streamed.*IterableDataset"):
+        evaluate_budgets(sae, tiny_gemma2, rows.to_iterable_dataset())
+
+
+def test_every_column_is_what_it_says(sae: Any, acts: torch.Tensor) -> None:
+    table = evaluate_activations(sae, acts, list(range(1, 9))).set_index("k")
+    variance = (acts.double() - acts.double().mean(0)).square().sum()
+    for k in (1, 5, 8):
+        with sae.budget(k):
+            code, x_hat = sae.encode(acts), sae(acts)
+        row, error = table.loc[k], (acts - x_hat).double().square().sum()
+        assert row["l0"] == pytest.approx((code != 0).sum(-1).double().mean().item())
+        assert row["explained_variance"] == pytest.approx(1 - (error / variance).item(), abs=1e-5)
+        assert row["fvu"] == pytest.approx(1 - row["explained_variance"])
+        assert row["dead"] == pytest.approx((code == 0).all(0).double().mean().item())
+        share = (code != 0).double().mean(0)
+        assert row["dense"] == pytest.approx((share > 0.1).double().mean().item())
+    nothing = (acts - sae.b_dec).double().square().sum()
+    gained = table["adds"].cumsum() + 1 - (nothing / variance).item()
+    assert gained.to_numpy() == pytest.approx(table["explained_variance"].to_numpy(), abs=1e-5)
+
+
+def test_a_metric_of_one_s_own_is_one_function(sae: Any, acts: torch.Tensor) -> None:
+    metrics = {"largest_miss": lambda x, x_hat: (x - x_hat).abs().amax(-1)}
+    table = evaluate_activations(sae, acts, [3], metrics=metrics, batch_size=50)
+    with sae.budget(3):
+        want = (acts - sae(acts)).abs().amax(-1).mean().item()
+    assert table["largest_miss"][0] == pytest.approx(want, rel=1e-5)
+    with pytest.raises(ValueError, match="'mse' is taken"):
+        evaluate_activations(sae, acts, metrics={"mse": lambda x, x_hat: x[:, 0]})
+    with pytest.raises(ValueError, match="must give one number per token"):
+        evaluate_activations(sae, acts, metrics={"all": lambda x, x_hat: x})
+
+
+def test_standard_errors_grow_with_what_documents_share(sae: Any, acts: torch.Tensor) -> None:
+    each = evaluate_activations(sae, acts, [8], bootstrap=300)
+    again = evaluate_activations(sae, acts, [8], bootstrap=300, batch_size=50)
+    assert each["explained_variance_se"].iloc[0] == pytest.approx(
+        again["explained_variance_se"].iloc[0]
+    ), "the batch size does not matter"
+    tripled = acts.repeat_interleave(3, 0)
+    documents = torch.arange(len(acts)).repeat_interleave(3)
+    same = evaluate_activations(sae, tripled, [8], bootstrap=300, documents=documents)
+    ignored = evaluate_activations(sae, tripled, [8], bootstrap=300)
+    column = "explained_variance_se"
+    assert same[column].iloc[0] == pytest.approx(each[column].iloc[0], rel=1e-3)
+    assert ignored[column].iloc[0] < 0.75 * same[column].iloc[0]
+
+
+def test_standard_errors_of_the_model_s_behaviour(
+    sae: Any, tiny_gemma2: Any, tiny_tokens: torch.Tensor
+) -> None:
+    table = evaluate_budgets(
+        sae, tiny_gemma2, tiny_tokens[:12], [2], seqpos_slice=(1, None), bootstrap=50
+    )
+    assert table["ce_score_se"].iloc[0] > 0
+    assert table["explained_variance_se"].iloc[0] > 0
+    with pytest.raises(ValueError, match="9 groups of tokens are too few"):
+        evaluate_budgets(sae, tiny_gemma2, tiny_tokens[:9], [2], bootstrap=50, cross_entropy=False)
+
+
+def test_long_activations_are_left_out(sae: Any, acts: torch.Tensor) -> None:
+    outlier = torch.cat([acts, 1000 * acts[:1]])
+    limit = 10 * acts.norm(dim=-1).max().item()
+    assert evaluate_activations(sae, outlier, max_norm=limit).equals(
+        evaluate_activations(sae, acts)
+    )
+    sae.cfg.metadata.max_norm = limit
+    assert evaluate_activations(sae, outlier).equals(evaluate_activations(sae, acts))
+    with pytest.raises(ValueError, match="No token is left to judge"):
+        evaluate_activations(sae, acts, max_norm=1e-6)
+
+
+def test_activations_that_would_mislead(sae: Any, acts: torch.Tensor) -> None:
+    with pytest.raises(ValueError, match=r"reads width d_in=32, but activations has 31"):
+        evaluate_activations(sae, acts[:, :31])
+    poisoned = acts.clone()
+    poisoned[3, 3] = torch.nan
+    with pytest.raises(FloatingPointError, match="activations holds NaN"):
+        evaluate_activations(sae, poisoned)
+
+
+def test_the_curve_is_the_frontier_at_every_budget(sae: Any, acts: torch.Tensor) -> None:
+    curve = explained_variance_curve(sae, acts, progress=False).set_index("k")
+    table = evaluate_activations(sae, acts, list(range(1, 9)), progress=False).set_index("k")
+    assert list(curve.index) == list(range(9))
+    for column in ("explained_variance", "adds"):
+        assert curve[column][1:].to_numpy() == pytest.approx(table[column].to_numpy(), abs=1e-5)
+
+
+@pytest.mark.parametrize("mode", ["layer_norm", "constant_norm_rescale"])
+def test_the_curve_puts_the_norms_back(mode: str, acts: torch.Tensor, tmp_path: Path) -> None:
+    training_sae(d_in=32, normalize_activations=mode).save_inference_model(tmp_path / "s")
+    sae = SAE.load_from_disk(tmp_path / "s")
+    errors, _ = token_errors(sae, acts, progress=False)
+    for k in (1, 8):
+        with sae.budget(k):
+            want = (sae(acts) - acts).square().sum(-1)
+        torch.testing.assert_close(errors[:, k], want, rtol=1e-4, atol=1e-4)
+
+
+def test_adaptive_budgets(sae: Any, acts: torch.Tensor) -> None:
+    table = adaptive_frontier(sae, acts, [2, 5.5], [0.5], progress=False)
+    assert list(table["rule"]) == ["mean", "mean", "error"]
+    assert table["l0"][:2].to_numpy() == pytest.approx([2, 5.5], rel=0.02)
+    errors, values = token_errors(sae, acts, progress=False)
+    cuts = spend_mean(values, 2)
+    # By hand: keep what is above one threshold, decode, compare.
+    threshold = values.flatten().sort(descending=True).values[2 * len(acts) - 1]
+    dense = sae.encode(acts)
+    x_hat = sae.decode(torch.where(dense >= threshold, dense, 0))
+    by_hand = (x_hat - acts).square().sum(-1)
+    torch.testing.assert_close(errors.gather(1, cuts[:, None])[:, 0], by_hand, rtol=1e-4, atol=1e-4)
+    variance = (acts - acts.mean(0)).square().sum(-1).mean()
+    assert table["explained_variance"][0] == pytest.approx(
+        1 - (by_hand.mean() / variance).item(), abs=1e-4
+    )
+    curve = explained_variance_curve(sae, acts, progress=False)["explained_variance"]
+    assert table["fixed"][1] == pytest.approx((curve[5] + curve[6]) / 2, abs=5e-3)
+
+
+def test_every_rule_counts_active_latents(tmp_path: Path, acts: torch.Tensor) -> None:
+    training_sae(d_in=32).save_inference_model(tmp_path / "s")
+    sae = SAE.load_from_disk(tmp_path / "s")
+    with torch.no_grad():
+        sae.b_enc.sub_(sae.encode_ordered(acts).values[:, 3].median())
+    active = (sae.encode(acts) > 0).sum(-1)
+    assert active.min() < 3, "many tokens have fewer than K active latents"
+    assert active.max() > 4
+    table = adaptive_frontier(sae, acts, [1], [1e-9], progress=False)
+    exact = table[table["rule"] == "error"].iloc[0]  # out of reach: every token takes all it has
+    assert exact["l0"] == pytest.approx(active.double().mean().item())
+    assert exact["l0_std"] == pytest.approx(active.double().std().item())
+    frontier = evaluate_activations(sae, acts, [1, 8], progress=False).set_index("k")
+    assert exact["l0"] == pytest.approx(frontier.loc[8, "l0"])
+    assert exact["explained_variance"] == pytest.approx(frontier.loc[8, "explained_variance"])
+    assert exact["fixed"] == pytest.approx(frontier.loc[8, "explained_variance"])
+
+
+def test_errors_at_hand_are_not_made_again(
+    sae: Any, acts: torch.Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    documents = torch.arange(len(acts)) % 2
+    ask = (
+        lambda **given: explained_variance_curve(sae, acts, progress=False, **given),
+        lambda **given: adaptive_frontier(sae, acts, progress=False, **given),
+        lambda **given: contribution_stability(sae, acts, documents, **given),
+    )
+    want = [function() for function in ask]
+    errors = token_errors(sae, acts, progress=False)
+    monkeypatch.setattr(type(sae), "each_budget", None)  # what decodes
+    for function, table in zip(ask, want, strict=True):
+        assert function(errors=errors).equals(table)
+
+
+def test_an_error_target_takes_no_latent_too_many() -> None:
+    errors = torch.tensor([[9.0, 4, 1], [9, 8, 7], [1, 1, 1], [9, 2, 3]])
+    assert reach_error(errors, 2).tolist() == [2, 2, 0, 1]
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"mean_budgets": [0]}, "above 0 and at most K=8, got 0"),
+        ({"mean_budgets": [9]}, "above 0 and at most K=8, got 9"),
+        ({"error_targets": [0]}, "An error target must be above 0"),
+    ],
+)
+def test_adaptive_budgets_out_of_bounds(settings: Any, message: str, sae: Any, acts: Any) -> None:
+    with pytest.raises(ValueError, match=message):
+        adaptive_frontier(sae, acts, progress=False, **settings)
+    with pytest.raises(ValueError, match="no activations"):
+        adaptive_frontier(sae, acts[:0], progress=False)
+
+
+def test_advice_is_the_smallest_budget_that_keeps_enough() -> None:
+    table = pd.DataFrame(
+        {
+            "k": [1, 4, 8, 2],
+            "explained_variance": [0.4, 0.76, 0.8, 0.6],
+            "ce_score": [-1, -2, -3, 0],
+        }
+    )
+    advice = advise(table, 0.95)
+    assert (advice.k, advice.value, advice.best) == (4, 0.76, 0.8)
+    assert "k=4 keeps 95.0% of the explained variance at k=8" in str(advice)
+    assert advise(table, 1.0).k == 8
+    for keep, of, message in (
+        (0, "explained_variance", "above 0"),
+        (95, "explained_variance", "at most 1"),
+        (0.9, "mse", "Cannot advise on 'mse'"),
+        (0.9, "ce_score", "not worth a share"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            advise(table, keep, of)
+    with pytest.raises(ValueError, match="cross_entropy=True"):
+        advise(table.drop(columns="ce_score"), 0.9, "ce_score")
+
+
+@pytest.mark.parametrize("ablated", [2.9, 3.0, 3.02])
+def test_advice_says_where_ablation_does_not_hurt(ablated: float) -> None:
+    table = pd.DataFrame(
+        {
+            "k": [1, 8],
+            "explained_variance": [0.5, 0.9],
+            "ce_score": [0.5, 0.9],
+            "ce_clean": [3.0, 3.0],
+            "ce_ablated": [ablated, ablated],
+        }
+    )
+    advice = advise(table, 0.9, "ce_score")
+    assert "Beware: with the hook set to zero the model predicts about as well" in str(advice)
+    assert f"{ablated:.3f} nats per token, 3.000 as it is" in str(advice)
+    assert "Beware" not in str(advise(table, 0.9)), "explained variance needs no ablation"
+    hurts = table.assign(ce_ablated=9.0)
+    assert "Beware" not in str(advise(hurts, 0.9, "ce_score"))
+
+
+def test_advice_needs_budgets() -> None:
+    with pytest.raises(ValueError, match="no column 'k'"):
+        advise(pd.DataFrame({"explained_variance": [0.5]}))
+
+
+# --- several SAEs of one hook ---
+
+
+def test_saes_share_the_passes_and_keep_their_figures(
+    sae: Any, tiny_gemma2: Any, tiny_tokens: torch.Tensor
+) -> None:
+    saes = {"ours": sae, "stock": sae.at_k(8), "3": sae.at_k(3)}
+    passes = 0
+
+    def count(*_: Any) -> None:
+        nonlocal passes
+        passes += 1
+
+    settings: dict[str, Any] = {"seqpos_slice": (1, None), "bootstrap": 20, "progress": False}
+    handle = tiny_gemma2.unembed.register_forward_hook(count)
+    try:
+        table = evaluate_saes(saes, tiny_gemma2, tiny_tokens[:12], batch_size=5, **settings)
+    finally:
+        handle.remove()
+    # Three batches; in each one clean pass, one ablated, and one for each SAE and budget.
+    assert passes == 3 * (2 + 4 + 4 + 3)
+    assert table.columns[0] == "sae"
+    assert list(table["sae"]) == ["ours"] * 4 + ["stock"] * 4 + ["3"] * 3
+    for name, one in saes.items():
+        alone = evaluate_budgets(one, tiny_gemma2, tiny_tokens[:12], batch_size=5, **settings)
+        mine = table[table["sae"] == name].drop(columns="sae").reset_index(drop=True)
+        assert mine.equals(alone), "to the last digit"
+
+
+def test_no_budgets_are_not_every_budget(sae: Any, acts: torch.Tensor) -> None:
+    with pytest.raises(ValueError, match="budgets is empty"):
+        evaluate_activations(sae, acts, [])
+
+
+def test_only_saes_of_one_hook_are_judged_together(
+    sae: Any, tiny_gemma2: Any, tiny_tokens: torch.Tensor
+) -> None:
+    def judge(**saes: Any) -> None:
+        evaluate_saes(saes, tiny_gemma2, tiny_tokens[:2], [1, 8], progress=False)
+
+    other = sae.at_k(8)
+    other.cfg.metadata.hook_name = "blocks.0.hook_resid_post"
+    with pytest.raises(ValueError, match="not of one hook.*ours: blocks.1.*other: blocks.0"):
+        judge(ours=sae, other=other)
+    with pytest.raises(ValueError, match="There are no SAEs"):
+        judge()
+    with pytest.raises(ValueError, match=r"^small cannot be judged so: budgets \[8\] are outside"):
+        judge(ours=sae, small=sae.at_k(3))
+
+
+# --- what would be judged wrongly ---
+
+
+def test_signed_activations_are_ordered_by_size_and_keep_their_sign(acts: torch.Tensor) -> None:
+    torch.manual_seed(0)
+    sae = AbsTopKSAE(AbsTopKSAEConfig(d_in=32, d_sae=96, k=8))
+    with torch.no_grad():
+        sae.W_enc.copy_(sae.W_dec.normal_().div_(sae.W_dec.norm(dim=-1, keepdim=True)).T)
+    x_hat, codes = sae(acts), sae.encode(acts)
+    assert (codes < 0).any()
+    table = evaluate_activations(sae, acts, [3, 8], progress=False).set_index("k")
+    assert table.loc[8, "mse"] == pytest.approx((acts - x_hat).square().sum(-1).mean().item())
+    smallest = codes.abs().topk(3).values[:, -1:]
+    three = sae.decode(torch.where(codes.abs() >= smallest, codes, 0))
+    assert table.loc[3, "mse"] == pytest.approx((acts - three).square().sum(-1).mean().item())
+    assert table["l0"].tolist() == [3, 8]
+    site = Site(sae, TokenMask(slice(None), float("inf"), torch.tensor([0])))
+    split = site.split(acts[None], 3)
+    torch.testing.assert_close(split.bias + split.code.to_dense(96) @ site.W_dec, three[None])
+
+
+def test_transcoders_are_not_judged_against_their_input(
+    acts: torch.Tensor, tiny_gemma2: Any, tiny_tokens: torch.Tensor
+) -> None:
+    sae = Transcoder(TranscoderConfig(32, 96, d_out=32, apply_b_dec_to_input=False))
+    sae.cfg.metadata.hook_name = "blocks.1.ln2.hook_normalized"
+    sae.cfg.metadata.hook_name_out = "blocks.1.hook_mlp_out"
+    message = "is a transcoder: it writes blocks.1.hook_mlp_out, not the blocks.1.ln2.hook_norm"
+    with pytest.raises(ValueError, match=message):
+        evaluate_activations(sae, acts, [8])
+    with pytest.raises(ValueError, match=message):
+        evaluate_budgets(sae, tiny_gemma2, tiny_tokens[:2], [8])
+
+
+def test_an_sae_left_on_the_model_is_said(
+    sae: Any, tiny_gemma2: Any, tiny_tokens: torch.Tensor, tmp_path: Path
+) -> None:
+    tiny_gemma2.add_sae(sae)
+    message = r"attached to the model at blocks.1.hook_resid_post.*model.reset_saes\(\) first"
+    try:
+        for cross_entropy in (True, False):
+            with pytest.raises(ValueError, match=message):
+                evaluate_budgets(
+                    sae, tiny_gemma2, tiny_tokens[:2], cross_entropy=cross_entropy, progress=False
+                )
+        with pytest.raises(ValueError, match=message):
+            hook_activations(tiny_gemma2, tiny_tokens[:2], "blocks.0.hook_resid_post")
+        with pytest.raises(ValueError, match=message):
+            cache_activations(tiny_gemma2, tiny_tokens[:2], HOOK, tmp_path / "cache")
+    finally:
+        tiny_gemma2.reset_saes()
+    hook_activations(tiny_gemma2, tiny_tokens[:2], "blocks.0.hook_resid_post")
+
+
+# --- memory ---
+
+
+class Largest(TorchDispatchMode):
+    """Notes the largest float32 and float64 tensor that an operation makes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.numel = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        made = func(*args, **(kwargs or {}))
+        for x in made if isinstance(made, (tuple, list)) else [made]:
+            if isinstance(x, torch.Tensor) and x.dtype in (torch.float32, torch.float64):
+                self.numel = max(self.numel, x.numel())
+        return made
+
+
+class Alive(TorchDispatchMode):
+    """Counts how many tensors of at least so many numbers are alive at once."""
+
+    def __init__(self, numel: int) -> None:
+        super().__init__()
+        self.numel, self.most = numel, 0
+        self.made: list[weakref.ref[torch.Tensor]] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        made = func(*args, **(kwargs or {}))
+        if isinstance(made, torch.Tensor) and made.numel() >= self.numel:
+            self.made.append(weakref.ref(made))
+            alive = [x for ref in self.made if (x := ref()) is not None]
+            self.most = max(self.most, len({x.untyped_storage().data_ptr() for x in alive}))
+        return made
+
+
+def test_only_the_clean_logits_are_kept(sae: Any, tiny_gemma2: Any) -> None:
+    tokens = torch.randint(3, 500, (32, 64), generator=torch.Generator().manual_seed(0))
+    logits = 32 * 64 * len(tiny_gemma2.tokenizer)
+    with Alive(logits) as model_alone:
+        tiny_gemma2(tokens, prepend_bos=False)
+    with Alive(logits) as evaluation:
+        evaluate_saes(
+            {str(n): sae for n in range(4)}, tiny_gemma2, tokens, batch_size=32, progress=False
+        )
+    assert model_alone.most > 0
+    assert evaluation.most == model_alone.most + 1
+
+
+def test_no_float32_copy_of_the_logits_is_made(sae: Any, gemma2_folder: Path) -> None:
+    model = open_model(gemma2_folder, dtype="bfloat16")
+    tokens = torch.randint(3, 500, (32, 64), generator=torch.Generator().manual_seed(0))
+    logits = 32 * 64 * len(model.tokenizer)
+    with Largest() as largest:
+        evaluate_saes({"a": sae, "b": sae}, model, tokens, [2], batch_size=32, progress=False)
+    assert largest.numel < logits / 1.5, "slices of two megabytes, of four in all"
+
+
+def test_losses_in_slices_are_those_of_the_whole() -> None:
+    generator = torch.Generator().manual_seed(0)
+    clean, other = torch.randn(2, 3, 50, 9000, generator=generator)
+    tokens = torch.randint(9000, (3, 50), generator=generator)
+    p, q = clean.log_softmax(-1), other.log_softmax(-1)
+    want = torch.nn.functional.cross_entropy(
+        other[:, :-1].flatten(0, 1), tokens[:, 1:].flatten(), reduction="none"
+    )
+    torch.testing.assert_close(cross_entropies(other, tokens).flatten(), want)
+    torch.testing.assert_close(kl_divergences(clean, other), (p.exp() * (p - q)).sum(-1))
+
+
+def test_logits_decide_how_many_sequences_run_together(tiny_gemma2: Any) -> None:
+    class Vast:
+        cfg = SimpleNamespace(d_vocab=256_000)  # Gemma 2's
+
+    assert sequences_at_once(tiny_gemma2, 128) == 16
+    assert [sequences_at_once(Vast, context) for context in (128, 512, 8192)] == [4, 1, 1]
+
+
+def test_document_numbers_may_have_gaps(sae: Any, acts: torch.Tensor) -> None:
+    documents = torch.arange(len(acts)) // 3
+    want = evaluate_activations(sae, acts, [8], bootstrap=20, documents=documents)
+    sparse = 10**9 - 10**6 * documents.flip(0)
+    with Largest() as largest:
+        got = evaluate_activations(sae, acts, [8], bootstrap=20, documents=sparse)
+    assert largest.numel < 10**6
+    assert got.drop(columns="explained_variance_se").equals(
+        want.drop(columns="explained_variance_se")
+    )
+    column = "explained_variance_se"
+    assert got[column][0] == pytest.approx(want[column][0], rel=0.5)
+
+
+@pytest.mark.parametrize("bootstrap", [-3, 1])
+def test_too_few_resamples_are_refused(bootstrap: int, sae: Any, acts: torch.Tensor) -> None:
+    with pytest.raises(ValueError, match=f"bootstrap must be 0 .* 2 or more.*got {bootstrap}"):
+        evaluate_activations(sae, acts, [8], bootstrap=bootstrap)

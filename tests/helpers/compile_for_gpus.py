@@ -1,0 +1,65 @@
+"""Compiles every Triton kernel for real GPUs, which needs no GPU, and prints what each one uses.
+
+A process of its own: in the tests' process Triton interprets. One line per kernel and target:
+``name dtype flags sm_NN registers stack``.
+"""
+
+from __future__ import annotations
+
+import itertools
+import re
+import subprocess
+import tempfile
+import warnings
+from pathlib import Path
+from typing import Any
+
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from hsae_lens.objective.kernels import triton_kernels as kernels
+
+CUOBJDUMP = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+
+
+def use_of(kernel: Any, types: dict[str, str], constants: dict[str, Any], sm: int) -> str:
+    names = kernel.arg_names
+    source = ASTSource(
+        fn=kernel,
+        signature={name: types.get(name, "constexpr") for name in names},
+        constexprs={(names.index(name),): value for name, value in constants.items()},
+    )
+    options = {"num_warps": kernels.WARPS}
+    compiled = triton.compile(source, target=GPUTarget("cuda", sm, 32), options=options)
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(compiled.asm["cubin"])
+        file.flush()
+        command = [str(CUOBJDUMP), "-res-usage", file.name]
+        shown = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    registers, stack = re.search(r"REG:(\d+) STACK:(\d+)", shown).groups()  # type: ignore[union-attr]
+    return f"sm_{sm} {registers} {stack}"
+
+
+def main() -> None:
+    warnings.simplefilter("ignore")
+    for dtype, sm in itertools.product(("fp32", "bf16"), (80, 90)):
+        low = dict.fromkeys(("values", "W_dec", "b_dec", "target"), f"*{dtype}")
+        wide = ("rank_weights", "token_weights", "errors", "residual", "d_values", "d_W_dec",
+                "suffix", "suffixes")  # fmt: skip
+        types = low | dict.fromkeys(wide, "*fp32") | {"indices": "*i64", "rank_slots": "*i64"}
+        types |= dict.fromkeys(("first_token", "n_tokens", "K", "d_in", "n_slots"), "i32")
+        for grad, store in ((False, False), (True, False), (True, True)):
+            constants = {"GRAD": grad, "STORE": store, "COLUMNS": kernels.COLUMNS}
+            use = use_of(kernels._nested_kernel, types, constants | {"RANKS": kernels.RANKS}, sm)
+            print("nested", dtype, f"grad={grad},store={store}", use)
+        types = {"out": "*fp32", "coefficients": f"*{dtype}", "rows": f"*{dtype}", "d_in": "i32"}
+        types |= dict.fromkeys(("entries", "offsets", "row_of_entry"), "*i64")
+        for add in (False, True):
+            constants = {"ADD": add, "COLUMNS": kernels.COLUMNS, "ROWS": kernels.ROWS}
+            print("segment_sum", dtype, f"add={add}", use_of(
+                kernels._segment_sum_kernel, types, constants, sm))  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()

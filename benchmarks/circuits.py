@@ -16,6 +16,7 @@ from hsae_lens import HierarchicalTopKSAE, attribute_budgets, load_pretrained
 from hsae_lens.circuits.attribution import frozen_parameters
 from hsae_lens.evaluation.tasks.pairs import TokenizedTask
 from hsae_lens.evaluation.tasks.templates import make_task
+from hsae_lens.models.hooked_model import HookedModel
 from hsae_lens.models.hooks import run_changed
 from hsae_lens.models.opening import open_model
 
@@ -62,7 +63,7 @@ def circuits(args: argparse.Namespace) -> list[dict[str, Any]]:
 
 
 def one_budget(
-    model: Any, sae: HierarchicalTopKSAE, task: TokenizedTask, k: int
+    model: HookedModel, sae: HierarchicalTopKSAE, task: TokenizedTask, k: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Latents' and the error's attributions at one budget, ``[n, context, d_sae]`` and ``[…]``."""
     hook = sae.cfg.metadata.hook_name
@@ -78,7 +79,7 @@ def one_budget(
             leaves += [f, error]
             return decoded + error
 
-        with sae.budget(k), frozen_parameters(model), torch.enable_grad():
+        with sae.using_budget(k), frozen_parameters(model), torch.enable_grad():
             value = batch.metric(run_changed(model, batch.clean, {hook: splice})).sum()
             gradients = torch.autograd.grad(value, leaves)
         f, error = (leaf.detach() * g for leaf, g in zip(leaves, gradients, strict=True))
@@ -87,7 +88,7 @@ def one_budget(
     return latents, errors
 
 
-def check_agree(model: Any, sae: HierarchicalTopKSAE, task: TokenizedTask) -> None:
+def check_agree(model: HookedModel, sae: HierarchicalTopKSAE, task: TokenizedTask) -> None:
     """Both ways must give the same attributions before anything is timed."""
     found = attribute_budgets(model, sae, task.clean, task.metric, BUDGETS, progress=False)
     site = found.sites[sae.cfg.metadata.hook_name]

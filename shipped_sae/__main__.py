@@ -23,6 +23,7 @@ from hsae_lens._util.atomic_files import replacing_file
 from hsae_lens.evaluation import evaluate_budgets
 from hsae_lens.evaluation.plots import plot_frontier
 from hsae_lens.models.devices import AUTO, dtype_name, model_dtype
+from hsae_lens.models.hooked_model import HookedModel
 from hsae_lens.models.hooks import hook_activations
 from hsae_lens.models.opening import open_model
 from hsae_lens.models.smollm2 import SMOLLM2, SMOLLM2_HUB_NAME
@@ -100,7 +101,7 @@ def remember_settings(args: argparse.Namespace, folder: Path) -> None:
         fresh.write_text(settings)
 
 
-def train(args: argparse.Namespace, model: Any, texts: list[str], folder: Path) -> None:
+def train(args: argparse.Namespace, model: HookedModel, texts: list[str], folder: Path) -> None:
     tokens = tokenize(texts, model.tokenizer, CONTEXT)
     torch.manual_seed(args.seed)
     cfg: LanguageModelSAERunnerConfig[Any] = LanguageModelSAERunnerConfig(
@@ -154,7 +155,7 @@ def latest_checkpoint(folder: Path) -> str | None:
 
 
 def describe(
-    sae: HierarchicalTopKSAE, args: argparse.Namespace, model: Any, texts: list[str]
+    sae: HierarchicalTopKSAE, args: argparse.Namespace, model: HookedModel, texts: list[str]
 ) -> None:
     """Rounds the weights to what is shipped and notes what a reader of the card should know."""
     for parameter in sae.parameters():
@@ -177,7 +178,7 @@ def describe(
     ]
 
 
-def count_dead(sae: HierarchicalTopKSAE, model: Any, held: list[str]) -> None:
+def count_dead(sae: HierarchicalTopKSAE, model: HookedModel, held: list[str]) -> None:
     """Dead latents on all of the held-out text: on little text most rare latents look dead."""
     tokens = tokenize(held, model.tokenizer, CONTEXT)
     table = evaluate_budgets(sae, model, tokens, [sae.cfg.k], cross_entropy=False)
@@ -185,7 +186,7 @@ def count_dead(sae: HierarchicalTopKSAE, model: Any, held: list[str]) -> None:
     sae.cfg.metadata.dead_latents = f"{dead:.1%} on {judged:,} held-out tokens, at k={sae.cfg.k}"
 
 
-def evaluate(sae: HierarchicalTopKSAE, model: Any, held: list[str]) -> None:
+def evaluate(sae: HierarchicalTopKSAE, model: HookedModel, held: list[str]) -> None:
     started = time.perf_counter()
     texts = {
         "held-out text of the same kind": held,

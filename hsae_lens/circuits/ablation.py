@@ -13,6 +13,7 @@ from sae_lens import SAE
 from hsae_lens.circuits.prompts import Batch, LogitMetric, batches, measured
 from hsae_lens.circuits.replacement import Replacement, Replacer, settle_replacement
 from hsae_lens.circuits.sites import ERROR, Site, check_nodes, sites_of
+from hsae_lens.models.hooked_model import HookedModel
 from hsae_lens.models.hooks import activations_at, run_changed
 
 
@@ -54,7 +55,7 @@ class Ablator:
 
     def __init__(
         self,
-        model: Any,
+        model: HookedModel,
         saes: SAE[Any] | Sequence[SAE[Any]],
         clean: torch.Tensor,
         metric: LogitMetric,

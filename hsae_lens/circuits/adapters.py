@@ -21,7 +21,7 @@ class Dictionary(nn.Module):
 
     def encode(self, x: torch.Tensor) -> torch.Tensor:
         """Latents ``[..., dict_size]``, at most k of them active."""
-        with joined_heads(self.sae), self.sae.budget(self.k):
+        with joined_heads(self.sae), self.sae.using_budget(self.k):
             return self.sae.encode(x)
 
     def decode(self, f: torch.Tensor) -> torch.Tensor:

@@ -24,6 +24,7 @@ from tqdm.auto import tqdm
 from hsae_lens.circuits.prompts import Batch, LogitMetric, batches, measured
 from hsae_lens.circuits.replacement import Replacement, Replacer, settle_replacement
 from hsae_lens.circuits.sites import ERROR, Site, sites_of
+from hsae_lens.models.hooked_model import HookedModel
 from hsae_lens.models.hooks import run_changed
 from hsae_lens.objective.budgets import powers_of_two, resolve_budgets
 from hsae_lens.objective.ordered_code import OrderedCode
@@ -135,7 +136,7 @@ def largest_first(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def attribute_budgets(
-    model: Any,
+    model: HookedModel,
     saes: SAE[Any] | Sequence[SAE[Any]],
     clean: torch.Tensor,
     metric: LogitMetric,
@@ -213,7 +214,7 @@ def _budgets(budgets: Sequence[int] | None, sites: list[Site]) -> list[int]:
 
 
 def _gradients(
-    model: Any,
+    model: HookedModel,
     sites: list[Site],
     batch: Batch,
     replacing: Replacer,
@@ -240,7 +241,7 @@ def _gradients(
 
 
 def _gradient_at(
-    model: Any, sites: list[Site], batch: Batch, at: dict[str, torch.Tensor] | None = None
+    model: HookedModel, sites: list[Site], batch: Batch, at: dict[str, torch.Tensor] | None = None
 ) -> tuple[torch.Tensor, list[tuple[torch.Tensor, torch.Tensor]]]:
     """The metric ``[n]`` and, per site, activations with the metric's gradient there.
 
@@ -256,7 +257,7 @@ def _gradient_at(
 
 
 def with_leaves(
-    model: Any, names: Sequence[str], batch: Batch, at: Mapping[str, torch.Tensor]
+    model: HookedModel, names: Sequence[str], batch: Batch, at: Mapping[str, torch.Tensor]
 ) -> tuple[torch.Tensor, list[torch.Tensor], list[torch.Tensor]]:
     """The metric ``[n]`` with a zero added at each hook, to take gradients there.
 
@@ -290,7 +291,7 @@ def with_leaves(
 
 
 @contextmanager
-def frozen_parameters(model: Any) -> Iterator[None]:
+def frozen_parameters(model: HookedModel) -> Iterator[None]:
     """Inside, no parameter needs a gradient: nothing before the first site is kept for backward."""
     needing = [parameter for parameter in model.parameters() if parameter.requires_grad]
     for parameter in needing:

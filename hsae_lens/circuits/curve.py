@@ -17,6 +17,7 @@ from hsae_lens.circuits.attribution import Attribution
 from hsae_lens.circuits.prompts import LogitMetric
 from hsae_lens.circuits.replacement import Replacement
 from hsae_lens.circuits.sites import ERROR
+from hsae_lens.models.hooked_model import HookedModel
 
 logger = logging.getLogger(__name__)
 
@@ -26,7 +27,7 @@ SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
 
 
 def circuit_curve(
-    model: Any,
+    model: HookedModel,
     saes: SAE[Any] | Sequence[SAE[Any]],
     attribution: Attribution,
     clean: torch.Tensor,

@@ -14,10 +14,11 @@ from hsae_lens.circuits.attribution import frozen_parameters, largest_first, wit
 from hsae_lens.circuits.prompts import Batch, LogitMetric, batches
 from hsae_lens.circuits.replacement import Replacement, Replacer, settle_replacement
 from hsae_lens.circuits.sites import ERROR, Site, Split, check_nodes, sites_of
+from hsae_lens.models.hooked_model import HookedModel
 
 
 def latent_edges(
-    model: Any,
+    model: HookedModel,
     saes: Sequence[SAE[Any]],
     nodes: pd.DataFrame,
     k: int,
@@ -71,7 +72,7 @@ def latent_edges(
 
 
 def _edges(
-    model: Any,
+    model: HookedModel,
     sites: list[Site],
     nodes: pd.DataFrame,
     k: int,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, get_args
 
@@ -13,17 +13,18 @@ import torch
 from sae_lens import SAE
 
 from hsae_lens._util.did_you_mean import did_you_mean
-from hsae_lens.circuits.curve import ErrorNodes
+from hsae_lens.circuits.curve import ErrorNodes, check_circuit_sizes
 from hsae_lens.circuits.replacement import Replacement
 from hsae_lens.circuits.sites import sites_of
 from hsae_lens.evaluation.tasks.behaviour import check_able
 from hsae_lens.evaluation.tasks.pairs import Pair, TokenizedTask, read_pairs, tokenize_pairs
 from hsae_lens.evaluation.tasks.templates import make_task, task_name
 from hsae_lens.models.devices import model_device, model_dtype
+from hsae_lens.models.hooked_model import HookedModel
 from hsae_lens.models.hooks import activations_at
 from hsae_lens.models.opening import open_model_of
 from hsae_lens.models.token_mask import TokenMask
-from hsae_lens.objective.budgets import budgets_from
+from hsae_lens.objective.budgets import resolve_budgets
 from hsae_lens.releases.opening import open_sae
 from hsae_lens.sae.codes import largest_budget
 from hsae_lens.sae.controls import RANDOM_DECODER, neuron_basis, random_decoder
@@ -38,41 +39,40 @@ FEWEST = 8  # pairs: with fewer a perfect score could be luck, and half of them 
 
 @dataclass
 class CircuitsConfig:
-    """What ``hsae circuits`` does; every field is a flag.
-
-    Args:
-        sae (list[str]): Folders or RELEASE/SAE_ID, each of another hook: the sites of the circuit.
-            At least one.
-        beside (list[str]): SAEs of the first one's hook to compare with, a specialist for instance.
-        task (str): A task's name, or a CSV, JSONL or parquet file of pairs.
-        budgets (str): Comma-separated, ascending.
-        pairs (int): Pairs of the task, or at most of the file; half find the circuits, the others
-            judge them, and no prompt is in both halves.
-        sizes (str): Numbers of nodes to judge circuits of, comma-separated, two at least.
-        replace (str): What takes the place of a node: resample, mean or zero.
-        errors (str): Error nodes in a circuit: remove, keep, or default (ranked like latents).
-        steps (int): Of integrated gradients; 1 is one gradient at the clean prompts.
-        controls (bool): Whether to judge a random decoder and the model's own neurons too.
-        out (str): Folder for the tables, the pictures and the page.
-        model (str | None): What to open. None is what the first SAE says it was trained on.
-        device (str): Where to run, "cpu" or "cuda".
-        dtype (str): Of the language model: float32, bfloat16, float16, or auto.
-    """
+    """What ``hsae circuits`` does; every field is a flag."""
 
     sae: list[str]
-    beside: list[str]
+    """A folder with a saved SAE, or RELEASE/SAE_ID; again for a further site. Each is of another
+    hook."""
+    beside: list[str] = field(default_factory=list)
+    """An SAE of the first one's hook to compare with, a specialist for instance; again for more."""
     task: str = "agreement"
-    budgets: str = "8,32,128"
+    """A task's name, or a CSV, JSONL or parquet file of pairs."""
+    budgets: list[int] = field(default_factory=lambda: [8, 32, 128])
+    """The budgets to find circuits at, ascending."""
     pairs: int = 64
-    sizes: str = "1,2,4,8,16,32,64,128,256"
+    """Pairs of the task, or at most of the file; half find the circuits, the others judge them, and
+    no prompt is in both halves."""
+    sizes: list[int] = field(default_factory=lambda: [1, 2, 4, 8, 16, 32, 64, 128, 256])
+    """Numbers of nodes to judge circuits of, ascending, two above 0 at least."""
     replace: Replacement = "resample"
+    """What takes the place of a node: resample, mean or zero."""
     errors: ErrorNodes = "remove"
+    """Error nodes in a circuit: remove, keep, or default (ranked like latents)."""
     steps: int = 8
+    """Of integrated gradients; 1 is one gradient at the clean prompts."""
     controls: bool = True
+    """Whether to judge a random decoder and the model's own neurons too."""
     out: str = "runs/circuits"
+    """Folder for the tables, the pictures and the page."""
     model: str | None = None
+    """What to open: a hub name, a local folder, or smollm2-135m. None is what the first SAE says it
+    was trained on."""
     device: str = "cpu"
+    """Where to run: cpu, cuda, cuda:1 or mps."""
     dtype: str = "auto"
+    """Of the language model: float32, bfloat16, float16, or auto, which is bfloat16 where that is
+    faster than float32."""
 
 
 @dataclass(frozen=True)
@@ -83,13 +83,12 @@ class CircuitsPlan:
     with.  budgets: by the same labels.
     """
 
-    model: Any
+    model: HookedModel
     accuracy: float
     finding: TokenizedTask
     judging: TokenizedTask
     dictionaries: dict[str, list[SAE[Any]]]
     budgets: dict[str, list[int]]
-    sizes: list[int]
 
     @classmethod
     def of(cls, cfg: CircuitsConfig) -> CircuitsPlan:
@@ -99,7 +98,8 @@ class CircuitsPlan:
             ValueError: for settings, SAEs, budgets, tasks and pairs that do not fit, or a task that
                 the model cannot do.
         """
-        wanted, sizes = check_circuit_settings(cfg)
+        check_circuit_settings(cfg)
+        wanted = cfg.budgets
         saes = [_with_budgets(name, wanted, cfg.device) for name in cfg.sae]
         dictionaries, budgets = {OURS: saes}, {OURS: wanted}
         for name in cfg.beside:
@@ -108,7 +108,7 @@ class CircuitsPlan:
             dictionaries[name] = [_of_hook(name, saes[0], cfg.device), *saes[1:]]
             budgets[name] = _within(name, dictionaries[name], wanted)
             if not budgets[name]:
-                raise ValueError(f"{name} has no budget among {cfg.budgets}: its k is smaller.")
+                raise ValueError(f"{name} has none of the budgets {wanted}: its k is smaller.")
         model = open_model_of(saes[0], cfg.model, cfg.device, cfg.dtype)
         saes = dictionaries[OURS] = [site.sae for site in sites_of(saes, model)]
         task = open_task(cfg.task, model.tokenizer, cfg.pairs)
@@ -121,16 +121,19 @@ class CircuitsPlan:
         for label, control in _controls(saes, model, finding).items() if cfg.controls else ():
             if within := _within(label, control, wanted):
                 dictionaries[label], budgets[label] = control, within
-        return cls(model, accuracy, finding, judging, dictionaries, budgets, sizes)
+        return cls(model, accuracy, finding, judging, dictionaries, budgets)
 
 
-def check_circuit_settings(cfg: CircuitsConfig) -> tuple[list[int], list[int]]:
-    """The budgets and sizes that are asked for.
-
-    Raises:
-        ValueError: for what can be seen to be wrong before anything is opened.
-    """
-    budgets, sizes = budgets_from(cfg.budgets), sizes_from(cfg.sizes)
+def check_circuit_settings(cfg: CircuitsConfig) -> None:
+    """Raises ValueError for what can be seen to be wrong before anything is opened."""
+    if not cfg.sae:
+        raise ValueError("Circuits need an SAE: sae is empty.")
+    if min(cfg.budgets, default=0) < 1:
+        raise ValueError(f"Budgets are whole numbers of at least 1, got {cfg.budgets}.")
+    resolve_budgets(cfg.budgets, max(cfg.budgets))
+    check_circuit_sizes(cfg.sizes)
+    if len([size for size in cfg.sizes if size > 0]) < 2:
+        raise ValueError(f"A curve needs two sizes above 0, got {cfg.sizes}.")
     for name, known in (("replace", Replacement), ("errors", ErrorNodes)):
         value = getattr(cfg, name)
         if value not in get_args(known):
@@ -141,7 +144,6 @@ def check_circuit_settings(cfg: CircuitsConfig) -> tuple[list[int], list[int]]:
     model_dtype(cfg.dtype, cfg.device)
     _pairs_of(cfg.task, cfg.pairs)
     _check_writable(Path(cfg.out))
-    return budgets, sizes
 
 
 def _check_writable(out: Path) -> None:
@@ -151,21 +153,6 @@ def _check_writable(out: Path) -> None:
             pass
     except OSError as error:
         raise ValueError(f"Cannot write to {out}: {error.strerror} ({there}).") from error
-
-
-def sizes_from(text: str) -> list[int]:
-    """Numbers of nodes written with commas, ascending and each once.
-
-    Raises:
-        ValueError: if one is not a whole number, or fewer than two are above 0.
-    """
-    parts = [part.strip() for part in text.split(",")]
-    if not all(part.isdecimal() and len(part) < 10 for part in parts):
-        raise ValueError(f"sizes are whole numbers with commas, as in 1,4,16; got {text!r}.")
-    sizes = sorted({int(part) for part in parts})
-    if len([size for size in sizes if size > 0]) < 2:
-        raise ValueError(f"Two sizes above 0 are needed for a curve, got {text!r}.")
-    return sizes
 
 
 def _with_budgets(name: str, wanted: list[int], device: str) -> SAE[Any]:
@@ -222,7 +209,9 @@ def _pairs_of(name: str, n: int) -> list[Pair] | None:
     return pairs
 
 
-def _controls(saes: list[SAE[Any]], model: Any, task: TokenizedTask) -> dict[str, list[SAE[Any]]]:
+def _controls(
+    saes: list[SAE[Any]], model: HookedModel, task: TokenizedTask
+) -> dict[str, list[SAE[Any]]]:
     """A random decoder and the model's neurons for each site, if all SAEs are hierarchical."""
     ours = [sae for sae in saes if isinstance(sae, HierarchicalTopKSAE)]
     if len(ours) < len(saes):
@@ -232,7 +221,7 @@ def _controls(saes: list[SAE[Any]], model: Any, task: TokenizedTask) -> dict[str
     tokens = torch.cat([task.clean, task.corrupt])
     for sae in ours:
         x = activations_at(model, tokens, [sae.cfg.metadata.hook_name]).popitem()[1].flatten(2)
-        seen = x[TokenMask.by(sae, model)(tokens.to(x.device), x)].float()
+        seen = x[TokenMask.from_sae(sae, model)(tokens.to(x.device), x)].float()
         random.append(random_decoder(sae, seen))
         neurons.append(neuron_basis(sae, seen.mean(0)))
     return {RANDOM_DECODER: list(random), NEURONS: list(neurons)}

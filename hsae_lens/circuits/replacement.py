@@ -8,12 +8,13 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 import torch
 
 from hsae_lens.circuits.prompts import Batch
 from hsae_lens.circuits.sites import Site, Split
+from hsae_lens.models.hooked_model import HookedModel
 from hsae_lens.models.hooks import activations_at
 from hsae_lens.objective.ordered_code import OrderedCode
 
@@ -67,7 +68,7 @@ class Replacer:
     """
 
     def __init__(
-        self, model: Any, sites: Sequence[Site], work: Sequence[Batch], replace: Replacement
+        self, model: HookedModel, sites: Sequence[Site], work: Sequence[Batch], replace: Replacement
     ) -> None:
         self.replace = replace
         prompts = [] if replace == "zero" else [b.corrupt for b in work if b.corrupt is not None]

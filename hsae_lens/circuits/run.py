@@ -25,6 +25,7 @@ from hsae_lens.circuits.sites import ERROR, model_order
 from hsae_lens.evaluation.latents.describe import describe_latents
 from hsae_lens.evaluation.tasks.pairs import TokenizedTask
 from hsae_lens.models.devices import dtype_name
+from hsae_lens.models.hooked_model import HookedModel
 from hsae_lens.models.opening import model_name_of
 from hsae_lens.models.tokens import sample_tokens
 from hsae_lens.sae.inference import HierarchicalTopKSAE
@@ -84,7 +85,7 @@ def find_circuits(cfg: CircuitsConfig, page: Page | None = None) -> Found:
             steps=cfg.steps,
         )
     # The judging takes most of the time: what else could fail comes before it.
-    check_area(list(found.values()), plan.sizes, cfg.errors)
+    check_area(list(found.values()), cfg.sizes, cfg.errors)
     nodes = shown_nodes(found[OURS], finding, model.tokenizer)
     edges = _edges(plan, nodes, found[OURS])
     latents = _described(saes, model, nodes)
@@ -124,7 +125,7 @@ def _judged(plan: CircuitsPlan, found: dict[str, Attribution], cfg: CircuitsConf
             judging.clean,
             judging.metric,
             judging.corrupt,
-            sizes=plan.sizes,
+            sizes=cfg.sizes,
             replace=cfg.replace,
             errors=cfg.errors,
         )
@@ -184,7 +185,7 @@ def _edges(
     )
 
 
-def _described(saes: list[SAE[Any]], model: Any, nodes: pd.DataFrame) -> pd.DataFrame:
+def _described(saes: list[SAE[Any]], model: HookedModel, nodes: pd.DataFrame) -> pd.DataFrame:
     """What each shown latent fires on in CPython's reference, and which tokens it promotes."""
     tables = []
     for sae in saes:

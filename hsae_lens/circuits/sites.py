@@ -12,6 +12,7 @@ import torch
 from sae_lens import SAE
 from sae_lens.util import extract_stop_at_layer_from_tlens_hook_name
 
+from hsae_lens.models.hooked_model import HookedModel
 from hsae_lens.models.hooks import check_bare
 from hsae_lens.models.token_mask import TokenMask
 from hsae_lens.objective.ordered_code import OrderedCode
@@ -71,7 +72,7 @@ class Site:
     """
 
     sae: SAE[Any]
-    judged: TokenMask
+    mask: TokenMask
 
     @property
     def hook_name(self) -> str:
@@ -123,11 +124,11 @@ class Site:
         Raises:
             ValueError: if none does.
         """
-        counts = self.judged(tokens.to(x.device), x.flatten(2))
+        counts = self.mask(tokens.to(x.device), x.flatten(2))
         if not counts.any():
             raise ValueError(
                 f"No position of these prompts is one that the SAE of {self.hook_name} was trained "
-                f"on: {self.judged.positions} of a sequence, norms up to {self.judged.max_norm:g}."
+                f"on: {self.mask.positions} of a sequence, norms up to {self.mask.max_norm:g}."
             )
         return counts.to(self.sae.device)
 
@@ -161,7 +162,7 @@ def _wide(x: torch.Tensor) -> torch.Tensor:
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
-def sites_of(saes: SAE[Any] | Sequence[SAE[Any]], model: Any) -> list[Site]:
+def sites_of(saes: SAE[Any] | Sequence[SAE[Any]], model: HookedModel) -> list[Site]:
     """A site for each SAE, in the model's order.
 
     Raises:
@@ -178,7 +179,7 @@ def sites_of(saes: SAE[Any] | Sequence[SAE[Any]], model: Any) -> list[Site]:
         check_autoencoder(sae, f"The SAE of {sae.cfg.metadata.hook_name}")
     check_bare(model)
     saes.sort(key=lambda sae: model_order(sae.cfg.metadata.hook_name))
-    return [Site(sae, TokenMask.by(sae, model)) for sae in saes]
+    return [Site(sae, TokenMask.from_sae(sae, model)) for sae in saes]
 
 
 def model_order(hook_name: str) -> tuple[int, int]:

@@ -21,7 +21,7 @@ LONGEST_LINE = 500  # of an error, in characters
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; returns the exit status (1 for an expected error, said in one line)."""
     arguments = list(sys.argv[1:] if argv is None else argv)
-    from sae_lens.training._interruption import InterruptedException
+    from hsae_lens._util.private_names import InterruptedException
 
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     for chatty in ("httpx", "httpx2"):

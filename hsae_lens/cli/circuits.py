@@ -20,32 +20,9 @@ def add_circuits(commands: Any) -> None:
             "on other pairs beside controls, and leaves tables, pictures and a page."
         ),
     )
-    circuits.add_argument(
-        "--sae",
-        action="append",
-        required=True,
-        help="a folder with a saved SAE, or RELEASE/SAE_ID; again for a further site",
-    )
-    circuits.add_argument(
-        "--beside", action="append", default=[], help="an SAE of the first one's hook to compare"
-    )
-    circuits.add_argument(
-        "--no-controls", dest="controls", action="store_false", help="no random decoder, no neurons"
-    )
-    help_texts = {
-        "task": "a task's name, or a CSV, JSONL or parquet file of pairs",
-        "budgets": "comma-separated, ascending",
-        "pairs": "pairs, of a file at most: half find the circuits, others judge them",
-        "sizes": "numbers of nodes to judge circuits of, comma-separated",
-        "replace": "what takes the place of a node: resample, mean or zero",
-        "errors": "error nodes in a circuit: remove, keep, or default (ranked like latents)",
-        "steps": "of integrated gradients; 1 is one gradient",
-        "out": "folder for the tables, the pictures and the page",
-        "model": "hub name, local folder, or smollm2-135m; None is what the SAE says",
-    }
     from hsae_lens.circuits.plan import CircuitsConfig
 
-    add_flags(circuits, CircuitsConfig, help_texts)
+    add_flags(circuits, CircuitsConfig)
 
     latents = add_command(
         commands,

@@ -5,8 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from hsae_lens.cli.flags import add_command, add_flags, config_from_flags
-from hsae_lens.objective.budgets import budgets_from
+from hsae_lens.cli.flags import add_command, add_flags, config_from_flags, describe
 
 
 def add_evaluation(commands: Any) -> None:
@@ -26,21 +25,10 @@ def _add_eval(commands: Any) -> None:
             "same tokens: tables, a picture, and examples for `hsae report`."
         ),
     )
-    evaluate.add_argument("saes", nargs="+", help="folders with a saved SAE, or RELEASE/SAE_ID")
-    help_texts = {
-        "out": "folder for the tables, the picture and the examples",
-        "text": "a local text, JSONL or parquet file or folder; None is CPython's reference",
-        "model": "hub name, local folder, or smollm2-135m; None is what the first SAE says",
-        "tokens": "about how many tokens to judge",
-        "budgets": "comma-separated; None is 1, 2, 4, … K",
-        "bootstrap": "resamples of documents for the standard errors, 0 for none",
-        "tasks": "pairs of each behavioural task, 0 for none",
-        "examples": "example sequences to follow latent by latent",
-        "batch_size": "sequences at once, 0 for 16 or as many as half a GB of logits holds",
-    }
     from hsae_lens.evaluation.inputs import EvalConfig
 
-    add_flags(evaluate, EvalConfig, help_texts)
+    evaluate.add_argument("saes", nargs="+", help=describe(EvalConfig, "saes"))
+    add_flags(evaluate, EvalConfig, "saes")
 
 
 def _add_additions(commands: Any) -> None:
@@ -115,7 +103,6 @@ def _eval(parsed: argparse.Namespace) -> None:
     from hsae_lens.evaluation.inputs import EvalConfig
     from hsae_lens.evaluation.run import run_eval
 
-    parsed.budgets = budgets_from(parsed.budgets) if parsed.budgets is not None else None
     table = run_eval(config_from_flags(parsed, EvalConfig))
     shown = [c for c in ("sae", "k", "l0", "explained_variance", "ce_score", "kl") if c in table]
     print(table[shown].to_string(index=False, float_format=lambda value: f"{value:.3f}"))

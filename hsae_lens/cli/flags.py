@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import logging
 from collections.abc import Callable
-from dataclasses import fields
-from typing import Any
+from dataclasses import MISSING, Field, fields
+from typing import Any, get_type_hints
+
+from simple_parsing.docstring import get_attribute_docstring
+
+logger = logging.getLogger(__name__)
 
 
 def add_command(
@@ -26,27 +31,69 @@ def add_command(
     return parser
 
 
-def add_flags(parser: argparse.ArgumentParser, config: Any, help_texts: dict[str, str]) -> None:
-    """A flag for each field of a config dataclass that has a help text.
+def add_flags(parser: argparse.ArgumentParser, config: Any, *but: str) -> None:
+    """A flag for each field of a config dataclass, ``but`` some; its docstring is the help.
 
-    ``device`` and ``dtype`` are the same for every command: :func:`add_model_flags`.
+    Text for None, words for lists and ``--no-…`` for what is on: as a command line has them.
     """
+    types = get_type_hints(config)
     for field in fields(config):
-        if field.name in MODEL_FLAGS:
-            add_model_flags(parser, field.name, default=str(field.default))
-        elif field.name in help_texts:
-            kind = type(field.default) if isinstance(field.default, int | float) else str
+        if field.name not in but:
             flag = "--" + field.name.replace("_", "-")
-            parser.add_argument(flag, type=kind, default=field.default, help=help_texts[field.name])
+            text = describe(config, field.name)
+            parser.add_argument(flag, **_argument(field, types[field.name], text))
 
 
-def add_model_flags(
-    parser: argparse.ArgumentParser, *names: str, default: str | None = None
-) -> None:
-    """``--device`` and ``--dtype``, or those named, checked before anything is opened."""
-    for name in names or MODEL_FLAGS:
-        kind, usual, text = MODEL_FLAGS[name]
-        parser.add_argument(f"--{name}", type=kind, default=default or usual, help=text)
+def _argument(field: Field[Any], kind: Any, text: str) -> dict[str, Any]:
+    """What argparse must know of a field."""
+    lazy = field.default_factory
+    given: Any = field.default if lazy is MISSING else lazy()
+    if kind is bool:
+        return {"action": argparse.BooleanOptionalAction, "default": given, "help": text}
+    if kind == list[str]:  # left out, it is the config's own
+        without = {"default": argparse.SUPPRESS, "required": given is MISSING}
+        return {"action": "append", "help": text, **without}
+    if kind in (list[int], list[int] | None):
+        shown = given and ",".join(map(str, given))
+        return {"type": whole_numbers, "default": shown, "help": text}
+    if field.name in CHECKED:
+        return {"type": CHECKED[field.name], "default": given, "help": text}
+    return {"type": kind if kind in (int, float) else str, "default": given, "help": text}
+
+
+def describe(config: Any, name: str) -> str:
+    """The docstring under a field, in one line."""
+    text = " ".join(get_attribute_docstring(config, name).docstring_below.split())
+    return text.replace("``", "").replace("%", "%%")
+
+
+def add_model_flags(parser: argparse.ArgumentParser) -> None:
+    """``--device`` and ``--dtype`` of a command without a config; checked before work."""
+    from hsae_lens.evaluation.inputs import EvalConfig
+
+    for name, check in CHECKED.items():
+        text = describe(EvalConfig, name)
+        default = EvalConfig.__dataclass_fields__[name].default
+        parser.add_argument(f"--{name}", type=check, default=default, help=text)
+
+
+def whole_numbers(text: str) -> list[int]:
+    """Whole numbers with commas, ascending and each once: ``"8,4,8"`` is ``[4, 8]``, and says so.
+
+    Raises:
+        argparse.ArgumentTypeError: if one is not a whole number.
+    """
+    parts = [part.strip() for part in text.split(",")]
+    # Longer ones are no sizes of anything either, and int() refuses the longest with other words.
+    if bad := [part for part in parts if not (part.isdecimal() and len(part) < 10)]:
+        raise argparse.ArgumentTypeError(
+            f"whole numbers with commas, as in 1,8,32; got {bad[0]!r} in {text!r}"
+        )
+    asked = [int(part) for part in parts]
+    numbers = sorted(set(asked))
+    if numbers != asked:
+        logger.warning("Took %s as %s.", text, ",".join(map(str, numbers)))
+    return numbers
 
 
 def device(text: str) -> str:
@@ -71,17 +118,11 @@ def _asking(check: Callable[[str], Any], text: str) -> str:
     return text
 
 
-MODEL_FLAGS: dict[str, tuple[Callable[[str], str], str, str]] = {
-    "device": (device, "cpu", "where to run: cpu, cuda, cuda:1 or mps"),
-    "dtype": (
-        dtype,
-        "auto",
-        "of the language model: auto, float32, bfloat16 or float16; auto measures which is faster",
-    ),
-}
-"""Type, default and help of each."""
+CHECKED: dict[str, Callable[[str], str]] = {"device": device, "dtype": dtype}
+"""Flags that are the same for every command, and what argparse checks them with."""
 
 
 def config_from_flags(parsed: argparse.Namespace, config: Any) -> Any:
     """A config dataclass from the flags of the same names."""
-    return config(**{field.name: getattr(parsed, field.name) for field in fields(config)})
+    given = vars(parsed)
+    return config(**{f.name: given[f.name] for f in fields(config) if f.name in given})

@@ -21,21 +21,9 @@ def add_training(commands: Any) -> None:
             "held-out text. Takes a few minutes on two cores."
         ),
     )
-    help_texts = {
-        "steps": "training steps for each of the two SAEs, of 1024 tokens",
-        "layer": "the residual stream after this block is rewritten",
-        "d_sae": "number of latents",
-        "k": "the largest budget, K",
-        "text": "a local text, JSONL or parquet file or folder; None is CPython's reference",
-        "out": "folder for the SAE, the table and the picture",
-        "model": "hub name, local folder, or smollm2-135m",
-        "minutes": "how long it may take in all; a slow machine reads less text",
-        "eval_tokens": "about how many held-out tokens to evaluate on",
-        "seed": "of the split, the initial weights and the order of the data",
-    }
     from hsae_lens.training.demo import DemoConfig
 
-    add_flags(demo, DemoConfig, help_texts)
+    add_flags(demo, DemoConfig)
 
     commands.add_parser(
         "train",

@@ -11,6 +11,7 @@ from sae_lens import SAE
 
 from hsae_lens.evaluation.frontier.sums import check_bootstrap
 from hsae_lens.models.devices import AUTO, model_device, model_dtype
+from hsae_lens.models.hooked_model import HookedModel
 from hsae_lens.models.opening import model_name_of, open_model_of
 from hsae_lens.models.text_files import open_text
 from hsae_lens.models.tokens import sample_tokens
@@ -23,39 +24,37 @@ from hsae_lens.sae.inference import HierarchicalTopKSAE
 
 @dataclass
 class EvalConfig:
-    """What ``hsae eval`` does; every field but ``saes`` is a flag.
-
-    Args:
-        saes (list[str]): Folders or RELEASE/SAE_ID; all of one model and hook. The first is the
-            one a report is about.
-        out (str): Folder for the tables, the picture and the examples.
-        text (str | None): A local text, JSONL or parquet file, or a folder of them. None reads
-            CPython's own language reference.
-        model (str | None): What to open. None is what the first SAE says it was trained on.
-        tokens (int): About how many tokens to judge.
-        budgets (list[int] | None): Ascending. None is 1, 2, 4, … K of each SAE.
-        bootstrap (int): Resamples of documents for the standard errors, 0 for none.
-        tasks (int): Pairs of each behavioural task, 0 for none.
-        examples (int): Example sequences to follow latent by latent.
-        batch_size (int): Sequences at once. 0 for 16, or fewer where their logits would take more
-            than half a gigabyte.
-        device (str): Where to run, "cpu" or "cuda".
-        dtype (str): Of the language model. "auto" is bfloat16 where that is faster than float32; it
-            rounds cross-entropies. ``run.json`` keeps what was taken.
-    """
+    """What ``hsae eval`` does; every field but ``saes`` is a flag."""
 
     saes: list[str]
+    """Folders with a saved SAE, or RELEASE/SAE_ID; all of one model and hook. The first is the one
+    a report is about."""
     out: str = "runs/eval"
+    """Folder for the tables, the picture and the examples."""
     text: str | None = None
+    """A local text, JSONL, CSV or parquet file, or a folder of them. None is CPython's own language
+    reference."""
     model: str | None = None
+    """What to open: a hub name, a local folder, or smollm2-135m. None is what the first SAE says it
+    was trained on."""
     tokens: int = 8192
+    """About how many tokens to judge."""
     budgets: list[int] | None = None
+    """The budgets to judge at, ascending. None is 1, 2, 4, … K of each SAE."""
     bootstrap: int = 200
+    """Resamples of documents for the standard errors, 0 for none."""
     tasks: int = 24
+    """Pairs of each behavioural task, 0 for none."""
     examples: int = 3
+    """Example sequences to follow latent by latent."""
     batch_size: int = 0
+    """Sequences at once. 0 is 16, or fewer where their logits would take more than half a
+    gigabyte."""
     device: str = "cpu"
+    """Where to run: cpu, cuda, cuda:1 or mps."""
     dtype: str = AUTO
+    """Of the language model: float32, bfloat16, float16, or auto, which is bfloat16 where that is
+    faster than float32; it rounds cross-entropies. ``run.json`` keeps what was taken."""
 
 
 def check_eval_settings(cfg: EvalConfig) -> None:
@@ -79,7 +78,7 @@ class EvalInputs:
     """What an evaluation works on. The last of ``saes`` is a random control, if there is one."""
 
     saes: dict[str, SAE[Any]]
-    model: Any
+    model: HookedModel
     model_name: str
     tokens: torch.Tensor
     documents: torch.Tensor

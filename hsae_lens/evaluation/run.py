@@ -99,7 +99,7 @@ def _frontier(opened: EvalInputs, cfg: EvalConfig) -> pd.DataFrame:
 
 def _tasks(opened: EvalInputs, cfg: EvalConfig) -> list[pd.DataFrame]:
     """Every task that can be posed here, for each SAE; the others are said."""
-    judged, tables = TokenMask.by(opened.first, opened.model), []
+    mask, tables = TokenMask.from_sae(opened.first, opened.model), []
     for name in TASKS if cfg.tasks else ():
         try:
             task = make_task(name, opened.model.tokenizer, cfg.tasks)
@@ -109,7 +109,7 @@ def _tasks(opened: EvalInputs, cfg: EvalConfig) -> list[pd.DataFrame]:
                     opened.model,
                     [task],
                     opened.budgets,
-                    judged=judged,
+                    mask=mask,
                     batch_size=cfg.batch_size or None,
                 )
                 tables.append(table.assign(sae=label))

@@ -8,17 +8,20 @@ from typing import Any
 import torch
 from sae_lens.util import extract_stop_at_layer_from_tlens_hook_name
 
+from hsae_lens._util.private_names import own_hook_name
+from hsae_lens.models.hooked_model import HookedModel
+
 MOST_SEQUENCES = 16
 
 LOGITS_BYTES = 512 << 20  # in float32: two such tensors, clean and changed, are held at once
 
 
-def input_device(model: Any) -> torch.device:
+def input_device(model: HookedModel) -> torch.device:
     """Where a hooked model wants its tokens."""
     return next(model.parameters()).device
 
 
-def check_bare(model: Any) -> None:
+def check_bare(model: HookedModel) -> None:
     """Raises ValueError if SAEs are attached to the model: what it computes is then theirs."""
     if attached := list(getattr(model, "acts_to_saes", {})):
         raise ValueError(
@@ -27,20 +30,20 @@ def check_bare(model: Any) -> None:
         )
 
 
-def sequences_at_once(model: Any, context_size: int) -> int:
+def sequences_at_once(model: HookedModel, context_size: int) -> int:
     """How many sequences to run together so that their logits take no more than LOGITS_BYTES."""
     one = 4 * context_size * model.cfg.d_vocab
     return max(1, min(MOST_SEQUENCES, LOGITS_BYTES // one))
 
 
-def hook_activations(model: Any, tokens: torch.Tensor, hook_name: str) -> torch.Tensor:
+def hook_activations(model: HookedModel, tokens: torch.Tensor, hook_name: str) -> torch.Tensor:
     """:func:`activations_at` of one hook."""
     return activations_at(model, tokens, [hook_name])[hook_name]
 
 
 @torch.no_grad()
 def activations_at(
-    model: Any, tokens: torch.Tensor, hook_names: Sequence[str]
+    model: HookedModel, tokens: torch.Tensor, hook_names: Sequence[str]
 ) -> dict[str, torch.Tensor]:
     """Hooks' activations ``[batch, context, ...]``, running only the layers before the last one.
 
@@ -50,7 +53,7 @@ def activations_at(
     """
     check_bare(model)
     layers = [extract_stop_at_layer_from_tlens_hook_name(name) for name in hook_names]
-    own = {name: _own_name(model, name) for name in hook_names}
+    own = {name: own_hook_name(model, name) for name in hook_names}
     _, cache = model.run_with_cache(
         tokens.to(input_device(model)),
         names_filter=list(own.values()),
@@ -64,7 +67,7 @@ def activations_at(
 
 
 def run_changed(
-    model: Any,
+    model: HookedModel,
     tokens: torch.Tensor,
     changes: Mapping[str, Callable[[torch.Tensor], torch.Tensor | None]],
 ) -> torch.Tensor:
@@ -89,7 +92,7 @@ def run_changed(
         tokens.to(input_device(model)),
         prepend_bos=False,
         fwd_hooks=[
-            (_own_name(model, name), hook(name, change)) for name, change in changes.items()
+            (own_hook_name(model, name), hook(name, change)) for name, change in changes.items()
         ],
     )
     for name in changes:
@@ -100,26 +103,10 @@ def run_changed(
 
 @torch.no_grad()
 def logits_with(
-    model: Any, tokens: torch.Tensor, hook_name: str, new: torch.Tensor
+    model: HookedModel, tokens: torch.Tensor, hook_name: str, new: torch.Tensor
 ) -> torch.Tensor:
     """The model's logits ``[batch, context, d_vocab]`` with one hook's activations replaced."""
     return run_changed(model, tokens, {hook_name: lambda acts: new})
-
-
-def _own_name(model: Any, hook_name: str) -> str:
-    """What the model itself calls a hook.
-
-    On a bridge TransformerLens' names are aliases: without compatibility mode its hooks and caches
-    silently miss them. And where an SAE was attached and removed, SAELens leaves a hook point that
-    has lost its name, so that hooks miss it in either mode; it gets its name back here.
-    """
-    resolve = getattr(model, "_resolve_hook_name", None)
-    if resolve is None:
-        return hook_name
-    own: str = resolve(hook_name)
-    if own in model.hook_dict:
-        model.hook_dict[own].name = own
-    return own
 
 
 def missing_hook(hook_name: str) -> str:

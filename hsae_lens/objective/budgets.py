@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import itertools
-import logging
 import math
 import numbers
 from collections.abc import Sequence
 from typing import Any
 
 from hsae_lens._util.did_you_mean import did_you_mean
-
-logger = logging.getLogger(__name__)
 
 SCHEDULES = {
     "uniform": lambda j: 1.0,
@@ -105,23 +102,3 @@ def resolve_weights(weights: str | Sequence[float] | None, budgets: Sequence[int
 def powers_of_two(k: int) -> list[int]:
     """1, 2, 4, … and k itself: the budgets shown when nobody asked for particular ones."""
     return sorted({*(2**i for i in range(k.bit_length()) if 2**i <= k), k})
-
-
-def budgets_from(text: str) -> list[int]:
-    """Budgets written with commas, ascending and each once: ``"8,4,8"`` is ``[4, 8]``, and says so.
-
-    Raises:
-        ValueError: if one is not a whole number of at least 1.
-    """
-    parts = [part.strip() for part in text.split(",")]
-    # Longer ones are no budgets either, and int() refuses the longest with other words.
-    if bad := [part for part in parts if not (part.isdecimal() and len(part) < 10 and int(part))]:
-        raise ValueError(
-            f"Budgets are whole numbers of at least 1 with commas, as in 1,8,32; got {bad[0]!r} in "
-            f"{text!r}."
-        )
-    asked = [int(part) for part in parts]
-    budgets = sorted(set(asked))
-    if budgets != asked:
-        logger.warning("Took the budgets %s as %s.", text, ",".join(map(str, budgets)))
-    return budgets

@@ -84,7 +84,7 @@ def load_pretrained(
             "with SAE.from_pretrained."
         )
     if k is not None:
-        sae.k = k
+        sae.budget = k
     return sae
 
 

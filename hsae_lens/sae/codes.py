@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from sae_lens import SAE
-from tqdm.auto import tqdm
 
-from hsae_lens.models.hooks import hook_activations, sequences_at_once
-from hsae_lens.models.token_mask import TokenMask
+from hsae_lens.models.hooked_model import HookedModel
+from hsae_lens.models.hooks import sequences_at_once
+from hsae_lens.models.token_mask import TokenMask, masked_batches
 from hsae_lens.objective.ordered_code import OrderedCode
 from hsae_lens.sae.inference import HierarchicalTopKSAE
 
@@ -38,9 +39,40 @@ def each_reconstruction(
         yield j, code, sae.decode(code.to_dense(sae.cfg.d_sae) if j else torch.zeros_like(acts))
 
 
+@dataclass(frozen=True)
+class CodedBatch:
+    """Some sequences as ordered codes. tokens, keep: ``[batch, context]``, on the CPU; keep: which
+    tokens count.  code: ``[batch, context, K]``, where the SAE is."""
+
+    tokens: torch.Tensor
+    code: OrderedCode
+    keep: torch.Tensor
+
+
+@torch.no_grad()
+def each_code(
+    sae: HierarchicalTopKSAE,
+    model: HookedModel,
+    tokens: torch.Tensor,
+    batch_size: int = 16,
+    doing: str | None = None,
+) -> Iterator[CodedBatch]:
+    """The codes of token sequences ``[n, context]``, and which tokens the SAE was trained on.
+
+    Args:
+        doing: what a progress bar says; None for no bar.
+
+    Raises:
+        FloatingPointError: as :func:`masked_batches`.
+    """
+    mask, name = TokenMask.from_sae(sae, model), str(sae.cfg.metadata.hook_name)
+    for batch in masked_batches(model, tokens, name, mask, batch_size, doing):
+        yield CodedBatch(batch.tokens, sae.encode_joined(batch.x), batch.keep)
+
+
 @torch.no_grad()
 def masked_activations(
-    sae: SAE[Any], model: Any, tokens: torch.Tensor, batch_size: int | None = None
+    sae: SAE[Any], model: HookedModel, tokens: torch.Tensor, batch_size: int | None = None
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """The tokens that count: activations ``[n, d_in]``, float32, and of which sequence ``[n]``.
 
@@ -48,13 +80,13 @@ def masked_activations(
         ValueError: if none does.
     """
     batch_size = batch_size or sequences_at_once(model, tokens.shape[1])
-    judged, kept, sequences = TokenMask.by(sae, model), [], []
+    mask, name = TokenMask.from_sae(sae, model), str(sae.cfg.metadata.hook_name)
+    batches = masked_batches(model, tokens, name, mask, batch_size, "Activations")
     numbers = torch.arange(len(tokens)).split(batch_size)
-    for batch, here in zip(tqdm(tokens.split(batch_size), "Activations"), numbers, strict=True):
-        x = hook_activations(model, batch, sae.cfg.metadata.hook_name).flatten(2).cpu()
-        keep = judged(batch.cpu(), x)
-        kept.append(x[keep].float())
-        sequences.append(here[:, None].expand(keep.shape)[keep])
+    kept, sequences = [], []
+    for batch, here in zip(batches, numbers, strict=True):
+        kept.append(batch.x.cpu()[batch.keep].float())
+        sequences.append(here[:, None].expand(batch.keep.shape)[batch.keep])
     if not any(map(len, kept)):
         raise ValueError(
             f"No token is left to judge in {tokens.numel():,}: give more text, or see the SAE's "

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from sae_lens import TopKSAE, TopKSAEConfig
@@ -93,8 +93,8 @@ class HierarchicalTopKSAE(OwnInputSteps, TopKSAE):
     loading are SAELens'. What it adds is the *order* of a token's latents and the *budget*, how
     many of them ``encode`` keeps:
 
-    >>> sae.k = 8                          # from now on  # doctest: +SKIP
-    >>> with sae.budget(32): ...           # for a while
+    >>> sae.budget = 8                     # from now on  # doctest: +SKIP
+    >>> with sae.using_budget(32): ...     # for a while
     >>> stock = sae.at_k(16)               # a stock SAELens TopK SAE on the same weights
     >>> code = sae.encode_ordered(x)       # all cfg.k latents, largest first
     >>> sae.decode_budgets(code, [8, 32])  # [2, ..., d_in]
@@ -107,31 +107,40 @@ class HierarchicalTopKSAE(OwnInputSteps, TopKSAE):
         self._budget = cfg.default_budget or cfg.k
 
     @property
-    def k(self) -> int:
+    def budget(self) -> int:
         """The budget in use: how many latents ``encode`` keeps per token, in 1..cfg.k."""
         return self._budget
 
-    @k.setter
-    def k(self, budget: int) -> None:
+    @budget.setter
+    def budget(self, budget: int) -> None:
         self._budget = check_budget(budget, self.cfg.k)
 
+    @property
+    def k(self) -> NoReturn:
+        """Not here: an assignment would pass unnoticed, as to any module."""
+        raise AttributeError("sae.budget is the budget in use, sae.cfg.k the largest one.")
+
+    @k.setter
+    def k(self, _: int) -> NoReturn:
+        raise AttributeError("Set sae.budget; sae.cfg.k is the largest budget, and stays.")
+
     @contextmanager
-    def budget(self, k: int) -> Iterator[HierarchicalTopKSAE]:
-        """Uses budget ``k`` inside the block and restores the former one after it."""
-        before = self.k
-        self.k = k
+    def using_budget(self, budget: int) -> Iterator[HierarchicalTopKSAE]:
+        """Uses this budget inside the block and restores the former one after it."""
+        before = self.budget
+        self.budget = budget
         try:
             yield self
         finally:
-            self.k = before
+            self.budget = before
 
     @override
     def encode(self, x: torch.Tensor) -> torch.Tensor:
-        """Feature activations ``[..., d_sae]`` of ``x`` ``[..., d_in]``, at most ``k`` non-zero.
+        """Feature activations ``[..., d_sae]`` of ``x`` ``[..., d_in]``, up to ``budget`` non-zero.
 
         They have the SAE's dtype; :meth:`decode` gives their reconstruction in that of ``x``.
         """
-        code = self.encode_ordered(x).prefix(self.k)
+        code = self.encode_ordered(x).prefix(self.budget)
         acts = self.hook_sae_acts_post(code.to_dense(self.cfg.d_sae))
         if x.dtype != self.dtype and x.is_floating_point():
             # SAELens' hooked models pass encode's result to decode, and decode's into the model as

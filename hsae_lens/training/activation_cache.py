@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 import datasets
 import numpy as np
 import torch
-from sae_lens.util import get_special_token_ids
 from tqdm.auto import tqdm
 
 from hsae_lens._util.atomic_files import replacing_folder
-from hsae_lens.models.hooks import hook_activations
+from hsae_lens.models.hooked_model import HookedModel
+from hsae_lens.models.token_mask import TokenMask, masked_batches
 
 SEQUENCES_PER_SHARD = 1024  # shuffled together when activations are cached
 
@@ -24,12 +23,12 @@ CACHE_FILES = (CACHE, "dataset_info.json", "state.json")  # and *.arrow
 
 @torch.no_grad()
 def cache_activations(
-    model: Any,
+    model: HookedModel,
     tokens: torch.Tensor,
     hook_name: str,
     folder: str | Path,
     *,
-    seqpos_slice: tuple[int | None, ...] = (None,),
+    mask: TokenMask | None = None,
     batch_size: int = 32,
     seed: int = 0,
 ) -> Path:
@@ -37,16 +36,16 @@ def cache_activations(
 
     For training several SAEs, or several epochs, on the same activations: pass the folder as
     ``cached_activations_path`` with ``use_cached_activations=True``. SAELens'
-    ``CacheActivationsRunner`` does this for models it can open itself; here special tokens and
-    positions outside ``seqpos_slice`` are left out and the rest is shuffled, so a row of the cache
-    is a bag of tokens, not a sequence.
+    ``CacheActivationsRunner`` does this for models it can open itself; here tokens that do
+    not count are left out and the rest is shuffled, so a row of the cache is a bag of tokens, not a
+    sequence.
 
     Args:
         model: a hooked model.
         tokens: ``[n_sequences, context_size]``.
         hook_name: a TransformerLens hook.
         folder: replaced if this function wrote it, once the new one is complete.
-        seqpos_slice: positions of a sequence to keep, as in SAELens' runner.
+        mask: which tokens to keep; None for all but special ones.
         batch_size: sequences per forward pass.
 
     Returns:
@@ -54,24 +53,21 @@ def cache_activations(
 
     Raises:
         ValueError: if the model has no such hook, or the folder holds anything else.
+        FloatingPointError: if an activation to keep is NaN or infinite.
     """
     folder, generator = Path(folder), torch.Generator().manual_seed(seed)
     _refuse_others(folder)
-    special = torch.tensor(get_special_token_ids(model.tokenizer))
+    mask = mask or TokenMask.from_model(model)
     context_size = tokens.shape[1]
     order = torch.randperm(len(tokens), generator=generator)
     shards: list[datasets.Dataset] = []
     with tqdm(total=tokens.numel(), desc=f"Caching {hook_name}", unit="tok") as bar:
         for group in tokens[order].split(SEQUENCES_PER_SHARD):
             kept_acts, kept_ids = [], []
-            for batch in group.split(batch_size):
-                acts = hook_activations(model, batch, hook_name).flatten(2)
-                positions = torch.zeros(context_size, dtype=torch.bool)
-                positions[slice(*seqpos_slice)] = True
-                keep = positions & ~torch.isin(batch, special)
-                kept_acts.append(acts.cpu()[keep].float())
-                kept_ids.append(batch[keep])
-                bar.update(batch.numel())
+            for batch in masked_batches(model, group, hook_name, mask, batch_size):
+                kept_acts.append(batch.x.cpu()[batch.keep].float())
+                kept_ids.append(batch.tokens[batch.keep])
+                bar.update(batch.tokens.numel())
             acts, ids = torch.cat(kept_acts), torch.cat(kept_ids)
             n_rows = len(ids) // context_size
             shuffled = torch.randperm(len(ids), generator=generator)[: n_rows * context_size]

@@ -11,11 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from sae_lens import LanguageModelSAERunnerConfig
-from sae_lens.config import _validate_seqpos
-from sae_lens.llm_sae_training_runner import _parse_cfg_args
 
 from hsae_lens._util.did_you_mean import did_you_mean
 from hsae_lens._util.paths import expand_home
+from hsae_lens._util.private_names import parse_runner_flags, validate_seqpos
 from hsae_lens._util.unavailable import ModelUnavailableError
 from hsae_lens.models.devices import AUTO, dtype_name, model_dtype
 from hsae_lens.models.opening import open_model, opened_here
@@ -142,7 +141,7 @@ def _parse(arguments: Sequence[str]) -> tuple[LanguageModelSAERunnerConfig[Any],
     for name, value in afterwards.items():
         if _value_of(given, (f"--{name}",)) is None:
             setattr(cfg, name, value)
-    _validate_seqpos(seqpos=cfg.seqpos_slice, context_size=cfg.context_size)
+    validate_seqpos(seqpos=cfg.seqpos_slice, context_size=cfg.context_size)
     return cfg, dtype
 
 
@@ -151,7 +150,7 @@ def _config(flags: list[str]) -> LanguageModelSAERunnerConfig[Any]:
     said = io.StringIO()
     try:
         with contextlib.redirect_stderr(said):
-            return _parse_cfg_args(flags)
+            return parse_runner_flags(flags)
     except argparse.ArgumentError as error:
         raise ValueError(str(error).replace("_parse_", "")) from error
     except ArithmeticError as error:  # SAELens divides by these while it sums up the run

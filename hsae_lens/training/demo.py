@@ -24,9 +24,11 @@ from hsae_lens._util.tables import write_csv
 from hsae_lens.evaluation import evaluate_saes
 from hsae_lens.evaluation.plots import plot_frontier
 from hsae_lens.models.devices import AUTO, dtype_name, model_dtype
+from hsae_lens.models.hooked_model import HookedModel
 from hsae_lens.models.opening import open_model
 from hsae_lens.models.smollm2 import SMOLLM2
 from hsae_lens.models.text_files import cpython_reference, documents_of, hold_out
+from hsae_lens.models.token_mask import TokenMask
 from hsae_lens.models.tokens import token_dataset, tokenize
 from hsae_lens.objective.budgets import powers_of_two
 from hsae_lens.sae.inference import HierarchicalTopKSAE
@@ -44,38 +46,35 @@ DEMO_COLUMNS = ["sae", "k", "l0", "explained_variance", "mse", "ce_score"]
 
 @dataclass
 class DemoConfig:
-    """What ``hsae demo`` does; every field is a flag.
-
-    Args:
-        steps (int): Training steps for each of the two SAEs, of 1024 tokens.
-        layer (int): The residual stream after this block is rewritten.
-        d_sae (int): Number of latents.
-        k (int): The largest budget, K.
-        text (str | None): A local text, JSONL or parquet file, or a folder of them. None reads
-            CPython's own language reference.
-        out (str): Folder for the SAE, the table and the picture.
-        model (str): What to open: a hub name, a local folder, or smollm2-135m.
-        device (str): Where to run, "cpu" or "cuda".
-        dtype (str): Of the language model: "auto" (bfloat16 where it is faster), "float32",
-            "bfloat16" or "float16".
-        minutes (float): How long it may take in all. A machine too slow for all of the text reads
-            less of it, down to two fifths.
-        eval_tokens (int): About how many held-out tokens to evaluate on.
-        seed (int): Of the split, the initial weights and the order of the data.
-    """
+    """What ``hsae demo`` does; every field is a flag."""
 
     steps: int = 800
+    """Training steps for each of the two SAEs, of 1024 tokens."""
     layer: int = 15
+    """The residual stream after this block is rewritten."""
     d_sae: int = 4608
+    """Number of latents."""
     k: int = 64
+    """The largest budget, K."""
     text: str | None = None
+    """A local text, JSONL, CSV or parquet file, or a folder of them. None is CPython's own language
+    reference."""
     out: str = "runs/demo"
+    """Folder for the SAEs, the table and the picture."""
     model: str = SMOLLM2
+    """What to open: a hub name, a local folder, or smollm2-135m."""
     device: str = "cpu"
+    """Where to run: cpu, cuda, cuda:1 or mps."""
     dtype: str = AUTO
+    """Of the language model: float32, bfloat16, float16, or auto, which is bfloat16 where that is
+    faster than float32."""
     minutes: float = 7.0
+    """How long it may take in all. A machine too slow for all of the text reads less of it, down to
+    two fifths."""
     eval_tokens: int = 4096
+    """About how many held-out tokens to evaluate on."""
     seed: int = 0
+    """Of the split, the initial weights and the order of the data."""
 
     context_size = 128
     batch_size = 1024
@@ -133,7 +132,7 @@ def _train_and_judge(cfg: DemoConfig, out: Path, started: float) -> pd.DataFrame
             train_tokens,
             cfg.hook_name,
             Path(scratch) / "activations",
-            seqpos_slice=cfg.seqpos_slice,
+            mask=TokenMask.from_model(model, slice(*cfg.seqpos_slice)),
             seed=cfg.seed,
         )
         for name, budgets in ((HIERARCHICAL, None), (LOSS_AT_K, [cfg.k])):
@@ -153,7 +152,7 @@ def _train_and_judge(cfg: DemoConfig, out: Path, started: float) -> pd.DataFrame
 
 def _what_fits(
     cfg: DemoConfig,
-    model: Any,
+    model: HookedModel,
     train_tokens: torch.Tensor,
     held_tokens: torch.Tensor,
     started: float,
@@ -184,7 +183,7 @@ def _what_fits(
 
 
 def _sae_config(
-    cfg: DemoConfig, model: Any, budgets: list[int] | None = None
+    cfg: DemoConfig, model: HookedModel, budgets: list[int] | None = None
 ) -> HierarchicalTopKTrainingSAEConfig:
     return HierarchicalTopKTrainingSAEConfig(
         d_in=model.cfg.d_model,
@@ -198,7 +197,7 @@ def _sae_config(
 
 def _train(
     cfg: DemoConfig,
-    model: Any,
+    model: HookedModel,
     tokens: torch.Tensor,
     activations: Path,
     folder: Path,

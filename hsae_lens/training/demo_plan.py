@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from sae_lens.saes.sae import TrainStepInput
 
+from hsae_lens.models.hooked_model import HookedModel
 from hsae_lens.models.hooks import hook_activations
 from hsae_lens.sae.training import HierarchicalTopKTrainingSAE, HierarchicalTopKTrainingSAEConfig
 
@@ -78,7 +79,7 @@ def plan_demo(
 
 
 def measure_speed(
-    model: Any,
+    model: HookedModel,
     tokens: torch.Tensor,
     hook_name: str,
     sae_config: HierarchicalTopKTrainingSAEConfig,

@@ -20,12 +20,12 @@ from sae_lens.constants import (
     SAE_WEIGHTS_FILENAME,
     TRAINER_STATE_FILENAME,
 )
-from sae_lens.training._interruption import InterruptedException
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from typing_extensions import override
 
 from hsae_lens._util.atomic_files import replacing_files, replacing_folder
+from hsae_lens._util.private_names import InterruptedException
 from hsae_lens.sae.training import HierarchicalTopKTrainingSAE
 from hsae_lens.training.settings import check_hook, check_runner_settings
 from hsae_lens.training.trainer import HierarchicalTopKTrainer, InterruptibleTrainer, check_finite

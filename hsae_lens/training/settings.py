@@ -16,6 +16,7 @@ from sae_lens.util import str_to_dtype
 
 from hsae_lens._util.did_you_mean import did_you_mean
 from hsae_lens.models.devices import model_device
+from hsae_lens.models.hooked_model import HookedModel
 from hsae_lens.models.hooks import hook_activations
 
 HOOK_Z = "attn.hook_z"  # the only hook with heads that SAELens' SAEs can join
@@ -138,7 +139,7 @@ def _check_folder(name: str, folder: str) -> None:
         raise ValueError(f"{name} {folder}: {there} {what}. Give another folder.")
 
 
-def check_hook(model: Any, cfg: LanguageModelSAERunnerConfig[Any]) -> None:
+def check_hook(model: HookedModel, cfg: LanguageModelSAERunnerConfig[Any]) -> None:
     """Runs two tokens to the hook, before anything is collected there.
 
     Raises:

@@ -9,11 +9,11 @@ from typing import Any, Self
 import torch
 from sae_lens import SAETrainer, logger
 from sae_lens.saes.sae import TrainStepInput, TrainStepOutput
-from sae_lens.training._interruption import InterruptedException
 from typing_extensions import override
 
 from hsae_lens._util.atomic_files import replacing_folder
 from hsae_lens._util.delayed_scalar import DELAY, DelayedScalar, delay_on
+from hsae_lens._util.private_names import InterruptedException
 from hsae_lens.sae.saved_files import is_finite
 from hsae_lens.sae.training import HierarchicalTopKTrainingSAE
 

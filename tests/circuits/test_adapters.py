@@ -64,7 +64,7 @@ def test_feature_circuits_attribution_by_its_steps(sae: Any, x: torch.Tensor) ->
     torch.testing.assert_close(f.grad, residual.grad @ sae.W_dec.T, atol=1e-4, rtol=1e-4)
     latents = dictionary.encode(x)
     latents[..., 3] = 0.0  # it writes into what encode returns
-    assert (sae.k, dictionary.k) == (8, 4)
+    assert (sae.budget, dictionary.k) == (8, 4)
 
 
 def test_a_featurizer_takes_apart_and_puts_together(sae: Any, x: torch.Tensor) -> None:
@@ -99,7 +99,7 @@ def test_the_nnsight_recipe(sae: Any, gemma2_folder: Path) -> None:
         dispatch=True,
         dtype=torch.float32,
     )
-    sae.k = 4
+    sae.budget = 4
     with model.trace("The keys are"):
         x = model.model.layers[0].output
         f = sae.encode(x).detach().requires_grad_()

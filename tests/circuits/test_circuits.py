@@ -111,7 +111,7 @@ def slow_attribution(
         return change
 
     for sae in saes:
-        sae.k = k
+        sae.budget = k
     changes = {sae.cfg.metadata.hook_name: splice(sae) for sae in saes}
     task.metric(run_changed(model, task.clean, changes)).sum().backward()
     found = {}
@@ -132,7 +132,7 @@ def slow_attribution(
             latents[:, 0], error[:, 0] = 0, 0  # BOS is not judged
             found[name] = (latents, error)
     for sae in saes:
-        sae.k = sae.cfg.k
+        sae.budget = sae.cfg.k
     return found
 
 
@@ -211,7 +211,7 @@ def test_normalised_inputs_too(model: Any, task: TokenizedTask, mode: str) -> No
         assert ablator(3, whole) == pytest.approx(ablator(3), abs=1e-9)
         split = ablator.sites[0].split(x, 3)
         torch.testing.assert_close(split.latents @ sae.W_dec + split.rest, x)
-        with torch.no_grad(), sae.budget(3):
+        with torch.no_grad(), sae.using_budget(3):
             torch.testing.assert_close(x - split.rest + split.bias, sae(x))
 
 
@@ -468,7 +468,7 @@ def test_patching_one_node_by_hand(model: Any, saes: Any, task: TokenizedTask) -
     exact = patch_nodes(ablator, nodes, k, progress=False)["exact"]
     with torch.no_grad():
         x, other = (activations_at(model, t, [name])[name] for t in (task.clean, task.corrupt))
-        with sae.budget(k):
+        with sae.using_budget(k):
             f, f_other = sae.encode(x), sae.encode(other)
         whole = task.metric(model(task.clean, prepend_bos=False)).mean()
         for row, value in zip(nodes.itertuples(), exact, strict=True):
@@ -640,7 +640,7 @@ def test_neurons_lose_nothing(model: Any, saes: Any, task: TokenizedTask) -> Non
     x = activations_at(model, task.clean, HOOKS[1:])[HOOKS[1]].flatten(0, 1)
     basis = neuron_basis(saes[1], x.mean(0))
     torch.testing.assert_close(basis(x), x)
-    basis.k = 1
+    basis.budget = 1
     off = (basis(x) - x).abs()
     assert ((off > 1e-9).sum(-1) == 31).all()
     assert (x - x.mean(0)).abs().argmax(-1).equal(off.argmin(-1))

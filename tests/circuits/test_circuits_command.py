@@ -171,8 +171,8 @@ def settings(
         "model": str(gemma2_folder),
         "pairs": N,
         "steps": 1,
-        "budgets": "4,40",
-        "sizes": "1,4,100000",
+        "budgets": [4, 40],
+        "sizes": [1, 4, 100000],
         "dtype": "float32",
     }
 
@@ -263,7 +263,7 @@ def test_what_is_refused_or_interrupted_leaves_the_folder_as_it_was(
         raise RuntimeError("no ink")
 
     with pytest.raises(ValueError, match=r"tables are in .*circuits.html \(RuntimeError: no ink\)"):
-        find_circuits(dataclasses.replace(cfg, budgets="8"), broken)
+        find_circuits(dataclasses.replace(cfg, budgets=[8]), broken)
     assert set(pd.read_csv(out / "nodes.csv")["k"]) == {8}
     assert (out / "notes.txt").read_text() == "mine"
 
@@ -272,7 +272,7 @@ def test_circuits_of_one_size_are_refused_before_they_are_judged(
     settings: dict[str, Any], tmp_path: Path
 ) -> None:
     cfg = CircuitsConfig(
-        **{**settings, "sizes": "90000,100000", "budgets": "4", "out": str(tmp_path / "out")}
+        **{**settings, "sizes": [90000, 100000], "budgets": [4], "out": str(tmp_path / "out")}
     )
     with pytest.raises(ValueError, match="two sizes above 0.* nodes contribute"):
         find_circuits(dataclasses.replace(cfg, controls=False))
@@ -283,12 +283,12 @@ WRONG = {
     "--task agrement": "Did you mean 'agreement'",
     "--task none.csv": "No pairs at none.csv",
     "--pairs -1": "-1 pairs show nothing",
-    "--budgets 1,x": "Budgets are whole numbers of at least 1 with commas, as in 1,8,32; got 'x'",
-    "--budgets 0,4": "got '0' in '0,4'",
+    "--budgets 1,x": "--budgets: whole numbers with commas, as in 1,8,32; got 'x' in '1,x'",
+    "--budgets 0,4": "Budgets are whole numbers of at least 1, got [0, 4]",
     "--budgets 8,41": "The budgets [41] are outside 1..k=40 of {sae}",
-    "--sizes 1": "Two sizes above 0",
-    "--sizes few": "sizes are whole numbers",
-    "--sizes 1,-4": "sizes are whole numbers",
+    "--sizes 1": "two sizes above 0, got [1]",
+    "--sizes few": "--sizes: whole numbers with commas",
+    "--sizes 1,-4": "--sizes: whole numbers with commas",
     "--steps 0": "1 step at least, got 0",
     "--replace resampl": "Did you mean 'resample'",
     "--errors all": "Known: default, keep, remove",

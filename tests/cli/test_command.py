@@ -94,7 +94,7 @@ def test_the_reference_recipe_runs_on_a_tiny_gemma2(
         *("--checkpoint_path", tmp_path / "checkpoints", "--output_path", tmp_path / "out"),
     )
     sae = SAE.load_from_disk(tmp_path / "out")
-    assert (sae.cfg.architecture(), sae.cfg.k, sae.k) == ("hierarchical_topk", 8, 8)
+    assert (sae.cfg.architecture(), sae.cfg.k, sae.budget) == ("hierarchical_topk", 8, 8)
     assert sae.cfg.metadata.training_architecture_details["b_dec_init"] == "mean"
     assert all(torch.isfinite(p).all() for p in sae.parameters())
     assert list((tmp_path / "checkpoints").rglob("trainer_state.pt"))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -13,36 +13,76 @@ import pytest
 import torch
 
 from hsae_lens import cli
+from hsae_lens.circuits.plan import CircuitsConfig
 from hsae_lens.cli import Parser, main
-from hsae_lens.cli.flags import add_flags, add_model_flags, config_from_flags
-from hsae_lens.objective.budgets import budgets_from
+from hsae_lens.cli.flags import (
+    add_flags,
+    add_model_flags,
+    config_from_flags,
+    describe,
+    whole_numbers,
+)
+from hsae_lens.evaluation.inputs import EvalConfig
+from hsae_lens.training.demo import DemoConfig
 
 
-def test_budgets_are_whole_numbers_in_order(caplog: pytest.LogCaptureFixture) -> None:
-    assert budgets_from("1, 8,32") == [1, 8, 32]
+def test_whole_numbers_are_put_in_order(caplog: pytest.LogCaptureFixture) -> None:
+    assert whole_numbers("1, 8,32") == [1, 8, 32]
     assert not caplog.records
-    assert budgets_from("8,4,8") == [4, 8]
-    assert "Took the budgets 8,4,8 as 4,8." in caplog.text
+    assert whole_numbers("8,4,8") == [4, 8]
+    assert "Took 8,4,8 as 4,8." in caplog.text
 
 
-@pytest.mark.parametrize("text", ["1,x", "", "1,,2", "0,4", "-3", "1.5", "²", "9" * 5000])
-def test_what_is_no_budget_is_said(text: str) -> None:
-    with pytest.raises(ValueError, match="^Budgets are whole numbers of at least 1 with commas"):
-        budgets_from(text)
+@pytest.mark.parametrize("text", ["1,x", "", "1,,2", "-3", "1.5", "²", "9" * 5000])
+def test_what_is_no_whole_number_is_said(text: str) -> None:
+    with pytest.raises(argparse.ArgumentTypeError, match="^whole numbers with commas, as in 1,8,"):
+        whole_numbers(text)
 
 
 @dataclass
 class Config:
     steps: int = 3
+    """Of training,
+    in ``hsae train``: 100%."""
+    budgets: list[int] | None = None
+    """Some."""
+    sizes: list[int] = field(default_factory=lambda: [1, 2])
+    """Of circuits."""
+    saes: list[str] = field(default_factory=list)
+    """Again for more."""
+    controls: bool = True
+    """On."""
     device: str = "cpu"
+    """Where."""
     dtype: str = "auto"
+    """In what."""
 
 
 @pytest.fixture
 def parse() -> Callable[..., Config]:
     parser = Parser()
-    add_flags(parser, Config, {"steps": "of training"})
+    add_flags(parser, Config)
     return lambda *arguments: config_from_flags(parser.parse_args(arguments), Config)
+
+
+def test_fields_are_flags(parse: Callable[..., Config]) -> None:
+    lists = parse("--budgets", "8,4", "--sizes", "0,3", "--saes", "a", "--saes", "b")
+    assert lists == Config(budgets=[4, 8], sizes=[0, 3], saes=["a", "b"])
+    assert parse("--no-controls", "--steps", "4") == Config(steps=4, controls=False)
+
+
+def test_a_field_is_described_once_below_it() -> None:
+    parser = argparse.ArgumentParser(formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    add_flags(parser, Config, "saes")
+    text = " ".join(parser.format_help().split())
+    assert "--steps STEPS Of training, in hsae train: 100%. (default: 3)" in text
+    assert "--sizes SIZES Of circuits. (default: 1,2)" in text
+    assert "--saes" not in text
+
+
+@pytest.mark.parametrize("config", [EvalConfig, CircuitsConfig, DemoConfig])
+def test_every_setting_of_a_command_is_described(config: Any) -> None:
+    assert all(describe(config, field.name) for field in fields(config))
 
 
 def test_a_config_gets_device_and_dtype(parse: Callable[..., Config]) -> None:

@@ -43,7 +43,7 @@ def test_a_model_that_cannot_spell_gets_no_figure(
     assert 1 / 26 < row["probe_accuracy"] < 0.8
     assert pd.isna(row["absorption"])
     assert row["words"] == 0
-    assert sae.k == sae.cfg.k
+    assert sae.budget == sae.cfg.k
     assert capfd.readouterr() == ("", "")
 
 

@@ -58,7 +58,12 @@ def test_activations_alone_give_the_model_s_figures(
     budgets = [1, 3, 8]
     tokens = tiny_tokens[:12]
     with_model = evaluate_budgets(
-        sae, tiny_gemma2, tokens, budgets, seqpos_slice=(1, None), cross_entropy=False
+        sae,
+        tiny_gemma2,
+        tokens,
+        budgets,
+        mask=TokenMask.from_model(tiny_gemma2, slice(1, None)),
+        cross_entropy=False,
     )
     # BOS separates documents and is left out where tokens are known.
     kept = acts[~torch.isin(tokens[:, 1:].reshape(-1), torch.tensor([0, 1, 2]))]
@@ -73,7 +78,8 @@ def test_a_data_set_gives_the_figures_of_its_tokens(
     sae: Any, tiny_gemma2: Any, tiny_tokens: torch.Tensor
 ) -> None:
     sae.cfg.metadata.context_size = 32
-    settings: dict[str, Any] = {"seqpos_slice": (1, None), "bootstrap": 50, "progress": False}
+    mask = TokenMask.from_model(tiny_gemma2, slice(1, None))
+    settings: dict[str, Any] = {"mask": mask, "bootstrap": 50, "progress": False}
     texts = [document[:600] for document in cpython_reference()[:20]]
     tokenizer, rows = tiny_gemma2.tokenizer, Dataset.from_dict({"text": texts})
     tokens, documents = sequences_of(rows, tokenizer, 32, progress=False)
@@ -99,7 +105,7 @@ def test_every_column_is_what_it_says(sae: Any, acts: torch.Tensor) -> None:
     table = evaluate_activations(sae, acts, list(range(1, 9))).set_index("k")
     variance = (acts.double() - acts.double().mean(0)).square().sum()
     for k in (1, 5, 8):
-        with sae.budget(k):
+        with sae.using_budget(k):
             code, x_hat = sae.encode(acts), sae(acts)
         row, error = table.loc[k], (acts - x_hat).double().square().sum()
         assert row["l0"] == pytest.approx((code != 0).sum(-1).double().mean().item())
@@ -116,7 +122,7 @@ def test_every_column_is_what_it_says(sae: Any, acts: torch.Tensor) -> None:
 def test_a_metric_of_one_s_own_is_one_function(sae: Any, acts: torch.Tensor) -> None:
     metrics = {"largest_miss": lambda x, x_hat: (x - x_hat).abs().amax(-1)}
     table = evaluate_activations(sae, acts, [3], metrics=metrics, batch_size=50)
-    with sae.budget(3):
+    with sae.using_budget(3):
         want = (acts - sae(acts)).abs().amax(-1).mean().item()
     assert table["largest_miss"][0] == pytest.approx(want, rel=1e-5)
     with pytest.raises(ValueError, match="'mse' is taken"):
@@ -144,7 +150,12 @@ def test_standard_errors_of_the_model_s_behaviour(
     sae: Any, tiny_gemma2: Any, tiny_tokens: torch.Tensor
 ) -> None:
     table = evaluate_budgets(
-        sae, tiny_gemma2, tiny_tokens[:12], [2], seqpos_slice=(1, None), bootstrap=50
+        sae,
+        tiny_gemma2,
+        tiny_tokens[:12],
+        [2],
+        mask=TokenMask.from_model(tiny_gemma2, slice(1, None)),
+        bootstrap=50,
     )
     assert table["ce_score_se"].iloc[0] > 0
     assert table["explained_variance_se"].iloc[0] > 0
@@ -187,7 +198,7 @@ def test_the_curve_puts_the_norms_back(mode: str, acts: torch.Tensor, tmp_path: 
     sae = SAE.load_from_disk(tmp_path / "s")
     errors, _ = token_errors(sae, acts, progress=False)
     for k in (1, 8):
-        with sae.budget(k):
+        with sae.using_budget(k):
             want = (sae(acts) - acts).square().sum(-1)
         torch.testing.assert_close(errors[:, k], want, rtol=1e-4, atol=1e-4)
 
@@ -327,7 +338,8 @@ def test_saes_share_the_passes_and_keep_their_figures(
         nonlocal passes
         passes += 1
 
-    settings: dict[str, Any] = {"seqpos_slice": (1, None), "bootstrap": 20, "progress": False}
+    mask = TokenMask.from_model(tiny_gemma2, slice(1, None))
+    settings: dict[str, Any] = {"mask": mask, "bootstrap": 20, "progress": False}
     handle = tiny_gemma2.unembed.register_forward_hook(count)
     try:
         table = evaluate_saes(saes, tiny_gemma2, tiny_tokens[:12], batch_size=5, **settings)
@@ -380,7 +392,7 @@ def test_signed_activations_are_ordered_by_size_and_keep_their_sign(acts: torch.
     three = sae.decode(torch.where(codes.abs() >= smallest, codes, 0))
     assert table.loc[3, "mse"] == pytest.approx((acts - three).square().sum(-1).mean().item())
     assert table["l0"].tolist() == [3, 8]
-    site = Site(sae, TokenMask(slice(None), float("inf"), torch.tensor([0])))
+    site = Site(sae, TokenMask(torch.tensor([0])))
     split = site.split(acts[None], 3)
     torch.testing.assert_close(split.bias + split.code.to_dense(96) @ site.W_dec, three[None])
 

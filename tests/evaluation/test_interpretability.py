@@ -202,7 +202,7 @@ def test_probing_at_every_budget(sae: Any, smollm: Any, tmp_path: Path) -> None:
     again = sparse_probing(sae, smollm, tmp_path, [dataset], **settings)
     assert again.equals(table)
     assert stamps == [file.stat().st_mtime_ns for file in files], "nothing is done twice"
-    assert sae.k == sae.cfg.k
+    assert sae.budget == sae.cfg.k
     fewer = sparse_probing(sae, smollm, tmp_path, [dataset], **(settings | {"probe_sizes": (8,)}))
     assert fewer["test_auc"].tolist() == table["test_auc"][1::2].tolist()
     with pytest.raises(ValueError, match="no data set '96_spam'.* Did you mean '96_spam_is'"):

@@ -48,7 +48,7 @@ def test_the_histogram_counts_every_rank(
     assert late > 0
     page = write_latents(dashboards, tmp_path / "page.html", "mine", "a text").read_text()
     assert "rank 129–200" in page
-    with sae.budget(sae.cfg.k):
+    with sae.using_budget(sae.cfg.k):
         few = SAE.from_dict(sae.cfg.to_dict() | {"k": 20})
     (one,) = latent_dashboards(few, tiny_gemma2, tiny_tokens[:2], [3])
     assert one.ranks == [(1, 8), (9, 20)]

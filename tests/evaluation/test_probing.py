@@ -75,7 +75,7 @@ def test_a_fingerprint_sees_weights_format_and_settings(
     mine = fingerprint(sae)
     other = copy.deepcopy(sae)
     assert fingerprint(other) == mine
-    other.k = 3
+    other.budget = 3
     other.cfg.metadata.dataset_path = "elsewhere"
     assert fingerprint(other) == mine, "what changes no code at a given budget"
     for name, value in (("max_norm", 3.0), ("seqpos_slice", [4, None]), ("hook_name", "x")):

@@ -217,8 +217,8 @@ def _check(folder: Path, saved: Path) -> None:
     k = asked["k"]
     expect(type(sae.cfg.k) is int and sae.cfg.k == k, f"k is {sae.cfg.k}, not {k}")
     budget = asked.get("default_budget", k)
-    expect(sae.k == budget, f"the budget is {sae.k}, not {budget}")
-    with sae.budget(k):
+    expect(sae.budget == budget, f"the budget is {sae.budget}, not {budget}")
+    with sae.using_budget(k):
         whole = sae(acts)
     prefix = sae.decode_budgets(sae.encode_ordered(acts), [k])[-1]
     expect(torch.allclose(prefix, whole, rtol=1e-4, atol=1e-4), "the prefix at K is not forward's")

@@ -175,12 +175,14 @@ def test_ones_own_release_loads_by_name_everywhere(folder: Path) -> None:
     register_release("mine", model="tiny", folder=folder, saes=saes)
     assert register_release("mine", model="tiny", folder=folder, saes=saes).local, "again is fine"
     sae = load_pretrained("mine", "blocks.1", k=3)
-    assert (type(sae), sae.k) == (HierarchicalTopKSAE, 3)
+    assert (type(sae), sae.budget) == (HierarchicalTopKSAE, 3)
     same = SAE.from_pretrained("mine", "blocks.1")
     assert torch.equal(same.W_dec, SAE.load_from_disk(folder / "layer-1").W_dec)
     assert get_pretrained_saes_directory()["mine"].expected_l0 == {"blocks.1": 8}
     get_pretrained_saes_directory.cache_clear()
-    assert load_pretrained("mine", "blocks.1").k == 8, "it survives SAELens reading its table again"
+    assert load_pretrained("mine", "blocks.1").budget == 8, (
+        "it survives SAELens reading its table again"
+    )
 
 
 def test_the_users_file_is_read_on_import(folder: Path, tmp_path: Path) -> None:
@@ -254,7 +256,7 @@ def test_a_name_is_given_once(folder: Path) -> None:
     register_release("mine", model="tiny", folder=folder, saes=[entry(folder)])
     with pytest.raises(ValueError, match="'mine' is taken, by .*list all SAEs of a release in one"):
         register_release("mine", model="tiny", folder=folder, saes=[entry(folder, id="b")])
-    assert load_pretrained("mine", "blocks.1").k == 8
+    assert load_pretrained("mine", "blocks.1").budget == 8
     assert set(table.RELEASES["mine"].saes) == {"blocks.1"}
     with pytest.raises(ValueError, match="no such home directory"):
         register_release("other", model="tiny", folder="~nosuchuser/x", saes=[entry(folder)])
@@ -441,7 +443,7 @@ def test_exporting_from_a_folder_and_by_name(folder: Path, tmp_path: Path) -> No
         stock = SAE.load_from_disk(out)
         assert (stock.cfg.architecture(), stock.cfg.k) == ("topk", k)
     x = torch.randn(5, 576)
-    with load_pretrained(*SHIPPED).budget(32) as ours:
+    with load_pretrained(*SHIPPED).using_budget(32) as ours:
         torch.testing.assert_close(stock(x), ours(x))
 
 

@@ -86,7 +86,7 @@ def test_the_budget_changes_between_calls(model: Any, tokens: torch.Tensor, hook
     sae = sae_at(hook)
     seen = []
     for k in (1, 8, 3):
-        sae.k = k
+        sae.budget = k
         logits = model.run_with_saes(tokens, saes=[sae], prepend_bos=False)
         expected = with_change(model, tokens, hook, sae.at_k(k))
         torch.testing.assert_close(logits, expected)
@@ -98,7 +98,7 @@ def test_the_budget_changes_between_calls(model: Any, tokens: torch.Tensor, hook
     assert not torch.allclose(seen[0], seen[1])
     model.add_sae(sae)  # attached for good, the budget still follows
     try:
-        with sae.budget(1):
+        with sae.using_budget(1):
             torch.testing.assert_close(model(tokens, prepend_bos=False), seen[0])
         torch.testing.assert_close(model(tokens, prepend_bos=False), seen[2])
     finally:
@@ -122,7 +122,7 @@ def test_latents_are_changed_by_rank_and_by_number(model: Any, tokens: torch.Ten
         return f.scatter(-1, order[..., first - 1 : last], 0.0)
 
     torch.testing.assert_close(run(ablate(ranks=(2, 3))), expected(lambda f: by_hand(f, 2, 3)))
-    with sae.budget(2):
+    with sae.using_budget(2):
         torch.testing.assert_close(run(ablate(ranks=(2, 90))), expected(lambda f: by_hand(f, 2, 9)))
     _, cache = model.run_with_cache_with_saes(tokens, saes=[sae], prepend_bos=False)
     latent = int(cache[name].sum((0, 1)).argmax())
@@ -159,7 +159,7 @@ def test_the_error_term_keeps_the_model_and_the_intervention(
 ) -> None:
     sae = sae_at(HOOKS[1])
     whole = model(tokens, prepend_bos=False)
-    sae.k = 2
+    sae.budget = 2
     spliced = model.run_with_saes(tokens, saes=[sae], use_error_term=True, prepend_bos=False)
     torch.testing.assert_close(spliced, whole, atol=1e-5, rtol=1e-5)
     model.add_sae(sae, use_error_term=True)
@@ -181,7 +181,7 @@ def test_the_error_term_keeps_the_model_and_the_intervention(
 
 def test_gradients_flow_through_several_saes(model: Any, tokens: torch.Tensor) -> None:
     saes = [sae_at(hook) for hook in HOOKS]
-    saes[0].k = 2
+    saes[0].budget = 2
     logits = model.run_with_saes(tokens, saes=saes, prepend_bos=False)
     logits[:, -1].square().sum().backward()
     for sae in saes:
@@ -243,10 +243,10 @@ def check_it_runs_in_the_models_dtype(
 
     def by_hand(acts: torch.Tensor) -> torch.Tensor:
         with joined_heads(sae):
-            code = sae.encode_ordered(acts.flatten(2).to(sae.dtype)).prefix(sae.k)
+            code = sae.encode_ordered(acts.flatten(2).to(sae.dtype)).prefix(sae.budget)
             return sae.decode(code.to_dense(96)).to(acts.dtype).reshape(acts.shape)
 
-    sae.k = 3
+    sae.budget = 3
     expected = with_change(model, tokens, hook, by_hand)
     assert expected.dtype == whole.dtype
     logits = model.run_with_saes(tokens, saes=[sae], prepend_bos=False)
@@ -320,7 +320,7 @@ def test_budgets_are_evaluated_and_attributed_on_a_bfloat16_model(
     table = evaluate_budgets(sae, half_model, tokens, [1, 8], progress=False)
     x = activations_at(half_model, tokens, HOOKS[:1])[HOOKS[0]].float().flatten(0, 1)
     for k, explained in zip(table["k"], table["explained_variance"], strict=True):
-        with sae.budget(k):
+        with sae.using_budget(k):
             off = (sae(x) - x).square().sum() / (x - x.mean(0)).square().sum()
         assert explained == pytest.approx(1 - off.item(), abs=1e-4)
     assert table["ce_with_sae"].notna().all()

@@ -47,20 +47,23 @@ def x() -> torch.Tensor:
 
 
 def test_encode_keeps_the_budget(sae: HierarchicalTopKSAE, x: torch.Tensor) -> None:
-    assert sae.k == 8
+    assert sae.budget == 8
     whole = sae.encode_ordered(x)
     assert (whole.values.diff(dim=-1) <= 0).all()
     for k in (1, 3, 8):
-        with sae.budget(k) as same:
+        with sae.using_budget(k) as same:
             acts = same.encode(x)
         assert ((acts != 0).sum(-1) <= k).all()
         assert torch.equal(acts, whole.prefix(k).to_dense(96))
-    assert sae.k == 8
-    sae.k = 2
+    assert sae.budget == 8
+    with pytest.raises(AttributeError, match=r"Set sae.budget; sae.cfg.k is the largest"):
+        sae.k = 2
+    assert not hasattr(sae, "k")
+    sae.budget = 2
     assert sae.encode_ordered(x).k == 8, "an ordered code always holds every latent"
-    with pytest.raises(RuntimeError), sae.budget(5):
+    with pytest.raises(RuntimeError), sae.using_budget(5):
         raise RuntimeError
-    assert sae.k == 2
+    assert sae.budget == 2
 
 
 def test_decode_budgets_equals_decode(sae: HierarchicalTopKSAE, x: torch.Tensor) -> None:
@@ -68,7 +71,7 @@ def test_decode_budgets_equals_decode(sae: HierarchicalTopKSAE, x: torch.Tensor)
     stack = sae.decode_budgets(sae.encode_ordered(x), budgets)
     assert stack.shape == (4, 3, 5, 24)
     for k, reconstruction in zip(budgets, stack, strict=True):
-        with sae.budget(k):
+        with sae.using_budget(k):
             torch.testing.assert_close(reconstruction, sae(x))
 
 
@@ -155,7 +158,7 @@ def test_a_copy_works_alone(settings: Any, copied: Any, kind: str, tmp_path: Pat
     torch.testing.assert_close(twin(other), want_other)
     assert twin.cfg == sae.cfg
     assert twin.cfg is not sae.cfg
-    assert twin.k == sae.k if kind == "inference" else twin.budgets == sae.budgets
+    assert twin.budget == sae.budget if kind == "inference" else twin.budgets == sae.budgets
 
 
 def test_a_training_copy_goes_on_from_where_the_original_was() -> None:
@@ -201,7 +204,7 @@ def test_at_k_is_a_stock_sae_on_the_same_weights(rescale: bool, tmp_path: Path, 
     assert not set(map(id, stock.hook_dict.values())) & set(map(id, sae.hook_dict.values()))
     stock.cfg.metadata.note = "own"
     assert "note" not in sae.cfg.metadata
-    with sae.budget(3):
+    with sae.using_budget(3):
         torch.testing.assert_close(stock(x), sae(x))
     stock.save_model(tmp_path / "stock")
     torch.testing.assert_close(SAE.load_from_disk(tmp_path / "stock")(x), stock(x))
@@ -217,7 +220,7 @@ def test_an_exported_sae_needs_no_plugin(sae: HierarchicalTopKSAE, x: Any, tmp_p
         "assert 'hsae_lens' not in sys.modules"
     )
     subprocess.run([sys.executable, "-W", "ignore", "-c", code], check=True)
-    with sae.budget(3):
+    with sae.using_budget(3):
         torch.testing.assert_close(torch.load(tmp_path / "y.pt"), sae(x))
 
 
@@ -226,11 +229,11 @@ def test_save_and_load_are_bitwise_equal(sae: HierarchicalTopKSAE, x: Any, tmp_p
     sae.save_model(tmp_path / "again")
     again = SAE.load_from_disk(tmp_path / "again")
     assert type(again) is HierarchicalTopKSAE
-    assert again.k == 4
+    assert again.budget == 4
     assert again.cfg.to_dict() == sae.cfg.to_dict()
     for name, value in sae.state_dict().items():
         assert torch.equal(again.state_dict()[name], value), name
-    with sae.budget(4):
+    with sae.using_budget(4):
         assert torch.equal(again(x), sae(x))
 
 
@@ -248,11 +251,11 @@ def test_a_training_sae_saves_whole_and_loads(tmp_path: Path) -> None:
 def test_numpys_whole_numbers_become_pythons(tmp_path: Path, x: Any) -> None:
     sizes = {"d_in": np.int64(24), "d_sae": np.int32(96), "k": np.int64(8)}
     sae = HierarchicalTopKSAE(HierarchicalTopKSAEConfig(**sizes, default_budget=np.int16(4)))
-    assert sae.k == 4
-    sae.k = np.int64(3)
-    with sae.budget(np.int64(2)):
-        assert type(sae.k) is int
-    assert type(sae.k) is int
+    assert sae.budget == 4
+    sae.budget = np.int64(3)
+    with sae.using_budget(np.int64(2)):
+        assert type(sae.budget) is int
+    assert type(sae.budget) is int
     stock = sae.at_k(np.int64(3))
     torch.testing.assert_close(stock(x), sae(x))
     sae.decode_budgets(sae.encode_ordered(x), np.array([1, 8]))
@@ -269,7 +272,7 @@ def test_numpys_whole_numbers_become_pythons(tmp_path: Path, x: Any) -> None:
     training.save_model(tmp_path / "training")
     assert TrainingSAE.load_from_disk(tmp_path / "training").cfg == training.cfg
     training.save_inference_model(tmp_path / "inference")
-    assert SAE.load_from_disk(tmp_path / "inference").k == 4
+    assert SAE.load_from_disk(tmp_path / "inference").budget == 4
 
 
 @pytest.mark.parametrize("value", [True, np.True_, 2.0, np.float64(2), "2", None])
@@ -342,9 +345,8 @@ def test_hooks_fire_and_interventions_hold(sae: HierarchicalTopKSAE, x: torch.Te
 
 def test_registration_is_idempotent() -> None:
     hsae_lens.register()
-    importlib.reload(hsae_lens.sae)
-    importlib.reload(hsae_lens.training)
-    importlib.reload(hsae_lens.registry)
+    for module in (hsae_lens.sae.inference, hsae_lens.sae.training, hsae_lens.sae.registry):
+        importlib.reload(module)
     reloaded = importlib.reload(hsae_lens)
     try:
         assert SAE_CLASS_REGISTRY["hierarchical_topk"][0] is reloaded.HierarchicalTopKSAE
@@ -368,7 +370,7 @@ def test_another_packages_class_is_not_replaced(monkeypatch: pytest.MonkeyPatch)
 def test_bad_budgets_and_widths(sae: HierarchicalTopKSAE, x: torch.Tensor) -> None:
     for k in (0, 9, 2.5, True, np.float32(2), np.True_):
         with pytest.raises(ValueError, match="budget"):
-            sae.k = k
+            sae.budget = k
         with pytest.raises(ValueError, match="budget"):
             sae.at_k(k)
     with pytest.raises(ValueError, match="outside 1..k=8"):

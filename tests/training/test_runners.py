@@ -31,6 +31,7 @@ from sae_lens.training.activation_scaler import ActivationScaler
 
 from hsae_lens import HierarchicalTopKSAE, HierarchicalTopKTrainingSAEConfig
 from hsae_lens.evaluation import evaluate_budgets
+from hsae_lens.models import TokenMask
 from hsae_lens.models.hooks import hook_activations
 from hsae_lens.models.tokens import token_dataset
 from hsae_lens.training.activation_cache import cache_activations
@@ -93,7 +94,7 @@ def test_saelens_runner_trains(
     assert all(torch.isfinite(p).all() for p in sae.parameters())
     acts = hook_activations(tiny_gemma2, torch.arange(64).reshape(2, 32), HOOK)
     for k in (1, 8):
-        with sae.budget(k):
+        with sae.using_budget(k):
             assert (sae.encode(acts) != 0).sum(-1).max() <= k
 
 
@@ -442,7 +443,7 @@ def test_the_frontier_equals_saelens_evaluation(
     tokens = tiny_tokens[:8]
     table = evaluate_budgets(trained, tiny_gemma2, tokens, [1, 2, 8], batch_size=3, progress=False)
     for row in table.to_dict("records"):
-        with trained.budget(int(row["k"])):
+        with trained.using_budget(int(row["k"])):
             store = ActivationsStore.from_sae(
                 tiny_gemma2, trained, tiny_dataset, context_size=32, store_batch_size_prompts=8
             )
@@ -506,7 +507,11 @@ def test_cached_activations_train(
     tmp_path: Path, tiny_gemma2: Any, tiny_tokens: torch.Tensor, tiny_dataset: Any
 ) -> None:
     folder = cache_activations(
-        tiny_gemma2, tiny_tokens, HOOK, tmp_path / "acts", seqpos_slice=(2, None)
+        tiny_gemma2,
+        tiny_tokens,
+        HOOK,
+        tmp_path / "acts",
+        mask=TokenMask.from_model(tiny_gemma2, slice(2, None)),
     )
     cfg = runner_config(tmp_path, use_cached_activations=True, cached_activations_path=str(folder))
     runner = HierarchicalTopKTrainingRunner(

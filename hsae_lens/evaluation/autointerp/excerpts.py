@@ -6,14 +6,12 @@ import random
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
-from tqdm.auto import tqdm
 
 from hsae_lens.evaluation.ranks import RANK_RANGES
-from hsae_lens.models.hooks import hook_activations
-from hsae_lens.models.token_mask import TokenMask
+from hsae_lens.models.hooked_model import HookedModel
+from hsae_lens.sae.codes import each_code
 from hsae_lens.sae.inference import HierarchicalTopKSAE
 
 BEFORE, AFTER = 16, 8  # tokens of context around an activation
@@ -53,7 +51,7 @@ class LatentExamples:
 @torch.no_grad()
 def latent_examples(
     sae: HierarchicalTopKSAE,
-    model: Any,
+    model: HookedModel,
     tokens: torch.Tensor,
     per_bin: int = 10,
     ranks: Sequence[tuple[int, int]] = RANK_RANGES,
@@ -83,13 +81,10 @@ def latent_examples(
             f"more excerpts to show and to score on, got {n_shown} and {n_scored}."
         )
     rng = random.Random(seed)
-    judged = TokenMask.by(sae, model)
     indices, keep = [], []
-    for batch in tqdm(tokens.split(batch_size), "Latents"):
-        acts = hook_activations(model, batch, sae.cfg.metadata.hook_name).flatten(2)
-        code = sae.encode_joined(acts)
-        indices.append(torch.where(code.values > 0, code.indices, -1).cpu())
-        keep.append(judged(batch, acts.cpu()))
+    for batch in each_code(sae, model, tokens, batch_size, "Latents"):
+        indices.append(torch.where(batch.code.values > 0, batch.code.indices, -1).cpu())
+        keep.append(batch.keep)
     latents, kept = torch.cat(indices), torch.cat(keep)
     texts = [[model.tokenizer.decode([t]) for t in row] for row in tokens.tolist()]
     found: list[LatentExamples] = []

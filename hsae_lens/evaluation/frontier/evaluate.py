@@ -19,6 +19,7 @@ from hsae_lens.evaluation.frontier.sums import (
     cross_entropies,
     kl_divergences,
 )
+from hsae_lens.models.hooked_model import HookedModel
 from hsae_lens.models.hooks import (
     hook_activations,
     input_device,
@@ -37,12 +38,11 @@ from hsae_lens.sae.normalization import joined_heads
 @torch.no_grad()
 def evaluate_budgets(
     sae: SAE[Any],
-    model: Any,
+    model: HookedModel,
     tokens: torch.Tensor | Dataset,
     budgets: Sequence[int] | None = None,
     *,
-    seqpos_slice: tuple[int | None, ...] | None = None,
-    max_norm: float | None = None,
+    mask: TokenMask | None = None,
     cross_entropy: bool = True,
     bootstrap: int = 0,
     documents: torch.Tensor | None = None,
@@ -52,9 +52,9 @@ def evaluate_budgets(
 ) -> pd.DataFrame:
     """Evaluates an SAE at every budget on the same tokens; one clean and one ablated pass in all.
 
-    Definitions are SAELens' ``run_evals``'. Special tokens (BOS, EOS, PAD, …), positions outside
-    ``seqpos_slice`` and activations longer than ``max_norm`` are left out of every mean and keep
-    their activation when the reconstruction is spliced in.
+    Definitions are SAELens' ``run_evals``'. Special tokens (BOS, EOS, PAD, …), positions and
+    norms outside ``mask`` are left out of every mean and keep their activation when the
+    reconstruction is spliced in.
 
     Args:
         sae: a HierarchicalTopK SAE, or any SAE with a ``k``: it is then truncated to its largest
@@ -64,9 +64,8 @@ def evaluate_budgets(
             ``tokens`` or ``input_ids``: it is cut into sequences of the SAE's context size, and
             ``documents`` come from it.
         budgets: ascending within 1..k; None for 1, 2, 4, … k.
-        seqpos_slice: positions to judge; None for those the SAE was trained on (its metadata).
-        max_norm: longest activation to judge: a few tokens park norms 50 times the usual there, and
-            squared errors would see little else. None for the SAE's metadata, or no limit.
+        mask: which tokens to judge; None for those the SAE was trained on (its metadata). Another:
+            ``TokenMask.from_model(model, slice(2, None), max_norm=500)``.
         cross_entropy: whether to splice the reconstruction into the model; without it only the
             layers up to the hook are run, once.
         bootstrap: how many resamples to take for the standard errors; 0 for none.
@@ -105,8 +104,7 @@ def evaluate_budgets(
         model,
         tokens,
         budgets,
-        seqpos_slice=seqpos_slice,
-        max_norm=max_norm,
+        mask=mask,
         cross_entropy=cross_entropy,
         bootstrap=bootstrap,
         documents=documents,
@@ -120,12 +118,11 @@ def evaluate_budgets(
 @torch.no_grad()
 def evaluate_saes(
     saes: Mapping[str, SAE[Any]],
-    model: Any,
+    model: HookedModel,
     tokens: torch.Tensor | Dataset,
     budgets: Sequence[int] | None = None,
     *,
-    seqpos_slice: tuple[int | None, ...] | None = None,
-    max_norm: float | None = None,
+    mask: TokenMask | None = None,
     cross_entropy: bool = True,
     bootstrap: int = 0,
     documents: torch.Tensor | None = None,
@@ -139,7 +136,7 @@ def evaluate_saes(
 
     Args:
         saes: by the name that stands in the table. All are judged on the same tokens: where
-            ``seqpos_slice``, ``max_norm`` or the context size are not given, the first SAE's.
+            ``mask`` or the context size are not given, the first SAE's.
         budgets: None for 1, 2, 4, … k of each.
 
     Returns:
@@ -163,9 +160,9 @@ def evaluate_saes(
         name: FrontierSums(shared, resolved[name], sae.cfg.d_sae, metrics)
         for name, sae in saes.items()
     }
-    judged = TokenMask.by(first, model, seqpos_slice, max_norm)
+    mask = mask or TokenMask.from_sae(first, model)
     frontier = _ModelFrontier(
-        [(sae, sums[name]) for name, sae in saes.items()], model, judged, cross_entropy
+        [(sae, sums[name]) for name, sae in saes.items()], model, mask, cross_entropy
     )
     batch_size = batch_size or sequences_at_once(model, tokens.shape[1])
     batches = zip(tokens.split(batch_size), documents.split(batch_size), strict=True)
@@ -210,7 +207,7 @@ def evaluate_activations(
     documents, n_groups = _groups(documents, len(activations), bootstrap)
     shared = TokenSums(n_groups, sae.cfg.d_in)
     sums = FrontierSums(shared, resolved, sae.cfg.d_sae, metrics)
-    limit = longest_activation(sae, max_norm)
+    limit = max_norm or longest_activation(sae)
     batches = zip(activations.split(batch_size), documents.split(batch_size), strict=True)
     n_batches = -(-len(activations) // batch_size)
     for x, groups in tqdm(batches, "Evaluating", n_batches, disable=not progress):
@@ -253,11 +250,11 @@ class _ModelFrontier:
     def __init__(
         self,
         saes: Sequence[tuple[SAE[Any], FrontierSums]],
-        model: Any,
-        judged: TokenMask,
+        model: HookedModel,
+        mask: TokenMask,
         splice: bool,
     ) -> None:
-        self.saes, self.model, self.judged, self.splice = saes, model, judged, splice
+        self.saes, self.model, self.mask, self.splice = saes, model, mask, splice
         first, sums = saes[0]
         self.first, self.shared = first, sums.shared
         self.hook_name = str(first.cfg.metadata.hook_name)
@@ -266,7 +263,7 @@ class _ModelFrontier:
         original, clean = self._clean_pass(tokens)
         x = original.flatten(2)  # attention heads joined
         _check(x, self.first, self.hook_name)
-        keep = self.judged(tokens, x)
+        keep = self.mask(tokens, x)
         groups = documents[:, None].expand(tokens.shape)
         self.shared.add_activations(x[keep], groups[keep.cpu()])
         predicting = keep[:, :-1]

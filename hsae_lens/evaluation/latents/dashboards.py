@@ -7,12 +7,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from tqdm.auto import tqdm
 
 from hsae_lens.evaluation.latents.describe import check_latents, logit_effects
 from hsae_lens.evaluation.ranks import rank_ranges
-from hsae_lens.models.hooks import hook_activations
-from hsae_lens.models.token_mask import TokenMask
+from hsae_lens.models.hooked_model import HookedModel
+from hsae_lens.sae.codes import each_code
 from hsae_lens.sae.inference import HierarchicalTopKSAE
 
 CONTEXT_BEFORE, CONTEXT_AFTER = 14, 6  # tokens shown around a latent's largest activation
@@ -58,7 +57,7 @@ class Dashboard:
 @torch.no_grad()
 def latent_dashboards(
     sae: HierarchicalTopKSAE,
-    model: Any,
+    model: HookedModel,
     tokens: torch.Tensor,
     latents: Sequence[int],
     n_contexts: int = 10,
@@ -79,15 +78,13 @@ def latent_dashboards(
         raise ValueError("Name the latents to show.")
     check_latents(sae, latents)
     ranges = rank_ranges(sae.cfg.k)
-    judged = TokenMask.by(sae, model)
     column = torch.full((sae.cfg.d_sae,), len(latents), device=sae.device)
     column[latents] = torch.arange(len(latents), device=sae.device)
     values: list[torch.Tensor] = []
     ranks: list[torch.Tensor] = []
     kept: list[torch.Tensor] = []
-    for batch in tqdm(tokens.split(batch_size), "Latents"):
-        acts = hook_activations(model, batch, sae.cfg.metadata.hook_name).flatten(2)
-        code, keep = sae.encode_joined(acts), judged(batch, acts.cpu())
+    for batch in each_code(sae, model, tokens, batch_size, "Latents"):
+        code, keep = batch.code, batch.keep
         ranks_here = torch.arange(1, code.k + 1, device=code.values.device) * (code.values > 0)
         # Only the wanted latents are kept, [batch, context, len(latents)]; the others share one
         # more column, which is dropped.

@@ -8,10 +8,9 @@ from typing import Any
 import pandas as pd
 import torch
 from sae_lens import SAE
-from tqdm.auto import tqdm
 
-from hsae_lens.models.hooks import hook_activations
-from hsae_lens.models.token_mask import TokenMask
+from hsae_lens.models.hooked_model import HookedModel
+from hsae_lens.sae.codes import each_code
 from hsae_lens.sae.inference import HierarchicalTopKSAE
 
 WRITES_TO_STREAM = ("hook_resid_pre", "hook_resid_mid", "hook_resid_post", "hook_attn_out",
@@ -30,7 +29,7 @@ def check_latents(sae: SAE[Any], latents: Iterable[int]) -> None:
 @torch.no_grad()
 def describe_latents(
     sae: HierarchicalTopKSAE,
-    model: Any,
+    model: HookedModel,
     tokens: torch.Tensor,
     latents: Sequence[int] | None = None,
     n_words: int = 5,
@@ -55,11 +54,10 @@ def describe_latents(
         ValueError: if there is no such latent.
     """
     check_latents(sae, latents or ())
-    judged, parts = TokenMask.by(sae, model), []
-    for batch in tqdm(tokens.split(batch_size), "Latents"):
-        acts = hook_activations(model, batch, sae.cfg.metadata.hook_name).flatten(2)
-        code, keep = sae.encode_joined(acts), judged(batch, acts.cpu())
-        parts.append((code.values.cpu()[keep], code.indices.cpu()[keep], batch[keep]))
+    parts = []
+    for batch in each_code(sae, model, tokens, batch_size, "Latents"):
+        code, keep = batch.code, batch.keep
+        parts.append((code.values.cpu()[keep], code.indices.cpu()[keep], batch.tokens[keep]))
     values, indices, words = (torch.cat(column) for column in zip(*parts, strict=True))
     n, k = values.shape
     fired = values > 0
@@ -99,7 +97,7 @@ def describe_latents(
 
 
 def _promoted(
-    sae: HierarchicalTopKSAE, model: Any, latents: list[int], n_words: int
+    sae: HierarchicalTopKSAE, model: HookedModel, latents: list[int], n_words: int
 ) -> list[list[str]]:
     rows: list[list[str]] = []
     for start in range(0, len(latents), 256):
@@ -113,7 +111,7 @@ def _promoted(
 
 @torch.no_grad()
 def logit_effects(
-    sae: HierarchicalTopKSAE, model: Any, latents: Sequence[int]
+    sae: HierarchicalTopKSAE, model: HookedModel, latents: Sequence[int]
 ) -> torch.Tensor | None:
     """What latents' decoder rows do to the logits on their own: ``[len(latents), d_vocab]``, CPU.
 

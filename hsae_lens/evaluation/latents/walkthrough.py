@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from hsae_lens.evaluation.frontier.token_errors import token_errors
+from hsae_lens.models.hooked_model import HookedModel
 from hsae_lens.models.hooks import hook_activations, input_device, logits_with
 from hsae_lens.models.token_mask import TokenMask
 from hsae_lens.objective.budgets import powers_of_two
@@ -18,7 +19,7 @@ PREDICTIONS = 3  # next tokens shown for each budget
 
 @torch.no_grad()
 def token_walkthroughs(
-    sae: HierarchicalTopKSAE, model: Any, tokens: torch.Tensor, n_latents: int = 32
+    sae: HierarchicalTopKSAE, model: HookedModel, tokens: torch.Tensor, n_latents: int = 32
 ) -> list[dict[str, Any]]:
     """What a reader needs to follow each token of some sequences through the budgets.
 
@@ -38,13 +39,13 @@ def token_walkthroughs(
 
 
 def _example(
-    sae: HierarchicalTopKSAE, model: Any, row: torch.Tensor, n_latents: int
+    sae: HierarchicalTopKSAE, model: HookedModel, row: torch.Tensor, n_latents: int
 ) -> dict[str, Any]:
     row = row.to(input_device(model))
     hook_name = sae.cfg.metadata.hook_name
     acts = hook_activations(model, row, hook_name)
     x = acts.flatten(2)[0].float()
-    keep = TokenMask.by(sae, model)(row, x[None])[0]
+    keep = TokenMask.from_sae(sae, model)(row, x[None])[0]
     errors, _ = token_errors(sae, x, progress=False)
     centre = x[keep].mean(0) if keep.any() else x.mean(0)
     distance = (x - centre).square().sum(-1).clamp(min=1e-12).cpu()
@@ -72,7 +73,7 @@ def _example(
 
 
 def _predictions(
-    model: Any, row: torch.Tensor, hook_name: str, new: torch.Tensor
+    model: HookedModel, row: torch.Tensor, hook_name: str, new: torch.Tensor
 ) -> list[list[list[Any]]]:
     top = logits_with(model, row, hook_name, new)[0].float().softmax(-1).topk(PREDICTIONS)
     return [

@@ -24,6 +24,7 @@ from tqdm.auto import tqdm
 
 from hsae_lens._util.atomic_files import replacing_folder
 from hsae_lens.evaluation.fingerprints import fingerprint, model_fingerprint
+from hsae_lens.models.hooked_model import HookedModel
 from hsae_lens.models.hooks import hook_activations
 from hsae_lens.objective.budgets import powers_of_two, resolve_budgets
 from hsae_lens.sae.inference import HierarchicalTopKSAE
@@ -49,7 +50,7 @@ INSTALL_SAE_BENCH = (
 
 def absorption(
     sae: HierarchicalTopKSAE,
-    model: Any,
+    model: HookedModel,
     folder: str | Path,
     budgets: Sequence[int] | None = None,
     words: int = 100,
@@ -110,7 +111,7 @@ def absorption(
         _train_probes(shared)
     rows = []
     for k in tqdm(resolved, "Absorption", disable=not progress):
-        with sae.budget(k), _quiet():
+        with sae.using_budget(k), _quiet():
             rows.append({"k": k, **_at_budget(sae, shared, folder / fingerprint(sae), f"k-{k}")})
     return pd.DataFrame(rows)
 
@@ -200,7 +201,7 @@ class _Speller:
     Keeps what it has run, the positions that are read only.
     """
 
-    def __init__(self, model: Any, sae: HierarchicalTopKSAE, words: int) -> None:
+    def __init__(self, model: HookedModel, sae: HierarchicalTopKSAE, words: int) -> None:
         name = str(sae.cfg.metadata.model_name or "model").replace("/", "--")
         self.model, self.hook_name = model, str(sae.cfg.metadata.hook_name)
         self.cfg = SimpleNamespace(model_name=name, d_model=sae.cfg.d_in)

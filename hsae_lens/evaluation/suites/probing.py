@@ -17,6 +17,7 @@ from tqdm.auto import tqdm
 from hsae_lens._util.atomic_files import replacing_files, write_json
 from hsae_lens._util.did_you_mean import did_you_mean
 from hsae_lens.evaluation.fingerprints import fingerprint, model_fingerprint
+from hsae_lens.models.hooked_model import HookedModel
 from hsae_lens.models.hooks import check_bare
 from hsae_lens.objective.budgets import powers_of_two, resolve_budgets
 from hsae_lens.sae.inference import HierarchicalTopKSAE
@@ -38,7 +39,7 @@ INSTALL_SAE_PROBES = (
 
 def sparse_probing(
     sae: HierarchicalTopKSAE,
-    model: Any,
+    model: HookedModel,
     folder: str | Path,
     datasets: Sequence[str] = DATASETS,
     budgets: Sequence[int] | None = None,
@@ -88,7 +89,7 @@ def sparse_probing(
                 baseline = _baseline(sae, model, dataset, of_model)
             able = above_guessing(**baseline)
             for k in resolved:
-                with sae.budget(k), contextlib.redirect_stdout(io.StringIO()):
+                with sae.using_budget(k), contextlib.redirect_stdout(io.StringIO()):
                     found = _probed(sae, dataset, sizes, of_model, of_sae / f"k-{k}")
                 for size, metrics in zip(sizes, found, strict=True):
                     row = {"dataset": dataset, "k": k, "probe_size": size}
@@ -142,7 +143,9 @@ def _probed(
     return found
 
 
-def _baseline(sae: HierarchicalTopKSAE, model: Any, dataset: str, of_model: Path) -> dict[str, Any]:
+def _baseline(
+    sae: HierarchicalTopKSAE, model: HookedModel, dataset: str, of_model: Path
+) -> dict[str, Any]:
     """Test ``auc`` of a logistic regression on whole activations, of the same texts, and how many
     ``positives`` and ``negatives`` it is of; makes and keeps the activations."""
     from sae_probes.generate_model_activations import ensure_dataset_activations

@@ -12,6 +12,7 @@ from tqdm.auto import tqdm
 
 from hsae_lens.evaluation.tasks.pairs import TokenizedTask
 from hsae_lens.evaluation.tasks.templates import TASKS, make_task
+from hsae_lens.models.hooked_model import HookedModel
 from hsae_lens.models.hooks import (
     check_bare,
     hook_activations,
@@ -29,12 +30,12 @@ CHANCE = 0.5
 @torch.no_grad()
 def evaluate_tasks(
     sae: SAE[Any],
-    model: Any,
+    model: HookedModel,
     tasks: Sequence[str | TokenizedTask] | None = None,
     budgets: Sequence[int] | None = None,
     *,
     n: int = 64,
-    judged: TokenMask | None = None,
+    mask: TokenMask | None = None,
     batch_size: int | None = None,
     progress: bool = True,
 ) -> pd.DataFrame:
@@ -47,7 +48,7 @@ def evaluate_tasks(
             all of them.
         budgets: ascending within 1..k; None for 1, 2, 4, … k.
         n: pairs of each named task.
-        judged: which positions are replaced; None for those the SAE was trained on.
+        mask: which positions are replaced; None for those the SAE was trained on.
         batch_size: prompts per forward pass; None as in :func:`evaluate_budgets`.
 
     Returns:
@@ -67,12 +68,12 @@ def evaluate_tasks(
         make_task(task, model.tokenizer, n) if isinstance(task, str) else task
         for task in (TASKS if tasks is None else tasks)
     ]
-    judged = judged or TokenMask.by(sae, model)
+    mask = mask or TokenMask.from_sae(sae, model)
     rows = []
     for task in tqdm(made, desc="Tasks", disable=not progress):
         size = batch_size or sequences_at_once(model, task.clean.shape[1])
         parts = [
-            _logit_diffs(sae, model, task[n : n + size], resolved, judged)
+            _logit_diffs(sae, model, task[n : n + size], resolved, mask)
             for n in range(0, len(task), size)
         ]
         want, *got = torch.cat(parts, dim=1)
@@ -96,7 +97,7 @@ def evaluate_tasks(
 
 
 def _logit_diffs(
-    sae: SAE[Any], model: Any, task: TokenizedTask, budgets: list[int], judged: TokenMask
+    sae: SAE[Any], model: HookedModel, task: TokenizedTask, budgets: list[int], mask: TokenMask
 ) -> torch.Tensor:
     """Right minus wrong logit at the last position, of the model and at each budget ``[1 + B, n]``.
 
@@ -106,7 +107,7 @@ def _logit_diffs(
     tokens, hook_name = task.clean.to(input_device(model)), sae.cfg.metadata.hook_name
     original = hook_activations(model, tokens, hook_name)
     x = original.flatten(2)
-    keep = judged(tokens, x)[..., None]
+    keep = mask(tokens, x)[..., None]
     if not keep[:, -1].all():
         raise ValueError(
             f"The last position of the task {task.name!r}, {tokens.shape[1] - 1}, is not one "
@@ -129,7 +130,7 @@ def _logit_diffs(
 
 
 @torch.no_grad()
-def check_able(task: TokenizedTask, model: Any, batch_size: int | None = None) -> float:
+def check_able(task: TokenizedTask, model: HookedModel, batch_size: int | None = None) -> float:
     """The model's accuracy on the clean prompts; takes one pass over them.
 
     Raises:

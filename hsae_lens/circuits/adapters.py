@@ -7,7 +7,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from hsae_lens.sae.inference import HierarchicalTopKSAE, check_budget
+from hsae_lens.objective.budgets import check_budget
+from hsae_lens.sae.inference import HierarchicalTopKSAE
 from hsae_lens.sae.normalization import joined_heads
 
 

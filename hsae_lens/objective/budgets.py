@@ -1,4 +1,4 @@
-"""Which budgets a loss looks at and how much each one counts."""
+"""What a budget may be, which ones a loss looks at, and how much each one counts."""
 
 from __future__ import annotations
 
@@ -35,6 +35,28 @@ def whole_number(value: Any, name: str) -> int:
 
 def _is_whole(value: Any) -> bool:
     return isinstance(value, numbers.Integral) and not isinstance(value, bool)
+
+
+def check_k(k: int, d_sae: int) -> int:
+    """``k`` as a Python int; raises ValueError unless it is a whole number in 1..d_sae."""
+    k = whole_number(k, "k")
+    if not 1 <= k <= d_sae:
+        raise ValueError(f"k must be in 1..d_sae={d_sae}, got {k}.")
+    return k
+
+
+def check_budget(
+    budget: int, k: int, name: str = "budget", range_is: str = "this SAE's trained budgets"
+) -> int:
+    """``budget`` as a Python int, if it is one of 1..k.
+
+    Raises:
+        ValueError: if not; calls it ``name`` and says what the range is.
+    """
+    budget = whole_number(budget, name)
+    if not 1 <= budget <= k:
+        raise ValueError(f"{name} {budget} is outside 1..{k}, {range_is}.")
+    return budget
 
 
 def resolve_budgets(budgets: Sequence[int] | None, k: int) -> list[int]:

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from hsae_lens.objective import kernels
+from hsae_lens.objective.budgets import check_k
 from hsae_lens.objective.differentiable_once import differentiable_once
 from hsae_lens.objective.kernels import Implementation
 from hsae_lens.objective.ordered_code import OrderedCode
@@ -53,8 +54,7 @@ def encode_topk(
             f"W_enc must be [d_in, d_sae] and floating, got {tuple(W_enc.shape)} of {W_enc.dtype}."
         )
     d_in, d_sae = W_enc.shape
-    if not 1 <= k <= d_sae:
-        raise ValueError(f"k must be in 1..d_sae={d_sae}, got {k}.")
+    k = check_k(k, d_sae)
     implementation = kernels.select(kernel, W_enc.device, W_enc.dtype)
     values, indices = _EncodeTopK.apply(
         _like("x", x, (*x.shape[:-1], d_in), W_enc).reshape(-1, d_in),

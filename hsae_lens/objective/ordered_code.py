@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 import torch
 
+from hsae_lens.objective.budgets import check_budget, check_k
+
 
 @dataclass(frozen=True)
 class OrderedCode:
@@ -45,8 +47,7 @@ class OrderedCode:
         Raises:
             ValueError: if ``k`` is not in 1..K.
         """
-        if not 1 <= k <= self.k:
-            raise ValueError(f"Budget {k} is outside 1..{self.k}, the latents this code holds.")
+        k = check_budget(k, self.k, "Budget", "the latents this code holds")
         return OrderedCode(self.values[..., :k], self.indices[..., :k])
 
     def to_dense(self, d_sae: int) -> torch.Tensor:
@@ -73,9 +74,7 @@ class OrderedCode:
         Prefixes of the result nest by construction, ties included: SAELens' TopK at each k would
         choose anew among equal values.
         """
-        if not 1 <= k <= pre.shape[-1]:
-            raise ValueError(f"k must be in 1..d_sae={pre.shape[-1]}, got {k}.")
-        values, indices = pre.topk(k, dim=-1, sorted=True)
+        values, indices = pre.topk(check_k(k, pre.shape[-1]), dim=-1, sorted=True)
         return cls(values.relu(), indices)
 
     @classmethod
@@ -84,7 +83,5 @@ class OrderedCode:
 
         Largest in absolute value, as SAEs with negative activations (AbsTopK) choose them.
         """
-        if not 1 <= k <= acts.shape[-1]:
-            raise ValueError(f"k must be in 1..d_sae={acts.shape[-1]}, got {k}.")
-        indices = acts.abs().topk(k, dim=-1, sorted=True).indices
+        indices = acts.abs().topk(check_k(k, acts.shape[-1]), dim=-1, sorted=True).indices
         return cls(acts.gather(-1, indices), indices)

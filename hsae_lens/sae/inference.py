@@ -14,7 +14,7 @@ from sae_lens import TopKSAE, TopKSAEConfig
 from typing_extensions import override
 
 from hsae_lens.models.devices import model_device
-from hsae_lens.objective.budgets import resolve_budgets, whole_number
+from hsae_lens.objective.budgets import check_budget, check_k, resolve_budgets, whole_number
 from hsae_lens.objective.nested import each_prefix
 from hsae_lens.objective.ordered_code import OrderedCode
 from hsae_lens.sae.normalization import OwnInputSteps, joined_heads
@@ -23,22 +23,6 @@ from hsae_lens.sae.saved_files import check_weights, explaining_bad_files, save_
 ARCHITECTURE = "hierarchical_topk"
 
 DTYPE_OF_X = "dtype_of_x"  # an attribute of what encode returns
-
-
-def check_k(k: int, d_sae: int) -> int:
-    """``k`` as a Python int; raises ValueError unless it is a whole number in 1..d_sae."""
-    k = whole_number(k, "k")
-    if not 1 <= k <= d_sae:
-        raise ValueError(f"k must be in 1..d_sae={d_sae}, got {k}.")
-    return k
-
-
-def check_budget(budget: int, k: int, name: str = "budget") -> int:
-    """``budget`` as a Python int; raises ValueError unless it is a whole number in 1..k."""
-    budget = whole_number(budget, name)
-    if not 1 <= budget <= k:
-        raise ValueError(f"{name} {budget} is outside 1..{k}, this SAE's trained budgets.")
-    return budget
 
 
 @dataclass

@@ -9,7 +9,7 @@ from torch import nn
 
 from hsae_lens.objective.budgets import check_budget
 from hsae_lens.sae.inference import HierarchicalTopKSAE
-from hsae_lens.sae.normalization import joined_heads
+from hsae_lens.sae.normalization import joined_heads, normalization_of
 
 
 class Dictionary(nn.Module):
@@ -96,7 +96,7 @@ class _Unfeaturize(nn.Module):
 
 def _check(sae: HierarchicalTopKSAE, k: int) -> None:
     check_budget(k, sae.cfg.k)
-    if sae.cfg.normalize_activations in ("layer_norm", "constant_norm_rescale"):
+    if normalization_of(sae).kept:
         raise ValueError(
             f"This SAE's normalize_activations is {sae.cfg.normalize_activations!r}: its decoder "
             "needs the norms of the latest input, and these tools decode on their own."

@@ -34,11 +34,10 @@ from safetensors import safe_open
 from hsae_lens._util.unavailable import SAEUnavailableError
 from hsae_lens.models.devices import model_device
 from hsae_lens.sae.inference import ARCHITECTURE
+from hsae_lens.sae.normalization import NORMALIZATIONS
 from hsae_lens.sae.saved_files import check_weights, explaining_bad_files, read_config
 
 FACTS_KEY = "hsae_lens"
-
-FOLDED_AT_THE_END = ("expected_average_only_in", "covariance_whitening")
 
 PICKLED = (".pt", ".pth", ".bin", ".pkl", ".pickle", ".ckpt", ".npz")
 
@@ -126,7 +125,7 @@ def read_ready(
 def _made_ready(cfg: dict[str, Any], state: State, folder: Path) -> tuple[dict[str, Any], State]:
     """As SAELens saves for inference: scaling folded already, and our decoder norms folded here."""
     normalisation = read_config(folder)["normalize_activations"]
-    if normalisation in FOLDED_AT_THE_END:
+    if NORMALIZATIONS[normalisation].folded_at_the_end:
         raise ValueError(
             f"{folder} is a training checkpoint: the scaling of its input ({normalisation}) is not "
             "folded into the weights yet. Take the folder that the finished run wrote "

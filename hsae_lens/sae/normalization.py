@@ -12,7 +12,127 @@ from typing_extensions import override
 
 LAYER_NORM_EPS = 1e-5  # SAELens'
 
-NORMS_OF_A_CALL = ("ln_mu", "ln_std", "x_norm_coeff")  # SAELens' names
+
+class Normalization:
+    """One mode of ``normalize_activations``; this one does nothing to a token.
+
+    A mode that does scales and shifts each token on its own, so un-normalising needs the token's
+    norms: a call keeps them on the SAE, under SAELens' names. Output = scale · decoded + shift, so
+    a squared error in the units of ``x`` is scale² times the one against (x − shift) / scale.
+
+    kept: the attributes with a call's norms, ``[..., 1]`` each.
+    folded_at_the_end: whether it has one scaling for all tokens, which SAELens folds into the
+        weights when training ends; until then a trainer applies it, not the SAE.
+    """
+
+    kept: tuple[str, ...] = ()
+
+    def __init__(self, folded_at_the_end: bool = False) -> None:
+        self.folded_at_the_end = folded_at_the_end
+
+    def normalize(self, sae: Any, x: torch.Tensor) -> torch.Tensor:
+        """``x`` ``[..., d_in]`` normalised; keeps its norms on the SAE."""
+        return x
+
+    def restoring(self, sae: Any) -> Callable[[torch.Tensor], torch.Tensor]:
+        """What takes decoded tokens ``[..., d_in]`` to the units of the latest ``x``."""
+        return lambda x_hat: x_hat
+
+    def scale(self, sae: Any) -> Any:
+        """What that multiplies a decoded token with: ``[..., 1]``, or 1.0."""
+        return 1.0
+
+    def target(self, sae: Any, x: torch.Tensor, normed: torch.Tensor) -> torch.Tensor:
+        """(x − shift) / scale, what the decoder must hit."""
+        return normed
+
+
+class LayerNorm(Normalization):
+    """Mean 0 and standard deviation 1, as in a layer norm."""
+
+    kept = ("ln_mu", "ln_std")
+
+    def normalize(self, sae: Any, x: torch.Tensor) -> torch.Tensor:
+        sae.ln_mu = x.mean(dim=-1, keepdim=True)
+        centred = x - sae.ln_mu
+        sae.ln_std = centred.std(dim=-1, keepdim=True)
+        return centred / (sae.ln_std + LAYER_NORM_EPS)
+
+    def restoring(self, sae: Any) -> Callable[[torch.Tensor], torch.Tensor]:
+        mu, std = sae.ln_mu, sae.ln_std
+        return lambda x_hat: x_hat * std + mu
+
+    def scale(self, sae: Any) -> Any:
+        return sae.ln_std
+
+    def target(self, sae: Any, x: torch.Tensor, normed: torch.Tensor) -> torch.Tensor:
+        # Not ``normed``, which is divided by std + eps. And a constant token has no spread: its
+        # error counts nothing, yet its target must be a number.
+        return (x - sae.ln_mu) / torch.where(sae.ln_std > 0, sae.ln_std, 1)
+
+
+class ConstantNorm(Normalization):
+    """Norm √d_in."""
+
+    kept = ("x_norm_coeff",)
+
+    def normalize(self, sae: Any, x: torch.Tensor) -> torch.Tensor:
+        # A token of zeros has no direction (stock SAELens: NaN). It stays zeros, and by an
+        # infinite coefficient its reconstruction is zeros too.
+        norm, root = x.norm(dim=-1, keepdim=True), sae.cfg.d_in**0.5
+        zero = norm < root * torch.finfo(x.dtype).tiny
+        coefficient = root / norm.masked_fill(zero, 1)
+        sae.x_norm_coeff = coefficient.masked_fill(zero, torch.inf)
+        return x * coefficient
+
+    def restoring(self, sae: Any) -> Callable[[torch.Tensor], torch.Tensor]:
+        coefficient = sae.x_norm_coeff
+        return lambda x_hat: x_hat / coefficient
+
+    def scale(self, sae: Any) -> Any:
+        return 1 / sae.x_norm_coeff
+
+
+NORMALIZATIONS: dict[str, Normalization] = {
+    "none": Normalization(),
+    "layer_norm": LayerNorm(),
+    "constant_norm_rescale": ConstantNorm(),
+    "expected_average_only_in": Normalization(folded_at_the_end=True),
+    "covariance_whitening": Normalization(folded_at_the_end=True),
+}
+"""By SAELens' names for them."""
+
+NORMS_OF_A_CALL = [name for mode in NORMALIZATIONS.values() for name in mode.kept]
+
+
+def normalization_of(sae: Any) -> Normalization:
+    """How an SAE, ours or any of SAELens', normalises its inputs."""
+    return NORMALIZATIONS[sae.cfg.normalize_activations]
+
+
+def decoder_scale(sae: Any) -> Any:
+    """What un-normalising multiplies the decoder's output with, per token ``[..., 1]``, or 1.0.
+
+    The SAE must still hold the norms of its latest ``encode``.
+    """
+    return normalization_of(sae).scale(sae)
+
+
+def decoder_target(
+    sae: Any, x: torch.Tensor, normed: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """What the decoder must hit before its output is un-normalised, and how errors then count.
+
+    Args:
+        x: ``[..., d_in]`` as it came; normed: the same after the SAE's input normalisation, whose
+            norms the SAE still holds.
+
+    Returns:
+        The target ``[..., d_in]`` and scale² ``[...]``, or None where it is 1.
+    """
+    mode = normalization_of(sae)
+    squared = mode.scale(sae).squeeze(-1) ** 2 if mode.kept else None
+    return mode.target(sae, x, normed), squared
 
 
 class OwnInputSteps(SAE[Any]):
@@ -32,20 +152,7 @@ class OwnInputSteps(SAE[Any]):
 
     def run_time_activation_norm_fn_in(self, x: torch.Tensor) -> torch.Tensor:
         """``x`` normalised over its last axis; its norms are kept for one decode."""
-        if self.cfg.normalize_activations == "layer_norm":
-            self.ln_mu = x.mean(dim=-1, keepdim=True)
-            centred = x - self.ln_mu
-            self.ln_std = centred.std(dim=-1, keepdim=True)
-            return centred / (self.ln_std + LAYER_NORM_EPS)
-        if self.cfg.normalize_activations == "constant_norm_rescale":
-            # A token of zeros has no direction (stock SAELens: NaN). It stays zeros, and by an
-            # infinite coefficient its reconstruction is zeros too.
-            norm, root = x.norm(dim=-1, keepdim=True), self.cfg.d_in**0.5
-            zero = norm < root * torch.finfo(x.dtype).tiny
-            coefficient = root / norm.masked_fill(zero, 1)
-            self.x_norm_coeff = coefficient.masked_fill(zero, torch.inf)
-            return x * coefficient
-        return x
+        return normalization_of(self).normalize(self, x)
 
     def run_time_activation_norm_fn_out(self, x_hat: torch.Tensor) -> torch.Tensor:
         """Undoes the input normalisation of the latest encode, and forgets its norms."""
@@ -56,20 +163,14 @@ class OwnInputSteps(SAE[Any]):
 
     def _restoring_norms(self) -> Callable[[torch.Tensor], torch.Tensor]:
         """What undoes the input normalisation of the latest encode, for any number of decodes."""
-        mode = self.cfg.normalize_activations
         try:
-            if mode == "layer_norm":
-                mu, std = self.ln_mu, self.ln_std
-                return lambda x_hat: x_hat * std + mu
-            if mode == "constant_norm_rescale":
-                coefficient = self.x_norm_coeff
-                return lambda x_hat: x_hat / coefficient
+            return normalization_of(self).restoring(self)
         except AttributeError:
             raise RuntimeError(
-                f"normalize_activations={mode!r} needs the norms of the latest encode: there was "
-                "none, or a decode has consumed them. Call encode_ordered again first."
+                f"normalize_activations={self.cfg.normalize_activations!r} needs the norms of the "
+                "latest encode: there was none, or a decode has consumed them. Call encode_ordered "
+                "again first."
             ) from None
-        return lambda x_hat: x_hat
 
     @override
     def turn_on_forward_pass_hook_z_reshaping(self) -> None:
@@ -112,41 +213,3 @@ def joined_heads(sae: Any) -> Iterator[None]:
     finally:
         if reshapes:
             sae.turn_on_forward_pass_hook_z_reshaping()
-
-
-def decoder_target(
-    sae: Any, x: torch.Tensor, normed: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """What the decoder must hit before its output is un-normalised, and how errors then count.
-
-    Output = scale · decoded + shift per token, so a squared error in x's units is scale² times the
-    squared error against (x − shift) / scale.
-
-    Args:
-        x: ``[..., d_in]`` as it came; normed: the same after the SAE's input normalisation, whose
-            norms the SAE still holds.
-
-    Returns:
-        The target ``[..., d_in]`` and scale² ``[...]``, or None where it is 1.
-    """
-    mode = sae.cfg.normalize_activations
-    if mode == "layer_norm":
-        # A constant token has no spread: its error counts nothing, yet its target must be a number.
-        spread = torch.where(sae.ln_std > 0, sae.ln_std, 1)
-        return (x - sae.ln_mu) / spread, decoder_scale(sae).squeeze(-1) ** 2
-    if mode == "constant_norm_rescale":
-        return normed, decoder_scale(sae).squeeze(-1) ** 2
-    return normed, None
-
-
-def decoder_scale(sae: Any) -> Any:
-    """What un-normalising multiplies the decoder's output with, per token ``[..., 1]``, or 1.0.
-
-    The SAE must still hold the norms of its latest ``encode``.
-    """
-    mode = sae.cfg.normalize_activations
-    if mode == "layer_norm":
-        return sae.ln_std
-    if mode == "constant_norm_rescale":
-        return 1 / sae.x_norm_coeff
-    return 1.0

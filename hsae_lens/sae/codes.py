@@ -21,6 +21,25 @@ def largest_budget(sae: Any) -> int:
     return int(getattr(sae.cfg, "k", sae.cfg.d_sae))
 
 
+def ordered_code(sae: SAE[Any], x: torch.Tensor, k: int) -> OrderedCode:
+    """The k largest latents of any SAE, in order, for ``x`` as its ``encode`` takes it.
+
+    Raises:
+        ValueError: if the SAE has no such budget.
+    """
+    if isinstance(sae, HierarchicalTopKSAE):
+        return sae.encode_ordered(x).prefix(k)
+    return OrderedCode.from_activations(sae.encode(x), k)
+
+
+def decode_first(sae: SAE[Any], code: OrderedCode, j: int) -> torch.Tensor:
+    """x̂ from the first j latents of the SAE's latest code; at 0 what it makes of none, the bias."""
+    if isinstance(sae, HierarchicalTopKSAE):
+        return next(sae.each_budget(code, [j]))
+    nothing = code.values.new_zeros(*code.values.shape[:-1], sae.cfg.d_sae)
+    return sae.decode(code.prefix(j).to_dense(sae.cfg.d_sae) if j else nothing)
+
+
 def each_reconstruction(
     sae: SAE[Any], original: torch.Tensor, batch_dims: int, budgets: list[int]
 ) -> Iterator[tuple[int, OrderedCode, torch.Tensor]]:
@@ -34,9 +53,8 @@ def each_reconstruction(
         return
     for j in budgets:
         # Encoded for every budget: some normalisations are undone by one decode only.
-        acts = sae.encode(sae_in)
-        code = OrderedCode.from_activations(acts, max(1, j))
-        yield j, code, sae.decode(code.to_dense(sae.cfg.d_sae) if j else torch.zeros_like(acts))
+        code = ordered_code(sae, sae_in, max(1, j))
+        yield j, code, decode_first(sae, code, j)
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,11 @@
 
 ``HSAE_KERNEL=<name>`` in the environment, or the config field ``kernel``, forces one; otherwise
 the fastest that runs on the tensors' device and dtype is taken. The choice is logged once.
+
+To add one, write a module beside these with an ``IMPLEMENTATION`` (:class:`Implementation` says
+what it computes and what is checked before it; ``reference`` computes it by the definition) and
+name the module in :data:`IMPLEMENTATIONS`. ``tests/objective/test_kernels.py`` then holds it to the
+reference, output by output and gradient by gradient, and ``python -m benchmarks`` times it.
 """
 
 from __future__ import annotations
@@ -16,8 +21,8 @@ from hsae_lens._util.did_you_mean import did_you_mean
 from hsae_lens.objective.kernels import gpu, native, reference, scan
 from hsae_lens.objective.kernels.interface import Implementation, NestedProblem, NestedSolution
 
-__all__ = ["IMPLEMENTATIONS", "Implementation", "NestedProblem", "NestedSolution", "explain",
-           "select"]  # fmt: skip
+__all__ = ["IMPLEMENTATIONS", "Implementation", "NestedProblem", "NestedSolution", "check_name",
+           "explain", "select"]  # fmt: skip
 
 logger = logging.getLogger(__name__)
 
@@ -28,13 +33,18 @@ IMPLEMENTATIONS: dict[str, Implementation] = {
 KERNELS = ("auto", *IMPLEMENTATIONS)
 
 
+def check_name(kernel: str, asked: str = "") -> None:
+    """Raises ValueError unless it is "auto" or a kernel's name; ``asked`` says where it stood."""
+    if kernel not in KERNELS:
+        raise ValueError(f"Unknown kernel {kernel!r}{asked}.{did_you_mean(kernel, KERNELS)}")
+
+
 @functools.cache
 def _choose(
     kernel: str, asked: str, device: torch.device, dtype: torch.dtype
 ) -> tuple[Implementation, str]:
     if kernel != "auto":
-        if kernel not in IMPLEMENTATIONS:
-            raise ValueError(f"Unknown kernel {kernel!r}{asked}.{did_you_mean(kernel, KERNELS)}")
+        check_name(kernel, asked)
         chosen = IMPLEMENTATIONS[kernel]
         if reason := chosen.refuses(device, dtype):
             raise ValueError(f"The kernel {kernel!r} was asked for{asked}, but it {reason}.")

@@ -6,19 +6,17 @@ import copy
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
 from sae_lens import TopKSAE, TopKSAEConfig
 from typing_extensions import override
 
-from hsae_lens.models.devices import model_device
 from hsae_lens.objective.budgets import check_budget, check_k, resolve_budgets, whole_number
 from hsae_lens.objective.nested import each_prefix
 from hsae_lens.objective.ordered_code import OrderedCode
 from hsae_lens.sae.normalization import OwnInputSteps, joined_heads
-from hsae_lens.sae.saved_files import check_weights, explaining_bad_files, save_whole
+from hsae_lens.sae.saved_files import CheckedFiles
 
 ARCHITECTURE = "hierarchical_topk"
 
@@ -70,7 +68,7 @@ def check_sizes(cfg: Any) -> None:
         cfg.default_budget = check_budget(cfg.default_budget, cfg.k, "default_budget")
 
 
-class HierarchicalTopKSAE(OwnInputSteps, TopKSAE):
+class HierarchicalTopKSAE(OwnInputSteps, CheckedFiles, TopKSAE):
     """One SAE that reconstructs from its first k latents for every k up to ``cfg.k``.
 
     It is a SAELens SAE in every way: ``encode``, ``decode``, ``forward``, hook points, saving and
@@ -241,26 +239,6 @@ class HierarchicalTopKSAE(OwnInputSteps, TopKSAE):
                 "fold_W_dec_norm would change the order of the latents: this SAE was trained with "
                 "rescale_acts_by_decoder_norm=False and its decoder norms are not 1."
             )
-
-    @override
-    def save_model(self, path: str | Path) -> tuple[Path, Path]:
-        """As SAELens' ``save_model``; the files appear whole or not at all."""
-        return save_whole(super().save_model, path)
-
-    @override
-    @classmethod
-    def load_from_disk(
-        cls, path: str | Path, device: str = "cpu", *args: Any, **kwargs: Any
-    ) -> Any:
-        """As SAELens' ``load_from_disk``, with the cause and the fix when a file is damaged."""
-        device = str(model_device(device))
-        with explaining_bad_files(path):
-            return super().load_from_disk(path, device, *args, **kwargs)
-
-    @override
-    def process_state_dict_for_loading(self, state_dict: dict[str, Any]) -> None:
-        """What SAELens calls before it takes weights, whichever way they came."""
-        check_weights(self, state_dict)
 
     def _check_width(self, x: torch.Tensor) -> None:
         # Joined heads: their widths multiply to d_in only after reshaping, which checks itself.

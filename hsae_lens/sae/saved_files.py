@@ -11,14 +11,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from sae_lens import SAE
 from sae_lens.constants import SAE_CFG_FILENAME, SAE_WEIGHTS_FILENAME
 from sae_lens.loading.pretrained_sae_loaders import handle_config_defaulting
 from sae_lens.registry import SAE_CLASS_REGISTRY
 from sae_lens.util import str_to_dtype
 from safetensors import SafetensorError, safe_open
+from typing_extensions import override
 
 from hsae_lens._util.atomic_files import replacing_files
 from hsae_lens._util.did_you_mean import did_you_mean
+from hsae_lens.models.devices import model_device
 
 COPY_AGAIN = "Copy or download it again, or go back to an earlier checkpoint."
 
@@ -28,6 +31,33 @@ def save_whole(save: Callable[[Path], tuple[Path, Path]], path: str | Path) -> t
     with replacing_files(path) as fresh:
         weights, config = save(fresh)
     return Path(path) / weights.name, Path(path) / config.name
+
+
+class CheckedFiles(SAE[Any]):
+    """SAELens' saving and loading, whole and with a look at what is loaded.
+
+    A base for an architecture, before SAELens' own.
+    """
+
+    @override
+    def save_model(self, path: str | Path) -> tuple[Path, Path]:
+        """As SAELens' ``save_model``; the files appear whole or not at all."""
+        return save_whole(super().save_model, path)
+
+    @override
+    @classmethod
+    def load_from_disk(
+        cls, path: str | Path, device: str = "cpu", *args: Any, **kwargs: Any
+    ) -> Any:
+        """As SAELens' ``load_from_disk``, with the cause and the fix when a file is damaged."""
+        device = str(model_device(device))
+        with explaining_bad_files(path):
+            return super().load_from_disk(path, device, *args, **kwargs)
+
+    @override
+    def process_state_dict_for_loading(self, state_dict: dict[str, Any]) -> None:
+        """What SAELens calls before it takes weights, whichever way they came."""
+        check_weights(self, state_dict)
 
 
 @contextmanager

@@ -16,7 +16,6 @@ from sae_lens.saes.sae import TrainStepInput, TrainStepOutput
 from typing_extensions import override
 
 from hsae_lens._util.delayed_scalar import DelayedScalar, delay_on
-from hsae_lens.models.devices import model_device
 from hsae_lens.objective import kernels
 from hsae_lens.objective.budgets import powers_of_two, resolve_budgets, resolve_weights
 from hsae_lens.objective.encode import encode_topk
@@ -24,7 +23,10 @@ from hsae_lens.objective.nested import NestedOutput, nested_pass
 from hsae_lens.objective.ordered_code import OrderedCode
 from hsae_lens.sae.inference import ARCHITECTURE, check_sizes, norms_are_one
 from hsae_lens.sae.normalization import OwnInputSteps, decoder_scale, decoder_target
-from hsae_lens.sae.saved_files import check_weights, explaining_bad_files, save_whole
+from hsae_lens.sae.saved_files import CheckedFiles, save_whole
+
+# SAELens' runners make a flag of each field of the config below; how its text is read must stand on
+# the field. From Python both hold lists.
 
 
 def _parse_weights(text: str) -> str | list[float]:
@@ -100,11 +102,7 @@ class HierarchicalTopKTrainingSAEConfig(TopKTrainingSAEConfig):
             )
         if self.b_dec_init not in ("zeros", "mean"):
             raise ValueError(f"b_dec_init must be 'zeros' or 'mean', got {self.b_dec_init!r}.")
-        if self.kernel != "auto" and self.kernel not in kernels.IMPLEMENTATIONS:
-            raise ValueError(
-                f"Unknown kernel {self.kernel!r}. Known: auto, "
-                f"{', '.join(kernels.IMPLEMENTATIONS)}."
-            )
+        kernels.check_name(self.kernel)
 
     def _check_budgets(self) -> None:
         """Makes budgets and weights Python numbers, and refuses a loss that stops short of k."""
@@ -131,7 +129,7 @@ class HierarchicalTopKTrainingSAEConfig(TopKTrainingSAEConfig):
         return {**super().get_inference_sae_cfg_dict(), "rescale_acts_by_decoder_norm": False}
 
 
-class HierarchicalTopKTrainingSAE(OwnInputSteps, TopKTrainingSAE):
+class HierarchicalTopKTrainingSAE(OwnInputSteps, CheckedFiles, TopKTrainingSAE):
     """Trains one SAE for every budget at once; a drop-in for SAELens' TopK in its runners.
 
     ``encode`` and ``decode`` are SAELens' at k. ``training_forward_pass`` computes the nested loss
@@ -336,26 +334,6 @@ class HierarchicalTopKTrainingSAE(OwnInputSteps, TopKTrainingSAE):
             super().fold_W_dec_norm()
 
     @override
-    def save_model(self, path: str | Path) -> tuple[Path, Path]:
-        """As SAELens' ``save_model``; the files appear whole or not at all."""
-        return save_whole(super().save_model, path)
-
-    @override
     def save_inference_model(self, path: str | Path) -> tuple[Path, Path]:
         """As SAELens' ``save_inference_model``; the files appear whole or not at all."""
         return save_whole(super().save_inference_model, path)
-
-    @override
-    @classmethod
-    def load_from_disk(
-        cls, path: str | Path, device: str = "cpu", *args: Any, **kwargs: Any
-    ) -> Any:
-        """As SAELens' ``load_from_disk``, with the cause and the fix when a file is damaged."""
-        device = str(model_device(device))
-        with explaining_bad_files(path):
-            return super().load_from_disk(path, device, *args, **kwargs)
-
-    @override
-    def process_state_dict_for_loading(self, state_dict: dict[str, Any]) -> None:
-        """What SAELens calls before it takes weights, whichever way they came."""
-        check_weights(self, state_dict)

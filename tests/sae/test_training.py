@@ -373,7 +373,7 @@ def test_a_token_of_zeros_is_scaled_like_any() -> None:
         ({"budget_weights": [1.0]}, "1 numbers for 8 budgets"),
         ({"default_budget": 9}, "default_budget 9 is outside"),
         ({"aux_loss_coefficient": -1.0}, "must not be negative"),
-        ({"kernel": "fast"}, "Unknown kernel 'fast'"),
+        ({"kernel": "nativ"}, "Unknown kernel 'nativ'. Did you mean 'native'"),
         ({"b_dec_init": "median"}, "'zeros' or 'mean'"),
     ],
 )

@@ -1,7 +1,7 @@
 """Reads a released SAE's files, from a folder or the hub, and refuses wrong ones.
 
-:func:`load` and :func:`config` have the signatures of SAELens' pretrained loaders; what they need
-to know of a release comes in its ``config_overrides`` under :data:`KEY`.
+:func:`load_files` and :func:`load_config` have the signatures of SAELens' pretrained loaders; what
+they need to know of a release comes in its ``config_overrides``.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ State = dict[str, torch.Tensor]
 Loaded = tuple[dict[str, Any], State, torch.Tensor | None]
 
 
-def loader_facts(local: bool, checksums: dict[str, str]) -> dict[str, Any]:
+def overrides_for_loader(local: bool, checksums: dict[str, str]) -> dict[str, Any]:
     """What a release's ``config_overrides`` must hold: its kind and SHA-256 by SAE path."""
     return {FACTS_KEY: {"local": local, "sha256": checksums}}
 
@@ -74,7 +74,7 @@ def load_files(
         SAEUnavailableError: if the hub has no such files or cannot be reached.
     """
     overrides = dict(cfg_overrides or {})
-    release = overrides.pop(FACTS_KEY, loader_facts(local=False, checksums={})[FACTS_KEY])
+    release = overrides.pop(FACTS_KEY, overrides_for_loader(local=False, checksums={})[FACTS_KEY])
     sha256 = release["sha256"].get(folder_name)
     device = str(model_device(device))
     if "dtype" in overrides:
@@ -148,7 +148,7 @@ def load_config(
     force_download: bool = False,
     cfg_overrides: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """The config of one SAE without its weights. Raises as :func:`load`."""
+    """The config of one SAE without its weights. Raises as :func:`load_files`."""
     overrides = dict(cfg_overrides or {})
     if overrides.pop(FACTS_KEY)["local"]:
         folder = Path(repo_id) / folder_name

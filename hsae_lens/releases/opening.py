@@ -1,20 +1,4 @@
-"""Names for trained SAEs: a table of releases that SAELens' ``SAE.from_pretrained`` also reads.
-
-A release names a model and some SAEs for it, in a folder or a Hugging Face repository. An entry is
-written as in SAELens' own ``pretrained_saes.yaml``, with ``folder`` instead of ``repo_id`` for
-local files and an optional ``sha256`` of the weights:
-
-    my-saes:
-      model: google/gemma-2-2b
-      folder: ./saes                  # or repo_id: me/my-saes; relative to this file
-      saes:
-      - id: blocks.12.hook_resid_post
-        path: layer-12                # holds cfg.json and sae_weights.safetensors
-        sha256: 6a2f…                 # optional: a damaged or swapped file is then refused
-
-The table in the package, then the user's own file (:func:`user_file`), are read on import;
-:func:`register_release` adds one from code.
-"""
+"""Opens a trained SAE: by the name of its release, from a hub repository, or from a folder."""
 
 from __future__ import annotations
 
@@ -31,7 +15,7 @@ from hsae_lens._util.paths import expand_home
 from hsae_lens.models.devices import model_device
 from hsae_lens.releases import hub_loader
 from hsae_lens.releases.hub_loader import explaining_the_network, read_ready
-from hsae_lens.releases.table import RELEASES, merge_into_saelens
+from hsae_lens.releases.table import RELEASES, fill_saelens_directory
 from hsae_lens.sae.inference import HierarchicalTopKSAE
 from hsae_lens.sae.saved_files import check_weights, explaining_bad_files
 
@@ -58,7 +42,7 @@ def load_pretrained(
             the trained budgets, an unknown device or dtype, or damaged weights.
         SAEUnavailableError: if the files cannot be reached.
     """
-    merge_into_saelens()
+    fill_saelens_directory()
     directory = get_pretrained_saes_directory()
     if release not in directory and "/" not in release:
         raise ValueError(

@@ -10,10 +10,10 @@ from huggingface_hub.errors import EntryNotFoundError, RepositoryNotFoundError
 from sae_lens.constants import SAE_WEIGHTS_FILENAME
 from sae_lens.training.upload_saes_to_huggingface import upload_saes_to_huggingface
 
+from hsae_lens.releases.entries import make_release
 from hsae_lens.releases.hub_loader import checksum, explaining_the_network
 from hsae_lens.releases.model_card import HUB_HEADER, release_entry, write_card
 from hsae_lens.releases.opening import open_hierarchical
-from hsae_lens.releases.table import validated_release
 
 
 def publish_sae(
@@ -50,7 +50,7 @@ def publish_sae(
         raise ValueError(f"{where} does not say its model_name and hook_name; set its metadata.")
     sae_id = sae_id or str(metadata.hook_name)
     name = release or repo_id.split("/")[-1]
-    validated_release(name, metadata.model_name, [{"id": sae_id, "path": sae_id}], repo_id, None)
+    make_release(name, metadata.model_name, [{"id": sae_id, "path": sae_id}], repo_id, None)
     card = write_card(sae, repo_id, sae_id)
     with tempfile.TemporaryDirectory() as beside:
         weights, _ = sae.save_model(Path(beside) / "sae")

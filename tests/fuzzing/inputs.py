@@ -37,8 +37,9 @@ from hsae_lens.evaluation.page import write_report
 from hsae_lens.evaluation.run_folder import run_config
 from hsae_lens.evaluation.tasks.pairs import PAIR_COLUMNS, read_pairs, tokenize_pairs
 from hsae_lens.models.text_files import documents_of
+from hsae_lens.releases.entries import read_releases
 from hsae_lens.releases.opening import load_pretrained, open_sae
-from hsae_lens.releases.table import RELEASES, read_releases, register_release
+from hsae_lens.releases.table import RELEASES, register_release
 from hsae_lens.training.command import parse
 
 D_IN, D_SAE, K = 12, 128, 6

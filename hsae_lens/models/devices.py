@@ -59,7 +59,8 @@ def model_dtype(asked: str | torch.dtype = AUTO, device: str | torch.device = "c
     """The number format to open a language model in.
 
     Args:
-        asked: one of :data:`DTYPES`, or :data:`AUTO`: bfloat16 where it is faster than float32.
+        asked: one of :data:`MODEL_DTYPES`, or :data:`AUTO`: bfloat16 where it is faster than
+            float32.
         device: where the model will run.
 
     Raises:

@@ -17,6 +17,8 @@ class HookedModel(Protocol):
         hook_dict: its hook points by their own names.
         ln_final, W_U: final norm and unembedding ``[d_model, d_vocab]``; only what latents do to
             logits needs them.
+
+    And ``acts_to_saes``, where it can have SAEs attached: those that are.
     """
 
     cfg: Any

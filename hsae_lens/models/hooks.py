@@ -88,13 +88,15 @@ def run_changed(
 
         return run
 
-    logits: torch.Tensor = model.run_with_hooks(
-        tokens.to(input_device(model)),
-        prepend_bos=False,
-        fwd_hooks=[
-            (own_hook_name(model, name), hook(name, change)) for name, change in changes.items()
-        ],
-    )
+    hooks = [(own_hook_name(model, name), hook(name, change)) for name, change in changes.items()]
+    try:
+        logits: torch.Tensor = model.run_with_hooks(
+            tokens.to(input_device(model)), prepend_bos=False, fwd_hooks=hooks
+        )
+    except KeyError as error:  # a HookedTransformer's; a bridge says nothing
+        if error.args[0] in dict(hooks):
+            raise ValueError(missing_hook(error.args[0])) from error
+        raise
     for name in changes:
         if name not in fired:
             raise ValueError(missing_hook(name))

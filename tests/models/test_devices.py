@@ -38,7 +38,7 @@ def test_float32_is_chosen_where_bfloat16_is_not_faster() -> None:
     code = """
 import torch
 torch.backends.mkldnn.enabled = False
-from hsae_lens.devices import explain_dtype, model_dtype
+from hsae_lens.models.devices import explain_dtype, model_dtype
 print(model_dtype(), explain_dtype(), torch.get_num_threads(), sep="|")
 """
     dtype, why, threads = in_a_process(code, ATEN_CPU_CAPABILITY="avx2").strip().split("|")

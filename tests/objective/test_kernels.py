@@ -293,7 +293,7 @@ def test_without_a_compiler_the_scan_is_used_and_says_why() -> None:
     code = (
         "import os, torch; os.environ['PATH'] = ''; os.environ.pop('CC', None)\n"
         "os.environ.pop('TRITON_INTERPRET', None)\n"
-        "from hsae_lens.kernels import explain, native\n"
+        "from hsae_lens.objective.kernels import explain, native\n"
         "print(explain())"
     )
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
@@ -305,8 +305,8 @@ def test_without_a_compiler_the_scan_is_used_and_says_why() -> None:
 # one that has imported everything and loaded no kernel yet.
 SPOILED_CACHE = """
 import json, os, sys
-from hsae_lens.cache import cache_dir
-from hsae_lens.kernels import native
+from hsae_lens._util.paths import cache_dir
+from hsae_lens.objective.kernels import native
 
 def loads():
     child = os.fork()

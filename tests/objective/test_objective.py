@@ -13,7 +13,12 @@ from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from hsae_lens import OrderedCode, nested_loss
-from hsae_lens.objective.budgets import powers_of_two, resolve_budgets, resolve_weights
+from hsae_lens.objective.budgets import (
+    check_budget,
+    powers_of_two,
+    resolve_budgets,
+    resolve_weights,
+)
 from hsae_lens.objective.encode import encode_topk
 from hsae_lens.objective.kernels import IMPLEMENTATIONS, interface
 from hsae_lens.objective.nested import decode_prefixes, nested_pass
@@ -359,6 +364,21 @@ def test_memory_does_not_hold_every_prefix() -> None:
 def test_bad_budgets(budgets: list, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         resolve_budgets(budgets, 4)
+
+
+@pytest.mark.parametrize("budget", [0, 4, 2.0, True, "2", None])
+def test_a_budget_outside_its_range_or_not_whole_is_refused_everywhere(budget: Any) -> None:
+    pre, W = torch.randn(2, 3), torch.randn(5, 3)
+    code = OrderedCode.from_pre_activations(pre, 3)
+    for ask in (
+        code.prefix,
+        lambda k: OrderedCode.from_pre_activations(pre, k),
+        lambda k: OrderedCode.from_activations(pre, k),
+        lambda k: encode_topk(torch.randn(2, 5), W, torch.zeros(3), None, k),
+        lambda k: check_budget(k, 3, "k"),
+    ):
+        with pytest.raises(ValueError, match=r"1\.\..*3|must be a whole number, got"):
+            ask(budget)
 
 
 @pytest.mark.parametrize(

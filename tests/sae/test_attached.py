@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from helpers.variants import VARIANTS
 from sae_lens import HookedSAETransformer, SAETransformerBridge
 from transformer_lens import HookedTransformerConfig
 
@@ -232,13 +233,11 @@ def test_attribution_on_every_model_class(model: Any, tokens: torch.Tensor) -> N
 
 
 def check_it_runs_in_the_models_dtype(
-    model: Any, tokens: torch.Tensor, hook: str, dtype: str
+    model: Any, tokens: torch.Tensor, hook: str, **settings: Any
 ) -> None:
     """Through each of SAELens' doors, and what comes out is what a cast by hand gives."""
-    joins = "hook_z" if hook.endswith("_z") else "none"
     x = activations_at(model, tokens, [hook])[hook]
-    sae = sae_at(hook, x.flatten(2).shape[-1], dtype=dtype, reshape_activations=joins)
-    assert x.dtype != sae.dtype
+    sae = sae_at(hook, x.flatten(2).shape[-1], **settings)
     whole = model(tokens, prepend_bos=False)
 
     def by_hand(acts: torch.Tensor) -> torch.Tensor:
@@ -273,23 +272,26 @@ def check_it_runs_in_the_models_dtype(
     model.zero_grad()
 
 
-DIFFERENT_HOOKS = [HOOKS[1], "blocks.0.attn.hook_z", "blocks.0.mlp.hook_post"]
+EVERY_KIND = [
+    (variant, hook)
+    for variant in VARIANTS
+    for hook in ("blocks.0.attn.hook_z", HOOKS[1], "blocks.0.mlp.hook_post")
+    if ("heads" in variant) == hook.endswith("_z")
+]
 
 
-@pytest.mark.parametrize("hook", DIFFERENT_HOOKS)
-@pytest.mark.parametrize("dtype", ["float32", "float64"])
-def test_a_wider_sae_runs_on_a_bfloat16_model(
-    half_model: Any, tokens: torch.Tensor, hook: str, dtype: str
+@pytest.mark.parametrize(("variant", "hook"), EVERY_KIND)
+def test_an_sae_of_any_kind_runs_on_a_bfloat16_model(
+    half_model: Any, tokens: torch.Tensor, variant: str, hook: str
 ) -> None:
-    check_it_runs_in_the_models_dtype(half_model, tokens, hook, dtype)
+    check_it_runs_in_the_models_dtype(half_model, tokens, hook, **VARIANTS[variant])
 
 
-@pytest.mark.parametrize("hook", DIFFERENT_HOOKS)
-@pytest.mark.parametrize("dtype", ["bfloat16", "float64"])
-def test_an_sae_of_another_dtype_runs_on_a_float32_model(
-    model: Any, tokens: torch.Tensor, hook: str, dtype: str
+@pytest.mark.parametrize(("variant", "hook"), EVERY_KIND)
+def test_an_sae_of_any_kind_runs_on_a_float32_model(
+    model: Any, tokens: torch.Tensor, variant: str, hook: str
 ) -> None:
-    check_it_runs_in_the_models_dtype(model, tokens, hook, dtype)
+    check_it_runs_in_the_models_dtype(model, tokens, hook, **VARIANTS[variant])
 
 
 def test_the_dtype_wanted_goes_with_the_activations_not_with_the_sae() -> None:

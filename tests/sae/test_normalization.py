@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import pickle
 from collections.abc import Callable
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 import pytest
 import torch
@@ -17,7 +17,10 @@ from helpers.variants import (
     inference_variant,
     training_variant,
 )
-from sae_lens.saes.sae import TrainStepInput
+from sae_lens.saes.sae import SAEConfig, TrainStepInput
+
+from hsae_lens import HierarchicalTopKTrainingSAEConfig
+from hsae_lens.sae.normalization import NORMALIZATIONS
 
 
 @pytest.mark.parametrize("variant", [name for name in VARIANTS if "norm" in name])
@@ -121,3 +124,14 @@ def test_decoding_before_encoding_says_so(variant: str) -> None:
             sae.decode(acts)
     else:
         torch.testing.assert_close(sae.decode(acts), sae.b_dec.expand(2, 24))
+
+
+def test_the_table_has_saelens_modes_and_says_which_of_them_training_folds() -> None:
+    modes = get_args(get_type_hints(SAEConfig)["normalize_activations"])
+    assert set(modes) <= set(NORMALIZATIONS)
+    for name in NORMALIZATIONS:
+        HierarchicalTopKTrainingSAEConfig(d_in=24, d_sae=96, k=8, normalize_activations=name)
+    folded = [name for name, mode in NORMALIZATIONS.items() if mode.folded_at_the_end]
+    assert folded == ["expected_average_only_in", "covariance_whitening"]
+    keep = [name for name, mode in NORMALIZATIONS.items() if mode.kept]
+    assert keep == ["layer_norm", "constant_norm_rescale"]

@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test fuzz check bench pretrained floors clean
+.PHONY: demo test docs fuzz check bench pretrained floors clean
 
 LAYER ?= 15
 
@@ -11,6 +11,12 @@ demo: .venv/ready
 
 test: .venv/ready
 	$(BIN)/python -m pytest
+
+# The pages, from docs/, the notebooks and the docstrings; a broken link ends it. (Material announces
+# its own end of life unless told not to.)
+docs: .venv/ready
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	@echo "Open build/site/index.html in a browser."
 
 # Random training runs and damaged files: each ends in a right answer or one clear line.
 fuzz: .venv/ready

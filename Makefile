@@ -16,7 +16,7 @@ test: .venv/ready
 # its own end of life unless told not to.)
 docs: .venv/ready
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
-	@echo "Open build/site/index.html in a browser."
+	@echo "Open build/site/index.html; to search: $(PYTHON) -m http.server -d build/site"
 
 # Random training runs and damaged files: each ends in a right answer or one clear line.
 fuzz: .venv/ready

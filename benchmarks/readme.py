@@ -14,7 +14,6 @@ BEGIN, END = "<!-- benchmarks: begin -->", "<!-- benchmarks: end -->"
 
 SHORT = [
     ("whole step, every budget", "SAELens TopK, one k"),
-    ("nested loss, forward + backward", "torch.compile of it"),
     ("a whole run, SmolLM2-135M in the loop", "SAELens TopK"),
     ("frontier at 8 budgets, activations cached", "SAELens TopK at each k"),
     ("attribution of 32 prompts at 16 budgets", "a run for each of the 16"),

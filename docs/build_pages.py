@@ -35,9 +35,10 @@ def on_files(files: Files, config: Any) -> Files:
 def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
     if page.file.src_uri in ELSEWHERE:
         return markdown.replace("](docs/", "](")
-    for mark, made in (("definitions", definitions), ("versions", versions), ("names", names)):
-        if f"<!-- {mark} -->" in markdown:
-            markdown = markdown.replace(f"<!-- {mark} -->", made())
+    for make in (definitions, versions, commands, names):
+        mark = f"<!-- {make.__name__} -->"
+        if mark in markdown:
+            markdown = markdown.replace(mark, make())
     return markdown
 
 
@@ -63,6 +64,12 @@ def versions() -> str:
         name, bounds = re.match(r"([\w-]+)(.*)", dependency).groups()
         rows.append(f"| {name} | {bounds} | {known[_plain(name)]} |")
     return "\n".join(rows)
+
+
+def commands() -> str:
+    """README's table."""
+    table = re.search(r"\| command \|.*?\n\n", (ROOT / "README.md").read_text(), re.DOTALL)
+    return table[0].replace("](docs/", "](../")
 
 
 def _plain(name: str) -> str:

@@ -12,10 +12,11 @@ demo: .venv/ready
 test: .venv/ready
 	$(BIN)/python -m pytest
 
-# The pages, from docs/, the notebooks and the docstrings; a broken link ends it. (Material announces
-# its own end of life unless told not to.)
+# The pages, from docs/, the notebooks and the docstrings. A warning, of a broken link say, ends it.
+# (`--quiet` would hide warnings from `--strict`. Material announces its end of life unless told not to.)
 docs: .venv/ready
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	@mkdir -p build
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict >build/docs.log 2>&1 || { cat build/docs.log; exit 1; }
 	@echo "Open build/site/index.html; to search: $(PYTHON) -m http.server -d build/site"
 
 # Random training runs and damaged files: each ends in a right answer or one clear line.

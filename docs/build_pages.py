@@ -34,6 +34,8 @@ def on_files(files: Files, config: Any) -> Files:
 
 def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
     if page.file.src_uri in ELSEWHERE:
+        for place, path in ELSEWHERE.items():
+            markdown = markdown.replace(f"]({path.name})", f"]({place})")
         return markdown.replace("](docs/", "](")
     for make in (definitions, versions, commands, names):
         mark = f"<!-- {make.__name__} -->"

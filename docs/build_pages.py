@@ -63,15 +63,16 @@ def versions() -> str:
     rows = ["| package | promised | known to work |", "|---|---|---|",
             f"| Python | {project['requires-python']} | 3.11 |"]  # fmt: skip
     for dependency in project["dependencies"]:
-        name, bounds = re.match(r"([\w-]+)(.*)", dependency).groups()
+        name, bounds = re.split(r"(?=[<>=])", dependency, maxsplit=1)
         rows.append(f"| {name} | {bounds} | {known[_plain(name)]} |")
     return "\n".join(rows)
 
 
 def commands() -> str:
     """README's table."""
-    table = re.search(r"\| command \|.*?\n\n", (ROOT / "README.md").read_text(), re.DOTALL)
-    return table[0].replace("](docs/", "](../")
+    readme = (ROOT / "README.md").read_text()
+    rows = re.findall(r"^\| (?:command|\[?`hsae).*$|^\|---\|---\|$", readme, re.MULTILINE)
+    return "\n".join(rows).replace("](docs/", "](../")
 
 
 def _plain(name: str) -> str:
@@ -114,11 +115,10 @@ class Docstrings(griffe.Extension):
 
     def on_attribute_instance(self, *, attr: griffe.Attribute, **_: Any) -> None:
         """A field's value is its default, not the call that says so."""
-        if (
-            isinstance(attr.value, griffe.ExprCall)
-            and attr.value.function.canonical_name == "field"
-        ):
-            given = {a.name: a.value for a in attr.value.arguments}  # type: ignore[union-attr]
+        call = attr.value
+        if isinstance(call, griffe.ExprCall) and call.function.canonical_name == "field":
+            keywords = [a for a in call.arguments if isinstance(a, griffe.ExprKeyword)]
+            given = {keyword.name: keyword.value for keyword in keywords}
             default = given.get("default", given.get("default_factory"))
             attr.value = default.body if isinstance(default, griffe.ExprLambda) else default
 

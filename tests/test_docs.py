@@ -10,10 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from test_rooms import ROOMS
 
 from hsae_lens import models
 from hsae_lens.cli import _parser
+from hsae_lens.objective.kernels import IMPLEMENTATIONS
 from hsae_lens.training.recipe import known_flags
 
 ROOT = Path(__file__).parents[1]
@@ -122,6 +124,24 @@ def test_files_named_in_code_exist() -> None:
     for page, text in PAGES.items():
         for name in re.findall(r"`([a-z_/]+\.py)`", text):
             assert any(path.endswith(f"/{name}") for path in there), (page, name)
+
+
+def test_the_page_on_speed_lists_the_kernels_in_their_order() -> None:
+    listed = re.findall(r"^\| `(\w+)` \| (.*?) \|", PAGES["docs/tasks/speed.md"], re.MULTILINE)
+    assert [name for name, _ in listed] == list(IMPLEMENTATIONS)
+    for name, where in listed:
+        for dtype in (torch.float32, torch.bfloat16, torch.float64):
+            here = torch.device("cuda" if where.startswith("CUDA") else "cpu")
+            said = where == "anything" or str(dtype).removeprefix("torch.") in where
+            refusal = IMPLEMENTATIONS[name].refuses(here, dtype)
+            assert (refusal is None) == said or "compiler" in str(refusal), (name, dtype, refusal)
+
+
+def test_make_targets_named_in_code_exist() -> None:
+    makefile = (ROOT / "Makefile").read_text()
+    for page, text in PAGES.items():
+        for target in re.findall(r"`make (\w+)`", text):
+            assert f"\n{target}:" in makefile, (page, target)
 
 
 def test_the_tables_of_speed_are_those_of_the_figures() -> None:

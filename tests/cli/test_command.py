@@ -6,7 +6,7 @@ import json
 import re
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from sae_lens import SAE
 
 from hsae_lens.cli import main
 from hsae_lens.models.devices import model_dtype
-from hsae_lens.training.command import _open_model, _parse, parse
+from hsae_lens.training.command import _open_local_model, parse_train_flags
 from hsae_lens.training.recipe import load_recipe, recipe_names
 
 HSAE = Path(sys.executable).with_name("hsae")
@@ -101,13 +101,17 @@ def test_the_reference_recipe_runs_on_a_tiny_gemma2(
 
 
 def test_the_reference_recipe_is_the_papers_setting() -> None:
-    cfg = parse(["--recipe", "gemma-2-2b-layer12"])
+    cfg = config(["--recipe", "gemma-2-2b-layer12"])
     assert (cfg.model_name, cfg.hook_name) == ("google/gemma-2-2b", "blocks.12.hook_resid_post")
     assert (cfg.sae.d_in, cfg.sae.d_sae, cfg.sae.k) == (2304, 65536, 128)
     assert cfg.sae.budgets is None
     assert cfg.sae.budget_weights == "uniform"
     assert cfg.training_tokens == 10**9
     assert "fineweb" in cfg.dataset_path
+
+
+def config(arguments: Sequence[str]) -> Any:
+    return parse_train_flags(arguments)[0]
 
 
 def recipe(folder: Path, text: str) -> list[str]:
@@ -117,15 +121,15 @@ def recipe(folder: Path, text: str) -> list[str]:
 
 def test_a_recipe_file_flags_win_and_other_architectures(tmp_path: Path) -> None:
     mine = recipe(tmp_path, "k: 16\nd_sae: 64\nbudgets: [1, 4, 16]\nbudget_weights: [1, 2e-1, 3]")
-    cfg = parse([*mine, "--lr", "0.5"])
+    cfg = config([*mine, "--lr", "0.5"])
     assert (cfg.sae.k, cfg.sae.budgets, cfg.lr) == (16, [1, 4, 16], 0.5)
     assert cfg.sae.budget_weights == [1, 0.2, 3]
-    assert parse([*mine, "--budgets", "1,2,16"]).sae.budgets == [1, 2, 16]
-    assert parse(["--budgets", "all", "-k", "4"]).sae.budgets is None
-    assert parse(["--architecture", "topk", "-k", "4"]).sae.architecture() == "topk"
+    assert config([*mine, "--budgets", "1,2,16"]).sae.budgets == [1, 2, 16]
+    assert config(["--budgets", "all", "-k", "4"]).sae.budgets is None
+    assert config(["--architecture", "topk", "-k", "4"]).sae.architecture() == "topk"
     topk = recipe(tmp_path, "architecture: topk\nk: 4")
-    assert parse(topk).sae.architecture() == "topk"
-    assert parse([*topk, "--architecture=batchtopk"]).sae.architecture() == "batchtopk"
+    assert config(topk).sae.architecture() == "topk"
+    assert config([*topk, "--architecture=batchtopk"]).sae.architecture() == "batchtopk"
     for text in ("- 1\n- 2\n", "{}\n", "null\n"):
         (tmp_path / "bad.yaml").write_text(text)
         with pytest.raises(ValueError, match="flat mapping"):
@@ -170,16 +174,16 @@ def test_a_recipe_file_flags_win_and_other_architectures(tmp_path: Path) -> None
 def test_a_recipe_says_every_kind_of_value(
     line: str, of: str, value: object, tmp_path: Path
 ) -> None:
-    cfg = parse([*recipe(tmp_path, line), "--verbose", "false"])
+    cfg = config([*recipe(tmp_path, line), "--verbose", "false"])
     assert eval(of, {"cfg": cfg}) == value
     assert type(eval(of, {"cfg": cfg})) is type(value)
 
 
 def test_the_command_line_wins_over_a_recipes_null_and_lists(tmp_path: Path) -> None:
     mine = recipe(tmp_path, "output_path: null\nseqpos_slice: [2, null]\nmodel_dtype: float16")
-    cfg = parse([*mine, "--output_path", "x", "--seqpos_slice", "3", "30"])
+    cfg = config([*mine, "--output_path", "x", "--seqpos_slice", "3", "30"])
     assert (cfg.output_path, tuple(cfg.seqpos_slice)) == ("x", (3, 30))
-    assert parse([*mine, "--seqpos_slice=3"]).seqpos_slice == (3,)
+    assert config([*mine, "--seqpos_slice=3"]).seqpos_slice == (3,)
 
 
 @pytest.mark.parametrize(
@@ -195,6 +199,7 @@ def test_the_command_line_wins_over_a_recipes_null_and_lists(tmp_path: Path) -> 
         ("d_sae: null", "d_sae is null, which it cannot be: leave the key out"),
         ("training_tokens: 1.5", "--training_tokens: invalid int value: '1.5'"),
         ("streaming: maybe", "--streaming.*Boolean value expected.*'maybe'"),
+        ("architecture: [topk]", "Unknown architecture .'topk'.. Did you mean 'topk'"),
         ("architecture: topq", "Unknown architecture 'topq'. Did you mean 'topk'"),
         ("feature_sampling_window: 0", "--feature_sampling_window and .* must be at least 1"),
         ("context_size: 1" + 308 * "0", "no count huge"),
@@ -205,7 +210,7 @@ def test_the_command_line_wins_over_a_recipes_null_and_lists(tmp_path: Path) -> 
 )
 def test_a_wrong_recipe_is_one_line(line: str, why: str, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=why) as said:
-        parse(recipe(tmp_path, line))
+        config(recipe(tmp_path, line))
     assert "\n" not in str(said.value)
 
 
@@ -264,15 +269,16 @@ def test_a_mistake_in_training_is_one_line_and_leaves_nothing(
 
 def test_the_models_dtype_is_its_own(gemma2_folder: Path) -> None:
     def opened(*arguments: str) -> Any:
-        cfg, dtype = _parse(["--model_name", str(gemma2_folder), "--verbose", "false", *arguments])
-        return next(_open_model(cfg, dtype).parameters()).dtype
+        folder = ["--model_name", str(gemma2_folder), "--verbose", "false"]
+        cfg, dtype = parse_train_flags([*folder, *arguments])
+        return next(_open_local_model(cfg, dtype).parameters()).dtype
 
     assert opened("--dtype", "float16") == model_dtype("auto")
     assert opened("--model_dtype", "bfloat16") == torch.bfloat16
     assert opened("--model_from_pretrained_kwargs", '{"dtype": "bfloat16"}') == torch.bfloat16
     for arguments, told in (([], {}), (["--model_dtype", "float16"], {"dtype": "float16"})):
-        cfg, dtype = _parse(["--model_name", "gpt2", "--verbose", "false", *arguments])
-        assert _open_model(cfg, dtype) is None, "SAELens opens it"
+        cfg, dtype = parse_train_flags(["--model_name", "gpt2", "--verbose", "false", *arguments])
+        assert _open_local_model(cfg, dtype) is None, "SAELens opens it"
         assert cfg.model_from_pretrained_kwargs == {"center_writing_weights": False, **told}
 
 

@@ -40,6 +40,11 @@ def test_the_reference_recipe_runs_on_a_tiny_gemma2(
     assert list((tmp_path / "checkpoints").rglob("trainer_state.pt"))
 
 
+@pytest.mark.parametrize("name", recipe_names())
+def test_every_recipe_in_the_package_is_read(name: str) -> None:
+    assert config(["--recipe", name, "--verbose", "false"]).hook_name
+
+
 def test_the_reference_recipe_is_the_papers_setting() -> None:
     cfg = config(["--recipe", "gemma-2-2b-layer12"])
     assert (cfg.model_name, cfg.hook_name) == ("google/gemma-2-2b", "blocks.12.hook_resid_post")

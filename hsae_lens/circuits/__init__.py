@@ -7,12 +7,14 @@ from hsae_lens.circuits.curve import areas, circuit_curve, nesting
 from hsae_lens.circuits.edges import latent_edges
 from hsae_lens.circuits.interventions import ablate, keep, steer
 from hsae_lens.circuits.patching import patch_nodes
+from hsae_lens.circuits.prompts import Prompts
 from hsae_lens.sae.controls import neuron_basis
 
 __all__ = [
     "Ablator",
     "Attribution",
     "Nodes",
+    "Prompts",
     "SiteAttribution",
     "ablate",
     "areas",

@@ -14,9 +14,10 @@ from tqdm.auto import tqdm
 
 from hsae_lens.circuits.ablation import Ablator, Nodes
 from hsae_lens.circuits.attribution import Attribution
-from hsae_lens.circuits.prompts import LogitMetric
+from hsae_lens.circuits.prompts import Prompts
 from hsae_lens.circuits.replacement import Replacement
 from hsae_lens.circuits.sites import ERROR
+from hsae_lens.evaluation.tasks.pairs import TokenizedTask
 from hsae_lens.models.hooked_model import HookedModel
 
 logger = logging.getLogger(__name__)
@@ -30,9 +31,7 @@ def circuit_curve(
     model: HookedModel,
     saes: SAE[Any] | Sequence[SAE[Any]],
     attribution: Attribution,
-    clean: torch.Tensor,
-    metric: LogitMetric,
-    corrupt: torch.Tensor | None = None,
+    prompts: Prompts | TokenizedTask,
     *,
     sizes: Sequence[int] = SIZES,
     replace: Replacement | None = None,
@@ -49,8 +48,8 @@ def circuit_curve(
     circuit explains the behaviour if the first is near 1 and the second near 0.
 
     Args:
-        attribution: of the same SAEs. Best made on other pairs than those judged here.
-        clean, corrupt, metric: the pairs to judge on; see :func:`attribute_budgets`.
+        attribution: of the same SAEs, best made on other pairs than those judged here.
+        prompts: the pairs to judge on; see :func:`attribute_budgets`.
         sizes: numbers of nodes; those beyond what contributes are cut to it, and the log says so.
         replace: see :class:`Ablator`; None is what the attribution was made for. ∅ does not depend
             on the budget, except with "zero" on SAEs of different biases.
@@ -71,10 +70,10 @@ def circuit_curve(
         raise ValueError(f"errors must be one of {get_args(ErrorNodes)}, got {errors!r}.")
     check_circuit_sizes(sizes)
     replace = replace or attribution.replace
-    ablator = Ablator(model, saes, clean, metric, corrupt, replace, batch_size)
+    ablator = Ablator(model, saes, prompts, replace, batch_size)
     _check_fits(attribution, ablator, by_position)
     of_model = ablator(attribution.budgets[-1])
-    of_nothing = ablator(attribution.budgets[-1], ablator.nothing())
+    of_nothing = ablator(attribution.budgets[-1], ablator.empty_circuit())
     if abs(of_model - of_nothing) < 1e-3 * max(abs(of_model), abs(of_nothing)):
         raise ValueError(
             f"Replacing everything leaves the metric at {of_nothing:.3g} of {of_model:.3g}: there "
@@ -87,7 +86,7 @@ def circuit_curve(
     plan = [(k, size) for k in ranked for size in _cut(sizes, len(ranked[k]))]
     rows = []
     for k, size in tqdm(plan, "Circuits", disable=not progress):
-        chosen = ablator.of(ranked[k].head(size))
+        chosen = ablator.circuit(ranked[k].head(size))
         if errors == "keep":
             chosen = {
                 name: Nodes(nodes.latents, torch.ones_like(nodes.error))

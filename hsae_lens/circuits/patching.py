@@ -22,7 +22,7 @@ def patch_nodes(
     of_model = ablator(k)
     exact = []
     for row in tqdm(range(len(nodes)), "Patching", disable=not progress):
-        one = ablator.of(nodes.iloc[row : row + 1])
+        one = ablator.circuit(nodes.iloc[row : row + 1])
         without = {name: mine.complement() for name, mine in one.items()}
         exact.append(of_model - ablator(k, without))
     return nodes.assign(exact=exact)

@@ -28,7 +28,7 @@ FEW, MANY = 32, 200  # pairs compared with the peer, and in all
 
 def circuits(args: argparse.Namespace) -> list[dict[str, Any]]:
     """16 budgets against one and against 16 runs; then 200 clean/corrupt pairs."""
-    model = open_model("smollm2-135m", args.device)
+    model = open_model("smollm2-135m", args.device, "float32")  # the peer adds its error in it
     sae = load_pretrained(*SHIPPED, device=args.device)
     task = make_task("indirect_object", model.tokenizer, MANY)
     few = task[:FEW]

@@ -1,6 +1,6 @@
 """Circuits at every budget: attribution, faithfulness, edges, and adapters for other tools."""
 
-from hsae_lens.circuits.ablation import Ablator, Nodes
+from hsae_lens.circuits.ablation import Ablator, Nodes, complement
 from hsae_lens.circuits.adapters import as_dictionary, as_featurizer
 from hsae_lens.circuits.attribution import Attribution, SiteAttribution, attribute_budgets
 from hsae_lens.circuits.curve import areas, circuit_curve, nesting
@@ -22,6 +22,7 @@ __all__ = [
     "as_featurizer",
     "attribute_budgets",
     "circuit_curve",
+    "complement",
     "keep",
     "latent_edges",
     "nesting",

@@ -28,12 +28,14 @@ class Nodes:
     latents: torch.Tensor
     error: torch.Tensor
 
-    def complement(self) -> Nodes:
-        return Nodes(~self.latents, ~self.error)
-
 
 Circuit = Mapping[str, Nodes]
 """Nodes by hook name."""
+
+
+def complement(circuit: Circuit) -> Circuit:
+    """Everything but the circuit's nodes."""
+    return {name: Nodes(~nodes.latents, ~nodes.error) for name, nodes in circuit.items()}
 
 
 class Ablator:

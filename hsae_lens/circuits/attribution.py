@@ -167,9 +167,9 @@ def attribute_budgets(
             depend on the budget either.
 
     Raises:
-        ValueError: for bad budgets or steps, an unknown hook, an SAE of another width or
-            model, prompts without a position that the SAE was trained on, or a metric whose result
-            is not ``[n]`` or has no gradient.
+        ValueError: for bad budgets or steps, an unknown hook, an SAE of another width or model,
+            prompts without a position that the SAE was trained on, or a metric whose result is not
+            ``[n]`` or has no gradient.
         RuntimeError: inside ``torch.inference_mode``, which forbids gradients.
     """
     if torch.is_inference_mode_enabled():
@@ -181,9 +181,9 @@ def attribute_budgets(
     prompts = as_prompts(prompts)
     replace = resolve_replacement(replace, prompts)
     parts, values = [], []
-    work = list(prompts.batches(batch_size))
-    replacing = Replacer(model, sites, work, replace)
-    for batch in tqdm(work, "Attributing", disable=not progress):
+    batches = list(prompts.batches(batch_size))
+    replacing = Replacer(model, sites, batches, replace)
+    for batch in tqdm(batches, "Attributing", disable=not progress):
         value, gradients = _gradients(model, sites, batch, replacing, steps)
         values.append(value)
         parts.append(

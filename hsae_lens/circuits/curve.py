@@ -12,7 +12,7 @@ import torch
 from sae_lens import SAE
 from tqdm.auto import tqdm
 
-from hsae_lens.circuits.ablation import Ablator, Nodes
+from hsae_lens.circuits.ablation import Ablator, Nodes, complement
 from hsae_lens.circuits.attribution import Attribution
 from hsae_lens.circuits.prompts import Prompts
 from hsae_lens.circuits.replacement import Replacement
@@ -72,13 +72,7 @@ def circuit_curve(
     replace = replace or attribution.replace
     ablator = Ablator(model, saes, prompts, replace, batch_size)
     _check_fits(attribution, ablator, by_position)
-    of_model = ablator(attribution.budgets[-1])
-    of_nothing = ablator(attribution.budgets[-1], ablator.empty_circuit())
-    if abs(of_model - of_nothing) < 1e-3 * max(abs(of_model), abs(of_nothing)):
-        raise ValueError(
-            f"Replacing everything leaves the metric at {of_nothing:.3g} of {of_model:.3g}: there "
-            "is nothing at these sites to explain."
-        )
+    of_model, of_nothing = _model_and_nothing(ablator, attribution.budgets[-1])
     ranked = _ranked(attribution, errors, by_position)
     if short := [f"{len(nodes)} at k={k}" for k, nodes in ranked.items() if len(nodes) < sizes[-1]]:
         logger.warning("Only so many nodes contribute, %s: larger circuits are cut to them.",
@@ -86,14 +80,11 @@ def circuit_curve(
     plan = [(k, size) for k in ranked for size in _cut(sizes, len(ranked[k]))]
     rows = []
     for k, size in tqdm(plan, "Circuits", disable=not progress):
-        chosen = ablator.circuit(ranked[k].head(size))
+        circuit = ablator.circuit(ranked[k].head(size))
         if errors == "keep":
-            chosen = {
-                name: Nodes(nodes.latents, torch.ones_like(nodes.error))
-                for name, nodes in chosen.items()
-            }
-        inside = ablator(k, chosen)
-        outside = ablator(k, {name: nodes.complement() for name, nodes in chosen.items()})
+            circuit = {name: Nodes(nodes.latents, torch.ones_like(nodes.error))
+                       for name, nodes in circuit.items()}  # fmt: skip
+        inside, outside = ablator(k, circuit), ablator(k, complement(circuit))
         rows.append(
             {
                 "k": k,
@@ -107,6 +98,17 @@ def circuit_curve(
             }
         )
     return pd.DataFrame(rows)
+
+
+def _model_and_nothing(ablator: Ablator, k: int) -> tuple[float, float]:
+    """m(M) and m(∅)."""
+    of_model, of_nothing = ablator(k), ablator(k, ablator.empty_circuit())
+    if abs(of_model - of_nothing) < 1e-3 * max(abs(of_model), abs(of_nothing)):
+        raise ValueError(
+            f"Replacing everything leaves the metric at {of_nothing:.3g} of {of_model:.3g}: there "
+            "is nothing at these sites to explain."
+        )
+    return of_model, of_nothing
 
 
 def check_circuit_sizes(sizes: Sequence[int]) -> None:

@@ -59,10 +59,10 @@ def latent_edges(
     nodes = nodes.drop_duplicates(["site", "position", "latent"])
     prompts = as_prompts(prompts)
     check_nodes(nodes, sites, prompts.clean.shape[1])
-    work = list(prompts.batches(batch_size))
-    replacing = Replacer(model, sites, work, resolve_replacement(replace, prompts))
+    batches = list(prompts.batches(batch_size))
+    replacing = Replacer(model, sites, batches, resolve_replacement(replace, prompts))
     sums: dict[tuple[Any, ...], float] = {}
-    for batch in tqdm(work, "Edges", disable=not progress):
+    for batch in tqdm(batches, "Edges", disable=not progress):
         for key, effect in _edges(model, sites, nodes, k, batch, replacing):
             sums[key] = sums.get(key, 0.0) + effect / len(prompts)
     columns = ["site", "position", "latent", "to_site", "to_position", "to_latent"]

@@ -106,7 +106,7 @@ def open_plan(cfg: CircuitsConfig) -> CircuitsPlan:
     for name in cfg.beside:
         if name in (*dictionaries, RANDOM_DECODER, NEURONS):
             raise ValueError(f"Two SAEs here would be called {name!r}: give another path.")
-        dictionaries[name] = [_open_of_one_hook(name, saes[0], cfg.device), *saes[1:]]
+        dictionaries[name] = [_open_at_same_hook(name, saes[0], cfg.device), *saes[1:]]
         budgets[name] = _budgets_within(name, dictionaries[name], wanted)
         if not budgets[name]:
             raise ValueError(f"{name} has none of the budgets {wanted}: its k is smaller.")
@@ -171,7 +171,7 @@ def _budgets_within(label: str, saes: Sequence[SAE[Any]], wanted: list[int]) -> 
     return [k for k in wanted if k <= largest]
 
 
-def _open_of_one_hook(name: str, like: SAE[Any], device: str) -> SAE[Any]:
+def _open_at_same_hook(name: str, like: SAE[Any], device: str) -> SAE[Any]:
     sae = open_sae(name, device, "float32")
     if sae.cfg.metadata.hook_name != like.cfg.metadata.hook_name:
         raise ValueError(

@@ -64,16 +64,20 @@ class Replacer:
     """Gives what takes the place of sites' nodes; sees the prompts that it needs once.
 
     Args:
-        work: all the pairs.
+        batches: all the pairs.
     """
 
     def __init__(
-        self, model: HookedModel, sites: Sequence[Site], work: Sequence[Batch], replace: Replacement
+        self,
+        model: HookedModel,
+        sites: Sequence[Site],
+        batches: Sequence[Batch],
+        replace: Replacement,
     ) -> None:
         self.replace = replace
-        prompts = [] if replace == "zero" else [batch.prompts.corrupt for batch in work]
+        prompts = [] if replace == "zero" else [batch.prompts.corrupt for batch in batches]
         if replace == "mean":
-            prompts += [batch.prompts.clean for batch in work]
+            prompts += [batch.prompts.clean for batch in batches]
         names = [site.hook_name for site in sites]
         seen = [activations_at(model, part, names) for part in prompts if part is not None]
         self._seen = {name: torch.cat([part[name] for part in seen]) for name in names if seen}

@@ -8,9 +8,9 @@ from typing import Any
 import pandas as pd
 import pytest
 import torch
-from helpers.circuits import BUDGETS, HOOKS, dictionary, whole_circuit
+from helpers.circuits import BUDGETS, HOOKS, dictionary
 
-from hsae_lens.circuits import Ablator, Prompts
+from hsae_lens.circuits import Ablator, Prompts, complement
 from hsae_lens.evaluation.tasks.pairs import TokenizedTask
 from hsae_lens.models.hooks import activations_at, run_changed
 
@@ -20,7 +20,7 @@ def test_everything_kept_and_everything_replaced(
     model: Any, saes: Any, task: TokenizedTask, replace: Any
 ) -> None:
     ablator = Ablator(model, saes, task, replace, batch_size=4)
-    whole = whole_circuit(ablator)
+    whole = complement(ablator.empty_circuit())
     for k in BUDGETS:
         assert ablator(k, whole) == pytest.approx(ablator(k), abs=1e-9)
     names = [site.hook_name for site in ablator.sites]
@@ -52,7 +52,7 @@ def test_positions_are_settled_by_the_clean_prompts(model: Any, saes: Any, task:
         lower.b_dec.mul_(50)  # replaced by it, the next site's norms are all outliers
     ablator = Ablator(model, [lower, upper], task, replace="zero")
     nothing = ablator.empty_circuit()
-    first = {**nothing, HOOKS[1]: nothing[HOOKS[1]].complement()}
+    first = {**nothing, HOOKS[1]: complement(nothing)[HOOKS[1]]}
     assert abs(ablator(3, first) - ablator(3, nothing)) > 1e-6
 
 

@@ -7,7 +7,7 @@ from typing import Any, get_args
 
 import pytest
 import torch
-from helpers.circuits import BUDGETS, CONTEXT, HOOKS, dictionary, slow_attribution, whole_circuit
+from helpers.circuits import BUDGETS, CONTEXT, HOOKS, dictionary, slow_attribution
 from sae_lens import (
     AbsTopKSAE,
     AbsTopKSAEConfig,
@@ -23,6 +23,7 @@ from hsae_lens.circuits import (
     Attribution,
     Prompts,
     attribute_budgets,
+    complement,
     latent_edges,
 )
 from hsae_lens.circuits.replacement import Replacement
@@ -99,7 +100,7 @@ def test_normalised_inputs_too(model: Any, task: TokenizedTask, mode: str) -> No
     # With its own latents and rest put together a site gives the activation back.
     for replace in ("resample", "zero"):
         ablator = Ablator(model, sae, task, replace)  # type: ignore[arg-type]
-        whole = whole_circuit(ablator)
+        whole = complement(ablator.empty_circuit())
         assert ablator(3, whole) == pytest.approx(ablator(3), abs=1e-9)
         split = ablator.sites[0].split(x, 3)
         torch.testing.assert_close(split.latents @ sae.W_dec + split.rest, x)
@@ -117,7 +118,7 @@ def test_attention_heads_are_joined(model: Any, task: TokenizedTask) -> None:
         torch.testing.assert_close(found.sites[hook].per_pair(k), latents, rtol=1e-9, atol=1e-12)
         torch.testing.assert_close(found.sites[hook].error(k), error.mean(0), rtol=1e-9, atol=1e-12)
     ablator = Ablator(model, sae, task)
-    whole = whole_circuit(ablator)
+    whole = complement(ablator.empty_circuit())
     assert ablator(3, whole) == pytest.approx(ablator(3), abs=1e-9)
 
 
@@ -189,7 +190,7 @@ def test_a_bfloat16_model(
     rounded, sites = found.sites[HOOKS[1]].mean(3).double(), exact.sites
     assert (rounded - sites[HOOKS[1]].mean(3)).norm() < 0.3 * sites[HOOKS[1]].mean(3).norm()
     ablator = Ablator(half, saes, task, replace)
-    whole = whole_circuit(ablator)
+    whole = complement(ablator.empty_circuit())
     assert ablator(3, whole) == pytest.approx(ablator(3), abs=1e-6)
     assert abs(ablator(3, ablator.empty_circuit()) - ablator(3)) > 0.005
     edges = latent_edges(

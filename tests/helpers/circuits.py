@@ -9,7 +9,6 @@ from typing import Any
 import torch
 
 from hsae_lens import HierarchicalTopKSAE, HierarchicalTopKSAEConfig
-from hsae_lens.circuits.ablation import Ablator, Circuit
 from hsae_lens.circuits.replacement import Replacement
 from hsae_lens.evaluation.tasks.pairs import TokenizedTask
 from hsae_lens.models.hooks import activations_at, run_changed
@@ -34,11 +33,6 @@ def dictionary(model: Any, hook: str, tokens: torch.Tensor, **settings: Any) -> 
         if settings.get("normalize_activations") != "layer_norm":
             sae.b_dec.copy_(x.mean(0))
     return sae
-
-
-def whole_circuit(ablator: Ablator) -> Circuit:
-    """Every node."""
-    return {name: nodes.complement() for name, nodes in ablator.empty_circuit().items()}
 
 
 def slow_attribution(

@@ -28,9 +28,6 @@ NOT_RUN = re.compile(r"<!-- not run: \S.*? -->\n```python\n.*?```", re.DOTALL)
 """How a page marks a snippet that needs what a test has not: ``<!-- not run: needs a GPU -->``."""
 
 
-PROMPTS = "written for circuits that take a task; take this mark away when they do"
-
-
 def blocks(text: str, language: str) -> list[str]:
     return re.findall(rf"```{language}\n(.*?)```", NOT_RUN.sub("", text), re.DOTALL)
 
@@ -61,15 +58,7 @@ def test_the_snippets_of_the_readme_load_and_train(readme: tuple[Path, dict[str,
 WITH_CODE = [n for n, text in PAGES.items() if n != "README.md" and blocks(text, "python")]
 
 
-@pytest.mark.parametrize(
-    "page",
-    [
-        pytest.param(page, marks=pytest.mark.xfail(reason=PROMPTS, strict=True))
-        if page == "docs/tasks/circuits.md"
-        else page
-        for page in WITH_CODE
-    ],
-)
+@pytest.mark.parametrize("page", WITH_CODE)
 @pytest.mark.usefixtures("readme")
 def test_the_snippets_of_a_page_run(page: str) -> None:
     names: dict[str, Any] = {}

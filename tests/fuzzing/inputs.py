@@ -39,7 +39,7 @@ from hsae_lens.evaluation.tasks.pairs import PAIR_COLUMNS, read_pairs, tokenize_
 from hsae_lens.models.text_files import documents_of
 from hsae_lens.releases.opening import load_pretrained, open_sae
 from hsae_lens.releases.table import RELEASES, read_releases, register_release
-from hsae_lens.training.command import parse
+from hsae_lens.training.command import parse_train_flags
 
 D_IN, D_SAE, K = 12, 128, 6
 CFG, WEIGHTS = "cfg.json", "sae_weights.safetensors"
@@ -635,7 +635,7 @@ INPUTS: dict[str, Kind] = {
     "recipes": Kind(
         (partial(_write_recipe, RECIPE), partial(_write_recipe, WITH_LISTS)),
         lambda rng, folder: _change_yaml(rng, folder / "recipe.yaml"),
-        lambda folder, scratch: parse(["--recipe", str(folder / "recipe.yaml")]),
+        lambda folder, scratch: parse_train_flags(["--recipe", str(folder / "recipe.yaml")])[0],
         _check_recipe,
         ("recipe", *yaml.safe_load(WITH_LISTS)),
         share=0.6,

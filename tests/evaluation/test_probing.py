@@ -1,4 +1,4 @@
-"""Sparse probing on a tiny model: what is kept from run to run, and for whom."""
+"""Sparse probing: its figures, what is kept from run to run, and for whom."""
 
 from __future__ import annotations
 
@@ -130,3 +130,27 @@ def _noise_like(output: Any) -> Any:
     if isinstance(output, tuple):
         return (torch.randn_like(output[0]), *output[1:])
     return torch.randn_like(output)
+
+
+def test_probing_at_every_budget(shipped_sae: Any, smollm: Any, tmp_path: Path) -> None:
+    pytest.importorskip("sae_probes")
+    settings: dict[str, Any] = {"budgets": [1, 64], "probe_sizes": (1, 8), "progress": False}
+    sae = shipped_sae
+    table = sparse_probing(sae, smollm, tmp_path, [DATASET], **settings)
+    assert table[["k", "probe_size"]].to_numpy().tolist() == [[1, 1], [1, 8], [64, 1], [64, 8]]
+    assert table["test_auc"].between(0, 1).all()
+    assert 0.6 < table["model_auc"].iloc[0] <= 1
+    expected = (table["test_auc"] - 0.5) / (table["model_auc"] - 0.5)
+    assert table["retention"].tolist() == pytest.approx(expected.tolist())
+    files = sorted(tmp_path.rglob("*.json"))
+    stamps = [file.stat().st_mtime_ns for file in files]
+    again = sparse_probing(sae, smollm, tmp_path, [DATASET], **settings)
+    assert again.equals(table)
+    assert stamps == [file.stat().st_mtime_ns for file in files], "nothing is done twice"
+    assert sae.budget == sae.cfg.k
+    fewer = sparse_probing(sae, smollm, tmp_path, [DATASET], **(settings | {"probe_sizes": (8,)}))
+    assert fewer["test_auc"].tolist() == table["test_auc"][1::2].tolist()
+    with pytest.raises(ValueError, match="no data set '96_spam'.* Did you mean '96_spam_is'"):
+        sparse_probing(sae, smollm, tmp_path, ["96_spam"])
+    other = SAE.from_dict(sae.cfg.to_dict())
+    assert fingerprint(other) != fingerprint(sae)

@@ -24,7 +24,7 @@ class Context:
     """A stretch of text around one activation.
 
     tokens: their text.  values: the latent's activation at each (0: it does not fire, or the
-    position is not judged).  rank: its place in the code of the token it fires on most, from 1.
+    position does not count).  rank: its place in the code of the token it fires on most, from 1.
     """
 
     tokens: list[str]
@@ -36,9 +36,9 @@ class Context:
 class Dashboard:
     """One latent.
 
-    density: share of judged tokens it fires on.  mean_rank: where it fires.  edges: ``BINS + 1``
-    activation values; ranks: of :func:`rank_ranges`; histogram: tokens in each bin, a list for each
-    of these.
+    density: the share of tokens (of those that count) it fires on.  mean_rank: where it fires.
+    edges: ``BINS + 1`` activation values; ranks: of :func:`rank_ranges`; histogram: tokens in each
+    bin, a list for each of these.
     contexts: the strongest, one from a sequence.  promoted, suppressed: (token, logit), the most
     extreme first, by :func:`logit_effects`; empty where that has none.
     """

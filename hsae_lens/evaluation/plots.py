@@ -34,7 +34,7 @@ def plot_frontier(table: pd.DataFrame, path: str | Path, title: str) -> Path:
     figure = Figure(figsize=(10, 4.2), layout="constrained")
     figure.suptitle(plain_text(title, 100), fontsize=12)
     for axes, quality in zip(figure.subplots(1, 2), QUALITIES, strict=True):
-        _frontier(axes, table, quality)
+        _draw_frontier(axes, table, quality)
     legend_below(figure)
     save_png(figure, path)
     return path
@@ -43,7 +43,7 @@ def plot_frontier(table: pd.DataFrame, path: str | Path, title: str) -> Path:
 def frontier_svg(table: pd.DataFrame, quality: str) -> str:
     """One panel of :func:`plot_frontier` as SVG for a page."""
     figure, axes = panel()
-    _frontier(axes, table, quality)
+    _draw_frontier(axes, table, quality)
     legend_below(figure)
     return figure_svg(figure)
 
@@ -120,7 +120,7 @@ def probing_svg(table: pd.DataFrame, size: int) -> str:
     return figure_svg(figure)
 
 
-def _frontier(axes: Any, table: pd.DataFrame, quality: str) -> None:
+def _draw_frontier(axes: Any, table: pd.DataFrame, quality: str) -> None:
     for colour, (name, rows) in zip(
         itertools.cycle(COLOURS), table.groupby("sae", sort=False), strict=False
     ):

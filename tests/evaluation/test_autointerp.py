@@ -14,7 +14,7 @@ from sae_lens import SAE
 
 from hsae_lens.evaluation.autointerp.excerpts import Excerpt, LatentExamples, latent_examples
 from hsae_lens.evaluation.autointerp.judges import CachedJudge, EndpointJudge
-from hsae_lens.evaluation.autointerp.scoring import _score, asking_cost, score_latents
+from hsae_lens.evaluation.autointerp.scoring import _balanced_accuracy, asking_cost, score_latents
 from hsae_lens.models.hooks import hook_activations
 
 
@@ -161,7 +161,7 @@ def test_answers_are_kept_and_an_interrupted_run_goes_on(
     ],
 )
 def test_only_the_form_asked_for_is_scored(answer: str, score: float | None) -> None:
-    got = _score(answer, [True, True, False, False])
+    got = _balanced_accuracy(answer, [True, True, False, False])
     assert got == score if score is not None else got != got
 
 

@@ -13,7 +13,7 @@ from helpers import disk_full_at, training_sae
 from sae_lens import SAE
 
 from hsae_lens import HierarchicalTopKSAE
-from hsae_lens.evaluation.fingerprints import fingerprint, model_fingerprint
+from hsae_lens.evaluation.fingerprints import model_fingerprint, sae_fingerprint
 from hsae_lens.evaluation.suites.probing import above_guessing, sparse_probing
 
 DATASET = "119_us_state_TX"  # the smallest
@@ -72,19 +72,19 @@ def test_a_fingerprint_sees_weights_format_and_settings(
     gentler.original_model.config.sliding_window = 16
     assert model_fingerprint(gentler) != own
 
-    mine = fingerprint(sae)
+    mine = sae_fingerprint(sae)
     other = copy.deepcopy(sae)
-    assert fingerprint(other) == mine
+    assert sae_fingerprint(other) == mine
     other.budget = 3
     other.cfg.metadata.dataset_path = "elsewhere"
-    assert fingerprint(other) == mine, "what changes no code at a given budget"
+    assert sae_fingerprint(other) == mine, "what changes no code at a given budget"
     for name, value in (("max_norm", 3.0), ("seqpos_slice", [4, None]), ("hook_name", "x")):
         other = copy.deepcopy(sae)
         other.cfg.metadata[name] = value
-        assert fingerprint(other) != mine, name
+        assert sae_fingerprint(other) != mine, name
     other = copy.deepcopy(sae)
     other.cfg.apply_b_dec_to_input = not sae.cfg.apply_b_dec_to_input
-    assert fingerprint(other) != mine
+    assert sae_fingerprint(other) != mine
 
 
 def test_what_attached_saes_change_is_not_probed(
@@ -153,4 +153,4 @@ def test_probing_at_every_budget(shipped_sae: Any, smollm: Any, tmp_path: Path) 
     with pytest.raises(ValueError, match="no data set '96_spam'.* Did you mean '96_spam_is'"):
         sparse_probing(sae, smollm, tmp_path, ["96_spam"])
     other = SAE.from_dict(sae.cfg.to_dict())
-    assert fingerprint(other) != fingerprint(sae)
+    assert sae_fingerprint(other) != sae_fingerprint(sae)

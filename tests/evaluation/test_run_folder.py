@@ -10,8 +10,10 @@ from typing import Any
 import pytest
 from helpers.eval_runs import make_run, with_order
 
+from hsae_lens._util.columns import DEFINITIONS
 from hsae_lens.cli import main
-from hsae_lens.evaluation.run_folder import RunFolder
+from hsae_lens.evaluation.run import STEPS
+from hsae_lens.evaluation.run_folder import TABLES, RunFolder
 
 
 def test_runs_of_an_earlier_version_can_be_added_to(run_folder: Path, tmp_path: Path) -> None:
@@ -65,3 +67,9 @@ def test_a_half_finished_or_damaged_folder_is_said_with_the_file_and_the_mend(
     assert str(run) in error
     assert error.count("\n") == 1
     assert out.read_text() == "an earlier report"
+
+
+def test_a_run_s_files_have_one_list() -> None:
+    of_eval = {name for name, table in TABLES.items() if table.command == "eval"}
+    assert {step.leaves for step in STEPS} == {*of_eval, "examples"}
+    assert set(TABLES) == set(DEFINITIONS) - {"circuits"}, "every table has definitions"

@@ -155,7 +155,7 @@ def evaluate_saes(
         context = first.cfg.metadata.context_size
         tokens, own = sequences_of(tokens, model.tokenizer, context, progress)
         documents = own if documents is None else documents
-    documents, n_groups = _groups(documents, len(tokens), bootstrap)
+    documents, n_groups = _group_rows(documents, len(tokens), bootstrap)
     shared = TokenSums(n_groups, first.cfg.d_in)
     sums = {
         name: FrontierSums(shared, resolved[name], sae.cfg.d_sae, metrics)
@@ -203,7 +203,7 @@ def evaluate_activations(
             f"{type(activations).__name__}. Text needs a model: evaluate_budgets."
         )
     _check_activations(activations, sae, "activations")
-    documents, n_groups = _groups(documents, len(activations), bootstrap)
+    documents, n_groups = _group_rows(documents, len(activations), bootstrap)
     shared = TokenSums(n_groups, sae.cfg.d_in)
     sums = FrontierSums(shared, resolved, sae.cfg.d_sae, metrics)
     limit = max_norm or longest_activation(sae)
@@ -218,7 +218,7 @@ def evaluate_activations(
     return sums.table(bootstrap)
 
 
-def _groups(documents: torch.Tensor | None, n: int, bootstrap: int) -> tuple[torch.Tensor, int]:
+def _group_rows(documents: torch.Tensor | None, n: int, bootstrap: int) -> tuple[torch.Tensor, int]:
     """The group of each of n rows and how many there are, checked before the work."""
     if n == 0:
         raise ValueError("No token is left to judge: there are none.")

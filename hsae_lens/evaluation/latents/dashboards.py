@@ -119,7 +119,7 @@ def _dashboard(
     strongest = value.max(1)
     order = strongest.values.argsort(descending=True, stable=True)[:n_contexts]
     contexts = [
-        _context(tokenizer, tokens[n], value[n], rank[n], int(strongest.indices[n]))
+        _context_around(tokenizer, tokens[n], value[n], rank[n], int(strongest.indices[n]))
         for n in order.tolist()
         if strongest.values[n] > 0
     ]
@@ -137,17 +137,17 @@ def _dashboard(
         rank[fired].double().mean().item(),
         edges.tolist(),
         ranges,
-        [_counts(value[fired & (rank >= low) & (rank <= high)], edges) for low, high in ranges],
+        [_histogram(value[fired & (rank >= low) & (rank <= high)], edges) for low, high in ranges],
         contexts,
         *words,
     )
 
 
-def _counts(values: torch.Tensor, edges: torch.Tensor) -> list[int]:
+def _histogram(values: torch.Tensor, edges: torch.Tensor) -> list[int]:
     return [int(n) for n in torch.histogram(values, edges).hist.tolist()]
 
 
-def _context(
+def _context_around(
     tokenizer: Any, tokens: torch.Tensor, value: torch.Tensor, rank: torch.Tensor, at: int
 ) -> Context:
     shown = slice(max(0, at - CONTEXT_BEFORE), at + CONTEXT_AFTER + 1)

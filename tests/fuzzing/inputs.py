@@ -34,7 +34,7 @@ from hsae_lens import (
     HierarchicalTopKTrainingSAEConfig,
 )
 from hsae_lens.evaluation.page import write_report
-from hsae_lens.evaluation.run_folder import run_config
+from hsae_lens.evaluation.run_folder import RunFolder
 from hsae_lens.evaluation.tasks.pairs import PAIR_COLUMNS, read_pairs, tokenize_pairs
 from hsae_lens.models.text_files import documents_of
 from hsae_lens.releases.opening import load_pretrained, open_sae
@@ -605,7 +605,7 @@ def _change_run(rng: random.Random, folder: Path) -> str:
 
 
 def _use_run(folder: Path, scratch: Path) -> Any:
-    return run_config(folder), write_report([folder], scratch / "page.html")
+    return RunFolder(folder).config(), write_report([folder], scratch / "page.html")
 
 
 def _check_run(folder: Path, answer: Any) -> None:

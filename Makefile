@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test fuzz check bench pretrained floors clean
+.PHONY: demo test docs fuzz check bench shipped_sae floors clean
 
 LAYER ?= 15
 
@@ -11,6 +11,13 @@ demo: .venv/ready
 
 test: .venv/ready
 	$(BIN)/python -m pytest
+
+# The pages, from docs/, the notebooks and the docstrings. A warning, of a broken link say, ends it.
+# (`--quiet` would hide warnings from `--strict`. Material announces its end of life unless told not to.)
+docs: .venv/ready
+	@mkdir -p build
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict >build/docs.log 2>&1 || { cat build/docs.log; exit 1; }
+	@echo "Open build/site/index.html; to search: $(PYTHON) -m http.server -d build/site"
 
 # Random training runs and damaged files: each ends in a right answer or one clear line.
 fuzz: .venv/ready
@@ -25,7 +32,7 @@ bench: .venv/ready
 	$(BIN)/python -m benchmarks
 
 # The SAE in hsae_lens/releases/pretrained/, from nothing: about an hour on two cores.
-pretrained: .venv/ready
+shipped_sae: .venv/ready
 	$(BIN)/python -m shipped_sae --layer $(LAYER)
 
 # The lowest versions that pyproject.toml allows, in an environment of their own.
@@ -33,7 +40,9 @@ floors: build/floors/ready
 	build/floors/bin/hsae --version
 	build/floors/bin/hsae releases
 	build/floors/bin/python -m pytest tests/test_floors.py tests/sae/test_saved_files.py \
-		tests/training/test_runners.py
+		tests/training/test_runner.py tests/training/test_trainer.py \
+		tests/training/test_activation_cache.py tests/training/test_settings.py \
+		tests/evaluation/test_saelens_evaluation.py
 
 build/floors/ready: pyproject.toml constraints-floor.txt
 	$(PYTHON) -m venv build/floors

@@ -1,6 +1,7 @@
 """``python -m benchmarks [step loss … circuits]``: measures, writes JSON, prints.
 
-Figures go to ``benchmarks/results/<device>.json``; ``--readme`` writes the README's table from it.
+Figures go to ``benchmarks/results/<device>.json``; ``--readme`` writes the tables of
+README and docs from it.
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ def main() -> None:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--rounds", type=int, default=7, help="timed runs of each subject")
     parser.add_argument("--flex", type=Path, help="GPU: folder of a copy of the flex_sae kernels")
-    parser.add_argument("--readme", action="store_true", help="write the README's table and stop")
+    parser.add_argument("--readme", action="store_true", help="write the pages' tables and stop")
     args = parser.parse_args()
     file = RESULTS / f"{torch.device(args.device).type}.json"
     if not args.readme:

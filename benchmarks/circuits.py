@@ -14,6 +14,7 @@ import torch
 from benchmarks.timing import interleaved
 from hsae_lens import HierarchicalTopKSAE, attribute_budgets, load_pretrained
 from hsae_lens.circuits.attribution import frozen_parameters
+from hsae_lens.circuits.replacement import Replacement
 from hsae_lens.evaluation.tasks.pairs import TokenizedTask
 from hsae_lens.evaluation.tasks.templates import make_task
 from hsae_lens.models.hooked_model import HookedModel
@@ -27,24 +28,21 @@ FEW, MANY = 32, 200  # pairs compared with the peer, and in all
 
 def circuits(args: argparse.Namespace) -> list[dict[str, Any]]:
     """16 budgets against one and against 16 runs; then 200 clean/corrupt pairs."""
-    model = open_model("smollm2-135m", args.device)
+    model = open_model("smollm2-135m", args.device, "float32")  # the peer adds its error in it
     sae = load_pretrained(*SHIPPED, device=args.device)
     task = make_task("indirect_object", model.tokenizer, MANY)
     few = task[:FEW]
     check_agree(model, sae, few[:4])
 
-    def ours(pairs: TokenizedTask, budgets: list[int], corrupt: bool = False) -> Any:
-        other = pairs.corrupt if corrupt else None
-        return attribute_budgets(
-            model, sae, pairs.clean, pairs.metric, budgets, other, progress=False
-        )
+    def ours(pairs: TokenizedTask, budgets: list[int], replace: Replacement = "zero") -> Any:
+        return attribute_budgets(model, sae, pairs, budgets, replace=replace, progress=False)
 
     times = interleaved(
         {
             "16 budgets": lambda: ours(few, BUDGETS),
             "one budget": lambda: ours(few, BUDGETS[-1:]),
             "each alone": lambda: [one_budget(model, sae, few, k) for k in BUDGETS],
-            "200 pairs": lambda: ours(task, BUDGETS, corrupt=True),
+            "200 pairs": lambda: ours(task, BUDGETS, "resample"),
         },
         min(3, args.rounds),
         args.device,
@@ -90,7 +88,7 @@ def one_budget(
 
 def check_agree(model: HookedModel, sae: HierarchicalTopKSAE, task: TokenizedTask) -> None:
     """Both ways must give the same attributions before anything is timed."""
-    found = attribute_budgets(model, sae, task.clean, task.metric, BUDGETS, progress=False)
+    found = attribute_budgets(model, sae, task, BUDGETS, replace="zero", progress=False)
     site = found.sites[sae.cfg.metadata.hook_name]
     judged = slice(*sae.cfg.metadata.seqpos_slice)
     for k in (BUDGETS[0], BUDGETS[7], BUDGETS[-1]):

@@ -1,4 +1,7 @@
-"""The README's speed table, generated from the JSON that the benchmarks wrote."""
+"""The tables of speed, generated from the JSON that the benchmarks wrote.
+
+README has the short one, docs/benchmarks.md the full one.
+"""
 
 from __future__ import annotations
 
@@ -6,18 +9,28 @@ import json
 from pathlib import Path
 from typing import Any
 
-README = Path(__file__).parents[1] / "README.md"
+ROOT = Path(__file__).parents[1]
 BEGIN, END = "<!-- benchmarks: begin -->", "<!-- benchmarks: end -->"
 
+SHORT = [
+    ("whole step, every budget", "SAELens TopK, one k"),
+    ("a whole run, SmolLM2-135M in the loop", "SAELens TopK"),
+    ("frontier at 8 budgets, activations cached", "SAELens TopK at each k"),
+    ("attribution of 32 prompts at 16 budgets", "a run for each of the 16"),
+]
+"""What README shows: these measures beside these peers, at the smallest and the largest shape."""
 
-def write(results: Path, readme: Path = README) -> None:
-    """Replaces the text between the markers."""
-    before, rest = readme.read_text().split(BEGIN)
-    after = rest.split(END)[1]
-    readme.write_text(f"{before}{BEGIN}\n{table(results)}\n{END}{after}")
+
+def write(results: Path, root: Path = ROOT) -> None:
+    """Replaces the text between the markers of both files."""
+    for name, short in (("README.md", True), ("docs/benchmarks.md", False)):
+        page = root / name
+        before, rest = page.read_text().split(BEGIN)
+        after = rest.split(END)[1]
+        page.write_text(f"{before}{BEGIN}\n{table(results, short)}\n{END}{after}")
 
 
-def table(results: Path) -> str:
+def table(results: Path, short: bool = False) -> str:
     """Markdown: one row per measure, on each device there are figures for."""
     parts = []
     for device in ("cpu", "cuda"):
@@ -28,10 +41,19 @@ def table(results: Path) -> str:
         figures = json.loads(file.read_text())
         facts = next(iter(figures.values()))["machine"]
         where = facts.get("gpu") or f"{facts['threads']} threads of {facts['cpu']}"
-        parts.append(f"On {where}, torch {facts['torch']}, medians of interleaved runs:\n")
-        rows = ["| measure | size | ours | peer | times faster |", "|---|---|---|---|---|"]
-        parts.append("\n".join([*rows, *_rows(figures)]))
+        parts.append(f"On {where}, torch {facts['torch']}, medians of interleaved runs:")
+        head = ["| measure | size | ours | peer | times faster |", "|---|---|---|---|---|"]
+        rows = _rows(figures)
+        parts.append("\n".join([*head, *(_shortened(rows) if short else rows)]))
     return "\n\n".join(parts)
+
+
+def _shortened(rows: list[str]) -> list[str]:
+    found = []
+    for measure, peer in SHORT:
+        here = [row for row in rows if row.startswith(f"| {measure} |") and f"| {peer}: " in row]
+        found += here[:1] + here[1:][-1:]
+    return found
 
 
 def _rows(figures: dict[str, Any]) -> list[str]:

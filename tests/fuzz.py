@@ -41,7 +41,7 @@ from fuzzing.inputs import INPUTS, Kind
 from fuzzing.runs import RUNS
 from tqdm.auto import tqdm
 
-from hsae_lens.cli import _expected, _in_one_line
+from hsae_lens.cli import error_in_one_line, is_expected
 
 KINDS: dict[str, Kind] = {**INPUTS, **RUNS}
 ANSWER, LINE, FAILED = "answer", "line", "FAILED"
@@ -111,7 +111,7 @@ def _judge(kind: Kind, folder: Path, scratch: Path) -> tuple[str, str]:
         with _time_limit(kind.seconds):
             answer = kind.door(folder, scratch)
     except (Exception, HangError, SystemExit) as error:
-        if not isinstance(error, Exception) or not _expected(error):
+        if not isinstance(error, Exception) or not is_expected(error):
             return FAILED, _told(error)
         return _judge_refusal(kind, error, folder, scratch)
     try:
@@ -123,7 +123,7 @@ def _judge(kind: Kind, folder: Path, scratch: Path) -> tuple[str, str]:
 
 
 def _judge_refusal(kind: Kind, error: Exception, folder: Path, scratch: Path) -> tuple[str, str]:
-    line = _in_one_line(error)
+    line = error_in_one_line(error)
     left = sorted(str(file.relative_to(scratch)) for file in scratch.rglob("*"))
     pointers = (str(folder), *kind.names)
     if len(line.splitlines()) != 1 or not line.strip():

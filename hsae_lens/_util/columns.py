@@ -1,12 +1,30 @@
-"""What the figures of each table mean, in a line with a version that is stamped beside the table.
+"""What the columns of tables are called for people, and what their figures mean.
 
-A version rises when the same SAE would get another figure. Tables without a stamp are from before
-there were versions.
+Definitions have a version that is stamped beside the table. It rises when the same SAE would get
+another figure. Tables without a stamp are from before there were versions.
 """
 
 from __future__ import annotations
 
 from typing import Any
+
+LABELS = {
+    "l0": "mean latents per token",
+    "explained_variance": "explained variance",
+    "adds": "explained variance it adds",
+    "mse": "squared error",
+    "ce_score": "recovered cross-entropy",
+    "kl": "KL from the model",
+    "dead": "share of dead latents",
+    "dense": "share of dense latents",
+    "agreement": "share in common",
+    "logit_retention": "share of the preference kept",
+    "test_auc": "test AUC",
+}
+"""What people read for a column: on axes, pages and cards, in advice and in ``hsae releases``."""
+
+QUALITIES = ("explained_variance", "ce_score")
+"""The columns that say how good an SAE is at a budget: they are drawn, listed and advised on."""
 
 DEFINITIONS = {
     "frontier": (
@@ -78,3 +96,15 @@ def stamp(*names: str) -> dict[str, dict[str, Any]]:
         name: {"version": version, "definition": text}
         for name, (version, text) in ((name, DEFINITIONS[name]) for name in names)
     }
+
+
+def axis_label(column: str) -> str:
+    """A column's label, with a capital."""
+    return LABELS[column][0].upper() + LABELS[column][1:]
+
+
+def heading(column: str) -> str:
+    """What stands over a column: its label, and its name where only that is in the definitions."""
+    label = LABELS.get(column, column)
+    same = label.lower() == column.replace("_", " ") or label == column
+    return label if same else f"{label} ({column})"

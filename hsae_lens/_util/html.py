@@ -12,6 +12,7 @@ from typing import Any
 import pandas as pd
 
 from hsae_lens._util.atomic_files import replacing_file
+from hsae_lens._util.columns import heading
 
 
 def write_page(title: str, body: str, out: str | Path, script: str = "") -> Path:
@@ -31,8 +32,9 @@ def write_page(title: str, body: str, out: str | Path, script: str = "") -> Path
 
 
 def table_html(table: pd.DataFrame, digits: int = 3) -> str:
-    """A table that scrolls sideways where it is too wide; lists become words."""
+    """A table under its columns' labels, which scrolls sideways; lists become words."""
     shown = table.map(lambda cell: ", ".join(map(repr, cell)) if isinstance(cell, list) else cell)
+    shown.columns = [heading(str(column)) for column in table.columns]
     with pd.option_context("display.max_colwidth", None):  # the ends of paths tell SAEs apart
         html = shown.to_html(
             index=False, border=0, na_rep="", float_format=lambda value: f"{value:.{digits}f}"

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 
-class ModelUnavailableError(RuntimeError):
-    """The model can be had neither here nor from the hub; the message says what to do."""
+class UnavailableError(RuntimeError):
+    """Something from elsewhere cannot be had now; the message says what to do."""
 
 
-class SAEUnavailableError(RuntimeError):
-    """The SAE's files cannot be reached; the message says what to do."""
+class ModelUnavailableError(UnavailableError):
+    """The model can be had neither here nor from the hub."""
 
 
-class JudgeUnavailableError(RuntimeError):
-    """The judge cannot be reached or refuses; the message says what to do."""
+class SAEUnavailableError(UnavailableError):
+    """The SAE's files cannot be reached."""
+
+
+class JudgeUnavailableError(UnavailableError):
+    """The judge cannot be reached or refuses."""

@@ -1,18 +1,20 @@
 """Circuits at every budget: attribution, faithfulness, edges, and adapters for other tools."""
 
-from hsae_lens.circuits.ablation import Ablator, Nodes
+from hsae_lens.circuits.ablation import Ablator, Nodes, complement
 from hsae_lens.circuits.adapters import as_dictionary, as_featurizer
 from hsae_lens.circuits.attribution import Attribution, SiteAttribution, attribute_budgets
 from hsae_lens.circuits.curve import areas, circuit_curve, nesting
 from hsae_lens.circuits.edges import latent_edges
 from hsae_lens.circuits.interventions import ablate, keep, steer
 from hsae_lens.circuits.patching import patch_nodes
+from hsae_lens.circuits.prompts import Prompts
 from hsae_lens.sae.controls import neuron_basis
 
 __all__ = [
     "Ablator",
     "Attribution",
     "Nodes",
+    "Prompts",
     "SiteAttribution",
     "ablate",
     "areas",
@@ -20,6 +22,7 @@ __all__ = [
     "as_featurizer",
     "attribute_budgets",
     "circuit_curve",
+    "complement",
     "keep",
     "latent_edges",
     "nesting",

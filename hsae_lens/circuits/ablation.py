@@ -10,9 +10,10 @@ import pandas as pd
 import torch
 from sae_lens import SAE
 
-from hsae_lens.circuits.prompts import Batch, LogitMetric, batches, measured
-from hsae_lens.circuits.replacement import Replacement, Replacer, settle_replacement
+from hsae_lens.circuits.prompts import Batch, Prompts, as_prompts
+from hsae_lens.circuits.replacement import Replacement, Replacer, resolve_replacement
 from hsae_lens.circuits.sites import ERROR, Site, check_nodes, sites_of
+from hsae_lens.evaluation.tasks.pairs import TokenizedTask
 from hsae_lens.models.hooked_model import HookedModel
 from hsae_lens.models.hooks import activations_at, run_changed
 
@@ -27,12 +28,14 @@ class Nodes:
     latents: torch.Tensor
     error: torch.Tensor
 
-    def complement(self) -> Nodes:
-        return Nodes(~self.latents, ~self.error)
-
 
 Circuit = Mapping[str, Nodes]
 """Nodes by hook name."""
+
+
+def complement(circuit: Circuit) -> Circuit:
+    """Everything but the circuit's nodes."""
+    return {name: Nodes(~nodes.latents, ~nodes.error) for name, nodes in circuit.items()}
 
 
 class Ablator:
@@ -45,30 +48,30 @@ class Ablator:
     measured on one scale. Which positions are replaced at all is settled by the clean prompts.
 
     Args:
+        prompts: a task, or :class:`Prompts` with a metric of your own.
         replace: "resample" takes a node's value in the pair's corrupt prompt, "mean" its mean over
             all clean and corrupt prompts at that position, "zero" zero.
 
     Raises:
-        ValueError: if "resample" or "mean" lacks corrupt prompts, or for what :func:`sites_of` and
-            :func:`batches` refuse.
+        ValueError: if "resample" or "mean" lacks corrupt prompts, or for what :func:`sites_of`
+            refuses.
     """
 
     def __init__(
         self,
         model: HookedModel,
         saes: SAE[Any] | Sequence[SAE[Any]],
-        clean: torch.Tensor,
-        metric: LogitMetric,
-        corrupt: torch.Tensor | None = None,
+        prompts: Prompts | TokenizedTask,
         replace: Replacement = "resample",
         batch_size: int = 16,
     ) -> None:
-        self.replace = settle_replacement(replace, corrupt)
+        prompts = as_prompts(prompts)
+        self.replace = resolve_replacement(replace, prompts)
         self.model, self.sites = model, sites_of(saes, model)
-        self.context = clean.shape[1]
-        self._batches = list(batches(clean, metric, corrupt, batch_size))
+        self.context = prompts.clean.shape[1]
+        self._batches = list(prompts.batches(batch_size))
         self._replacing = Replacer(model, self.sites, self._batches, self.replace)
-        self._counts = self._counted(clean)
+        self._counts = self._counted(prompts.clean)
 
     def __call__(self, k: int, circuit: Circuit | None = None) -> float:
         """The metric's mean with only the circuit's nodes left, at budget k; None: the model's."""
@@ -82,8 +85,7 @@ class Ablator:
             ValueError: if an SAE has no budget k.
         """
         for site in self.sites:
-            if not 1 <= k <= site.largest:
-                raise ValueError(f"Budget {k} is outside 1..{site.largest} of {site.hook_name}.")
+            site.check_budget(k)
         values = []
         for batch in self._batches:
             changes = {
@@ -91,11 +93,12 @@ class Ablator:
                 for site in self.sites
                 if circuit is not None
             }
-            values.append(measured(batch.metric, run_changed(self.model, batch.clean, changes)))
+            logits = run_changed(self.model, batch.prompts.clean, changes)
+            values.append(batch.prompts.measure(logits))
         return torch.cat(values)
 
-    def nothing(self) -> Circuit:
-        """The empty circuit: every node replaced."""
+    def empty_circuit(self) -> Circuit:
+        """The circuit without a node: every one is replaced."""
         return {
             site.hook_name: Nodes(
                 torch.zeros(self.context, site.d_sae, dtype=torch.bool),
@@ -104,7 +107,7 @@ class Ablator:
             for site in self.sites
         }
 
-    def of(self, nodes: pd.DataFrame) -> Circuit:
+    def circuit(self, nodes: pd.DataFrame) -> Circuit:
         """The circuit of a table's rows: ``site``, ``latent`` (-1: the error), and ``position``.
 
         Without a ``position`` column a node stands for all positions.
@@ -113,7 +116,7 @@ class Ablator:
             ValueError: for sites, positions or latents that are not here.
         """
         check_nodes(nodes, self.sites, self.context)
-        circuit = self.nothing()
+        circuit = self.empty_circuit()
         for row in nodes.to_dict("records"):
             where = int(row["position"]) if "position" in row else slice(None)
             if row["latent"] == ERROR:
@@ -131,7 +134,7 @@ class Ablator:
 
         def change(acts: torch.Tensor) -> torch.Tensor:
             own = site.split(acts, k)
-            instead = self._replacing.of(site, own, batch.rows, [k])
+            instead = self._replacing.substitutes(site, own, batch.rows, [k])
             # With its error a position keeps all but what the latents outside lose; without, it is
             # the replacing activation and gets back what the latents inside would lose.
             kept = inside.to(own.x.dtype) - error_inside.to(own.x.dtype)
@@ -145,7 +148,7 @@ class Ablator:
     def _counted(self, clean: torch.Tensor) -> dict[str, torch.Tensor]:
         """By site, which positions ``[n, context]`` are replaced at all."""
         names = [site.hook_name for site in self.sites]
-        seen = [activations_at(self.model, batch.clean, names) for batch in self._batches]
+        seen = [activations_at(self.model, batch.prompts.clean, names) for batch in self._batches]
         return {
             site.hook_name: site.counts(clean, torch.cat([part[site.hook_name] for part in seen]))
             for site in self.sites

@@ -21,9 +21,10 @@ import torch
 from sae_lens import SAE
 from tqdm.auto import tqdm
 
-from hsae_lens.circuits.prompts import Batch, LogitMetric, batches, measured
-from hsae_lens.circuits.replacement import Replacement, Replacer, settle_replacement
+from hsae_lens.circuits.prompts import Batch, Prompts, as_prompts
+from hsae_lens.circuits.replacement import Replacement, Replacer, resolve_replacement
 from hsae_lens.circuits.sites import ERROR, Site, sites_of
+from hsae_lens.evaluation.tasks.pairs import TokenizedTask
 from hsae_lens.models.hooked_model import HookedModel
 from hsae_lens.models.hooks import run_changed
 from hsae_lens.objective.budgets import powers_of_two, resolve_budgets
@@ -31,10 +32,10 @@ from hsae_lens.objective.ordered_code import OrderedCode
 
 
 @dataclass(frozen=True)
-class Shared:
-    """Latents that replace those of every pair alike, active in its own prompts or not.
+class MeanTerms:
+    """Terms of the means that replace every pair's latents, active in its own prompts or not.
 
-    Their terms are not held: there would be one for each pair and latent.
+    Made when asked for, not held: there is one for each pair and latent.
 
     latents: ``[len(budgets), context, d_sae]``.  gradients: the metric's, ``[n, context, d_in]``.
     W_dec: ``[d_sae, d_in]``.
@@ -55,8 +56,8 @@ class SiteAttribution:
 
     terms: ``[n, context, R]``, what each latent of a token contributes; where corrupt prompts are
     resampled their latents' terms (negated) stand after the clean ones'.  latents: int64, same
-    shape.  ranks: ``[R]``, from 1.  errors: ``[len(budgets), n, context]``.  shared: what comes in
-    for every pair alike, where nodes are replaced by means.
+    shape.  ranks: ``[R]``, from 1.  errors: ``[len(budgets), n, context]``.  means: what comes
+    in for every pair alike, where means replace nodes.
     """
 
     hook_name: str
@@ -66,14 +67,14 @@ class SiteAttribution:
     latents: torch.Tensor
     ranks: torch.Tensor
     errors: torch.Tensor
-    shared: Shared | None = None
+    means: MeanTerms | None = None
 
     def per_pair(self, k: int) -> torch.Tensor:
         """Each latent's contribution at budget k: ``[n, context, d_sae]``."""
         n, seen = self._number(k), self.ranks <= k
         dense = self.terms.new_zeros(*self.terms.shape[:2], self.d_sae)
         dense.scatter_add_(-1, self.latents[..., seen], self.terms[..., seen])
-        return dense if self.shared is None else dense + self.shared.terms(n, self.shared.gradients)
+        return dense if self.means is None else dense + self.means.terms(n, self.means.gradients)
 
     def mean(self, k: int) -> torch.Tensor:
         """:meth:`per_pair`, averaged over pairs without holding them: ``[context, d_sae]``."""
@@ -83,9 +84,9 @@ class SiteAttribution:
         total = self.terms.new_zeros(context * self.d_sae)
         total.index_add_(0, place.flatten(), self.terms[..., seen].flatten())
         mean = total.reshape(context, self.d_sae) / pairs
-        if self.shared is None:
+        if self.means is None:
             return mean
-        return mean + self.shared.terms(n, self.shared.gradients.mean(0))
+        return mean + self.means.terms(n, self.means.gradients.mean(0))
 
     def error(self, k: int) -> torch.Tensor:
         """What the error node contributes at budget k, averaged over pairs: ``[context]``."""
@@ -125,23 +126,20 @@ class Attribution:
             position, column = effects.nonzero(as_tuple=True)
             columns = {"site": name, "position": position, "latent": column + ERROR}
             tables.append(pd.DataFrame({**columns, "effect": effects[position, column]}))
-        table = pd.concat(tables, ignore_index=True)
-        table = largest_first(table)
+        table = sort_by_effect(pd.concat(tables, ignore_index=True))
         return table if by_position else table.drop(columns="position")
 
 
-def largest_first(table: pd.DataFrame) -> pd.DataFrame:
-    """Rows by their ``effect``, of either sign."""
+def sort_by_effect(table: pd.DataFrame) -> pd.DataFrame:
+    """Rows with the largest ``effect`` first, of either sign."""
     return table.sort_values("effect", key=abs, ascending=False, kind="stable", ignore_index=True)
 
 
 def attribute_budgets(
     model: HookedModel,
     saes: SAE[Any] | Sequence[SAE[Any]],
-    clean: torch.Tensor,
-    metric: LogitMetric,
+    prompts: Prompts | TokenizedTask,
     budgets: Sequence[int] | None = None,
-    corrupt: torch.Tensor | None = None,
     *,
     replace: Replacement | None = None,
     steps: int = 1,
@@ -156,12 +154,10 @@ def attribute_budgets(
     Args:
         saes: SAELens SAEs with linear decoders, each of a hook of its own. Hierarchical ones have
             every budget; a stock one is cut to its k largest.
-        clean: int64 ``[n, context]``.
-        metric: from logits ``[n, context, d_vocab]`` to ``[n]``. One that can be sliced like a
-            tensor (``task.metric``) gets its pairs ``batch_size`` at a time, any other all at once.
-        budgets: ascending within 1..K; None for 1, 2, 4, … K.
-        corrupt: prompts of the same shape, to take replacements from. Where an SAE normalises its
+        prompts: a task, or :class:`Prompts` with a metric of your own; ``batch_size`` at a time if
+            the metric can be sliced like a tensor, else all at once. Where an SAE normalises its
             input, latents are compared in the activation's units, each prompt's by its own norm.
+        budgets: ascending within 1..K; None for 1, 2, 4, … K.
         replace: what takes a node's place, as in :class:`Ablator`: "resample" its value in the
             pair's corrupt prompt (activation patching), "mean" its mean over all clean and corrupt
             prompts at that position, "zero" zero. None is "resample" with corrupt prompts and
@@ -171,9 +167,9 @@ def attribute_budgets(
             depend on the budget either.
 
     Raises:
-        ValueError: for bad budgets, shapes or steps, an unknown hook, an SAE of another width or
-            model, prompts without a position that the SAE was trained on, or a metric whose result
-            is not ``[n]`` or has no gradient.
+        ValueError: for bad budgets or steps, an unknown hook, an SAE of another width or model,
+            prompts without a position that the SAE was trained on, or a metric whose result is not
+            ``[n]`` or has no gradient.
         RuntimeError: inside ``torch.inference_mode``, which forbids gradients.
     """
     if torch.is_inference_mode_enabled():
@@ -182,11 +178,12 @@ def attribute_budgets(
         raise ValueError(f"steps must be at least 1, got {steps}.")
     sites = sites_of(saes, model)
     resolved = _budgets(budgets, sites)
-    replace = settle_replacement(replace, corrupt)
+    prompts = as_prompts(prompts)
+    replace = resolve_replacement(replace, prompts)
     parts, values = [], []
-    work = list(batches(clean, metric, corrupt, batch_size))
-    replacing = Replacer(model, sites, work, replace)
-    for batch in tqdm(work, "Attributing", disable=not progress):
+    batches = list(prompts.batches(batch_size))
+    replacing = Replacer(model, sites, batches, replace)
+    for batch in tqdm(batches, "Attributing", disable=not progress):
         value, gradients = _gradients(model, sites, batch, replacing, steps)
         values.append(value)
         parts.append(
@@ -226,7 +223,7 @@ def _gradients(
         return value, found
     averaged = []
     for site, (x, _) in zip(sites, found, strict=True):
-        counts = site.counts(batch.clean, x)[..., None].to(x.device)
+        counts = site.counts(batch.prompts.clean, x)[..., None].to(x.device)
         end = x.flatten(2).to(torch.promote_types(x.dtype, torch.float32))
         with torch.no_grad():
             start = replacing.activation(site, site.split(x, 1), batch.rows)
@@ -250,14 +247,14 @@ def _gradient_at(
     """
     names = [site.hook_name for site in sites]
     with torch.enable_grad(), frozen_parameters(model):
-        value, seen, leaves = with_leaves(model, names, batch, at or {})
+        value, seen, leaves = run_with_leaves(model, names, batch.prompts, at or {})
         gradients = torch.autograd.grad(value.sum(), leaves)
     found = zip(seen, gradients, strict=True)
     return value.detach(), [(acts.detach(), gradient) for acts, gradient in found]
 
 
-def with_leaves(
-    model: HookedModel, names: Sequence[str], batch: Batch, at: Mapping[str, torch.Tensor]
+def run_with_leaves(
+    model: HookedModel, names: Sequence[str], prompts: Prompts, at: Mapping[str, torch.Tensor]
 ) -> tuple[torch.Tensor, list[torch.Tensor], list[torch.Tensor]]:
     """The metric ``[n]`` with a zero added at each hook, to take gradients there.
 
@@ -280,8 +277,8 @@ def with_leaves(
 
         return add_leaf
 
-    logits = run_changed(model, batch.clean, {name: change(name) for name in names})
-    value = measured(batch.metric, logits)
+    logits = run_changed(model, prompts.clean, {name: change(name) for name in names})
+    value = prompts.measure(logits)
     if not value.requires_grad:
         raise ValueError(
             "The metric's result has no gradient: compute it from the logits with torch, "
@@ -322,9 +319,9 @@ def _contributions(
     replacing: Replacer,
     budgets: list[int],
 ) -> _Part:
-    own, counts = site.split(x, budgets[-1]), site.counts(batch.clean, x)
+    own, counts = site.split(x, budgets[-1]), site.counts(batch.prompts.clean, x)
     site.check_fit(own, counts)
-    instead = replacing.of(site, own, batch.rows, budgets)
+    instead = replacing.substitutes(site, own, batch.rows, budgets)
     gradient = gradient.flatten(2).to(own.x) * counts[..., None]
     toward = gradient @ site.W_dec.T  # ⟨W_dec[i], g⟩ of every latent
     terms, latents = [_terms(own.code, toward)], [own.code.indices]
@@ -359,5 +356,5 @@ def _joined(
         torch.cat([part.latents for part in parts]),
         torch.arange(1, budgets[-1] + 1).repeat(terms.shape[-1] // budgets[-1]),
         torch.cat([part.errors for part in parts], 1),
-        None if means is None else Shared(means, gradients, site.W_dec),
+        None if means is None else MeanTerms(means, gradients, site.W_dec),
     )

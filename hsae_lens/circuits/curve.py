@@ -12,11 +12,12 @@ import torch
 from sae_lens import SAE
 from tqdm.auto import tqdm
 
-from hsae_lens.circuits.ablation import Ablator, Nodes
+from hsae_lens.circuits.ablation import Ablator, Nodes, complement
 from hsae_lens.circuits.attribution import Attribution
-from hsae_lens.circuits.prompts import LogitMetric
+from hsae_lens.circuits.prompts import Prompts
 from hsae_lens.circuits.replacement import Replacement
 from hsae_lens.circuits.sites import ERROR
+from hsae_lens.evaluation.tasks.pairs import TokenizedTask
 from hsae_lens.models.hooked_model import HookedModel
 
 logger = logging.getLogger(__name__)
@@ -30,9 +31,7 @@ def circuit_curve(
     model: HookedModel,
     saes: SAE[Any] | Sequence[SAE[Any]],
     attribution: Attribution,
-    clean: torch.Tensor,
-    metric: LogitMetric,
-    corrupt: torch.Tensor | None = None,
+    prompts: Prompts | TokenizedTask,
     *,
     sizes: Sequence[int] = SIZES,
     replace: Replacement | None = None,
@@ -49,8 +48,8 @@ def circuit_curve(
     circuit explains the behaviour if the first is near 1 and the second near 0.
 
     Args:
-        attribution: of the same SAEs. Best made on other pairs than those judged here.
-        clean, corrupt, metric: the pairs to judge on; see :func:`attribute_budgets`.
+        attribution: of the same SAEs, best made on other pairs than those judged here.
+        prompts: the pairs to judge on; see :func:`attribute_budgets`.
         sizes: numbers of nodes; those beyond what contributes are cut to it, and the log says so.
         replace: see :class:`Ablator`; None is what the attribution was made for. ∅ does not depend
             on the budget, except with "zero" on SAEs of different biases.
@@ -71,15 +70,9 @@ def circuit_curve(
         raise ValueError(f"errors must be one of {get_args(ErrorNodes)}, got {errors!r}.")
     check_circuit_sizes(sizes)
     replace = replace or attribution.replace
-    ablator = Ablator(model, saes, clean, metric, corrupt, replace, batch_size)
+    ablator = Ablator(model, saes, prompts, replace, batch_size)
     _check_fits(attribution, ablator, by_position)
-    of_model = ablator(attribution.budgets[-1])
-    of_nothing = ablator(attribution.budgets[-1], ablator.nothing())
-    if abs(of_model - of_nothing) < 1e-3 * max(abs(of_model), abs(of_nothing)):
-        raise ValueError(
-            f"Replacing everything leaves the metric at {of_nothing:.3g} of {of_model:.3g}: there "
-            "is nothing at these sites to explain."
-        )
+    of_model, of_nothing = _model_and_nothing(ablator, attribution.budgets[-1])
     ranked = _ranked(attribution, errors, by_position)
     if short := [f"{len(nodes)} at k={k}" for k, nodes in ranked.items() if len(nodes) < sizes[-1]]:
         logger.warning("Only so many nodes contribute, %s: larger circuits are cut to them.",
@@ -87,14 +80,11 @@ def circuit_curve(
     plan = [(k, size) for k in ranked for size in _cut(sizes, len(ranked[k]))]
     rows = []
     for k, size in tqdm(plan, "Circuits", disable=not progress):
-        chosen = ablator.of(ranked[k].head(size))
+        circuit = ablator.circuit(ranked[k].head(size))
         if errors == "keep":
-            chosen = {
-                name: Nodes(nodes.latents, torch.ones_like(nodes.error))
-                for name, nodes in chosen.items()
-            }
-        inside = ablator(k, chosen)
-        outside = ablator(k, {name: nodes.complement() for name, nodes in chosen.items()})
+            circuit = {name: Nodes(nodes.latents, torch.ones_like(nodes.error))
+                       for name, nodes in circuit.items()}  # fmt: skip
+        inside, outside = ablator(k, circuit), ablator(k, complement(circuit))
         rows.append(
             {
                 "k": k,
@@ -108,6 +98,17 @@ def circuit_curve(
             }
         )
     return pd.DataFrame(rows)
+
+
+def _model_and_nothing(ablator: Ablator, k: int) -> tuple[float, float]:
+    """m(M) and m(∅)."""
+    of_model, of_nothing = ablator(k), ablator(k, ablator.empty_circuit())
+    if abs(of_model - of_nothing) < 1e-3 * max(abs(of_model), abs(of_nothing)):
+        raise ValueError(
+            f"Replacing everything leaves the metric at {of_nothing:.3g} of {of_model:.3g}: there "
+            "is nothing at these sites to explain."
+        )
+    return of_model, of_nothing
 
 
 def check_circuit_sizes(sizes: Sequence[int]) -> None:

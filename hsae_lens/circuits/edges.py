@@ -10,10 +10,11 @@ import torch
 from sae_lens import SAE
 from tqdm.auto import tqdm
 
-from hsae_lens.circuits.attribution import frozen_parameters, largest_first, with_leaves
-from hsae_lens.circuits.prompts import Batch, LogitMetric, batches
-from hsae_lens.circuits.replacement import Replacement, Replacer, settle_replacement
+from hsae_lens.circuits.attribution import frozen_parameters, run_with_leaves, sort_by_effect
+from hsae_lens.circuits.prompts import Batch, Prompts, as_prompts
+from hsae_lens.circuits.replacement import Replacement, Replacer, resolve_replacement
 from hsae_lens.circuits.sites import ERROR, Site, Split, check_nodes, sites_of
+from hsae_lens.evaluation.tasks.pairs import TokenizedTask
 from hsae_lens.models.hooked_model import HookedModel
 
 
@@ -22,9 +23,7 @@ def latent_edges(
     saes: Sequence[SAE[Any]],
     nodes: pd.DataFrame,
     k: int,
-    clean: torch.Tensor,
-    metric: LogitMetric,
-    corrupt: torch.Tensor | None = None,
+    prompts: Prompts | TokenizedTask,
     *,
     replace: Replacement | None = None,
     batch_size: int = 16,
@@ -42,7 +41,7 @@ def latent_edges(
         saes: two or more.
         nodes: a small table with ``site``, ``position`` and ``latent`` (-1: the error node), as
             :meth:`Attribution.nodes` gives; a node counts once, however often its row is there.
-        clean, metric, corrupt, replace: see :func:`attribute_budgets`.
+        prompts, replace: see :func:`attribute_budgets`.
 
     Returns:
         A row per edge that is not zero, the largest first: ``site``, ``position``, ``latent``,
@@ -58,17 +57,18 @@ def latent_edges(
     if "position" not in nodes:
         raise ValueError("Edges need nodes with positions: attribution.nodes(k).")
     nodes = nodes.drop_duplicates(["site", "position", "latent"])
-    check_nodes(nodes, sites, clean.shape[1])
-    work = list(batches(clean, metric, corrupt, batch_size))
-    replacing = Replacer(model, sites, work, settle_replacement(replace, corrupt))
+    prompts = as_prompts(prompts)
+    check_nodes(nodes, sites, prompts.clean.shape[1])
+    batches = list(prompts.batches(batch_size))
+    replacing = Replacer(model, sites, batches, resolve_replacement(replace, prompts))
     sums: dict[tuple[Any, ...], float] = {}
-    for batch in tqdm(work, "Edges", disable=not progress):
+    for batch in tqdm(batches, "Edges", disable=not progress):
         for key, effect in _edges(model, sites, nodes, k, batch, replacing):
-            sums[key] = sums.get(key, 0.0) + effect / len(clean)
+            sums[key] = sums.get(key, 0.0) + effect / len(prompts)
     columns = ["site", "position", "latent", "to_site", "to_position", "to_latent"]
     table = pd.DataFrame([(*key, effect) for key, effect in sums.items() if effect],
                          columns=[*columns, "effect"])  # fmt: skip
-    return largest_first(table)
+    return sort_by_effect(table)
 
 
 def _edges(
@@ -83,11 +83,11 @@ def _edges(
     names = [site.hook_name for site in sites]
     found = []
     with torch.enable_grad(), frozen_parameters(model):
-        value, seen, leaves = with_leaves(model, names, batch, {})
+        value, seen, leaves = run_with_leaves(model, names, batch.prompts, {})
         gradients = torch.autograd.grad(value.sum(), leaves, retain_graph=True)
         for n in range(1, len(sites)):
             before, after = sites[n - 1], sites[n]
-            counts = before.counts(batch.clean, seen[n - 1])
+            counts = before.counts(batch.prompts.clean, seen[n - 1])
             removed = _removed(before, seen[n - 1].detach(), replacing, k, batch)
             split = after.split(seen[n], k)
             toward = gradients[n].flatten(2).to(split.x)
@@ -116,7 +116,7 @@ def _removed(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """What replacing takes away: of latents ``[n, context, d_sae]``, of the error ``[…, d_in]``."""
     own = site.split(x, k)
-    instead = replacing.of(site, own, batch.rows, [k])
+    instead = replacing.substitutes(site, own, batch.rows, [k])
     lost = instead.lost(own)
     return lost, own.x - instead.x - lost @ site.W_dec
 

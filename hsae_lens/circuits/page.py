@@ -11,27 +11,27 @@ import pandas as pd
 from hsae_lens._util.html import definitions_html, table_html, write_page
 from hsae_lens.circuits.plan import NEURONS, OURS
 from hsae_lens.circuits.plots import MEASURES, circuit_svg, curve_svg
-from hsae_lens.circuits.run import Found
+from hsae_lens.circuits.result import CircuitsResult
 from hsae_lens.circuits.sites import ERROR, model_order
 from hsae_lens.sae.controls import RANDOM_DECODER
 
 
-def write_circuits(found: Found, out: str | Path) -> Path:
+def write_circuits(result: CircuitsResult, out: str | Path) -> Path:
     """The page of a run: summary, curves, graph, nodes, nesting, edges, how it was made."""
     sections = (_summary, _curves, _graph, _nodes, _nested, _edges, _how)
-    title = f"Circuits of {found.facts['task']} in {found.facts['model']}"
-    return write_page(title, "\n".join(section(found) for section in sections), out)
+    title = f"Circuits of {result.facts['task']} in {result.facts['model']}"
+    return write_page(title, "\n".join(section(result) for section in sections), out)
 
 
-def _summary(found: Found) -> str:
-    facts = found.facts
+def _summary(result: CircuitsResult) -> str:
+    facts = result.facts
     right, wrong = (repr(word) for word in facts["answer"])
     lines = [
         f"The behaviour: after “{escape(''.join(facts['tokens']))}” the model prefers one word to "
         f"another (in the first pair {escape(right)} to {escape(wrong)}). It is right on "
         f"{facts['accuracy']:.0%} of the pairs.",
     ]
-    mine = found.curve[found.curve["sae"] == OURS]
+    mine = result.curve[result.curve["sae"] == OURS]
     for k, rows in mine.groupby("k"):
         enough = rows[rows["faithfulness"] >= 0.9]
         if len(enough):
@@ -47,7 +47,7 @@ def _summary(found: Found) -> str:
                 f"At budget k={k} no circuit tried keeps 90%: {best['nodes']:.0f} nodes keep "
                 f"{best['faithfulness']:.0%}."
             )
-    errors = found.nodes[found.nodes["latent"] == ERROR].groupby("k")["share"].sum()
+    errors = result.nodes[result.nodes["latent"] == ERROR].groupby("k")["share"].sum()
     for k in errors.index:
         lines.append(
             f"At k={k}, error nodes carry {errors[k]:.0%}: what no latent of the SAE says."
@@ -57,42 +57,42 @@ def _summary(found: Found) -> str:
     return f"<h1>{name}</h1>\n<h2>In short</h2>\n<ul>{items}</ul>"
 
 
-def _curves(found: Found) -> str:
-    figures = "".join(curve_svg(found.curve, measure) for measure in MEASURES)
+def _curves(result: CircuitsResult) -> str:
+    figures = "".join(curve_svg(result.curve, measure) for measure in MEASURES)
     return (
         "<h2>How small a circuit is enough</h2>"
         "<p>First, how much of the preference is left when only the circuit’s nodes keep their "
         "values (1 is the whole model, 0 is every node replaced). Then, when the circuit alone is "
-        f"replaced. Circuits were found on {found.facts['finding']} pairs and judged on "
-        f"{found.facts['judging']} others that share no prompt with them.</p>"
+        f"replaced. Circuits were found on {result.facts['finding']} pairs and judged on "
+        f"{result.facts['judging']} others that share no prompt with them.</p>"
         f'<div class="figures">{figures}</div>'
         "<p>Mean height over log₂ of the number of nodes: more is better for faithfulness, less "
-        f"for completeness.</p>{table_html(found.areas)}"
-        f"<details><summary>All figures</summary>{table_html(found.curve)}</details>"
+        f"for completeness.</p>{table_html(result.areas)}"
+        f"<details><summary>All figures</summary>{table_html(result.curve)}</details>"
     )
 
 
-def _graph(found: Found) -> str:
-    facts = found.facts
+def _graph(result: CircuitsResult) -> str:
+    facts = result.facts
     return (
         "<h2>The circuit</h2>"
         "<p>A node is a latent at a token. Its colour says at which budget it enters, its size and "
         "its line how much it contributes: blue for the right answer, orange against it.</p>"
         f'<div class="wide">'
-        f"{circuit_svg(found.nodes, facts['tokens'], facts['answer'], found.edges)}</div>"
+        f"{circuit_svg(result.nodes, facts['tokens'], facts['answer'], result.edges)}</div>"
     )
 
 
-def _nodes(found: Found) -> str:
-    wide = found.nodes.pivot_table(
+def _nodes(result: CircuitsResult) -> str:
+    wide = result.nodes.pivot_table(
         index=["site", "position", "token", "latent"], columns="k", values="share"
     )
     order = wide.abs().max(axis=1).sort_values(ascending=False).index
     table = wide.loc[order].reset_index()
     table = table.sort_values("site", key=lambda s: s.map(model_order), kind="stable")
     table.columns = [f"share at k={c}" if isinstance(c, int) else str(c) for c in table.columns]
-    if len(found.latents):
-        words = found.latents[["site", "latent", "fires_on", "promotes"]]
+    if len(result.latents):
+        words = result.latents[["site", "latent", "fires_on", "promotes"]]
         table = table.merge(words, on=["site", "latent"], how="left")
     table["latent"] = table["latent"].map(lambda n: "error" if n == ERROR else n)
     table = table.map(lambda cell: "" if isinstance(cell, float) and pd.isna(cell) else cell)
@@ -105,26 +105,26 @@ def _nodes(found: Found) -> str:
     )
 
 
-def _nested(found: Found) -> str:
+def _nested(result: CircuitsResult) -> str:
     return (
         "<h2>One circuit at every budget</h2>"
         "<p>How many of a budget’s latents (those with a hundredth of everything or more) are in a "
-        f"larger budget’s circuit too.</p>{table_html(found.nesting, 2)}"
+        f"larger budget’s circuit too.</p>{table_html(result.nesting, 2)}"
     )
 
 
-def _edges(found: Found) -> str:
-    if found.edges is None:
+def _edges(result: CircuitsResult) -> str:
+    if result.edges is None:
         return ""
     return (
         "<h2>Edges between sites</h2>"
         "<p>How much of a node’s contribution passes through a later node, at the smallest budget, "
-        f"to first order at the clean prompts.</p>{table_html(found.edges.head(40))}"
+        f"to first order at the clean prompts.</p>{table_html(result.edges.head(40))}"
     )
 
 
-def _how(found: Found) -> str:
-    facts, settings = found.facts, found.facts["settings"]
+def _how(result: CircuitsResult) -> str:
+    facts, settings = result.facts, result.facts["settings"]
     empty = {
         "resample": "its value in the corrupt prompt; with everything replaced that is the corrupt "
         "activation itself, at every budget and for every SAE",
@@ -152,7 +152,7 @@ def _how(found: Found) -> str:
         f"Error nodes, what a budget’s latents leave of an activation, {errors}.",
         "Special tokens and positions the SAE was not trained on are left as they are.",
     ]
-    if {RANDOM_DECODER, NEURONS} & set(found.curve["sae"]):
+    if {RANDOM_DECODER, NEURONS} & set(result.curve["sae"]):
         items.append(
             "The random decoder (as many latents, random directions) and the model’s own neurons "
             "show what a dictionary scores that has learnt nothing."

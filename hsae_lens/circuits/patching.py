@@ -5,7 +5,7 @@ from __future__ import annotations
 import pandas as pd
 from tqdm.auto import tqdm
 
-from hsae_lens.circuits.ablation import Ablator
+from hsae_lens.circuits.ablation import Ablator, complement
 
 
 def patch_nodes(
@@ -22,7 +22,6 @@ def patch_nodes(
     of_model = ablator(k)
     exact = []
     for row in tqdm(range(len(nodes)), "Patching", disable=not progress):
-        one = ablator.of(nodes.iloc[row : row + 1])
-        without = {name: mine.complement() for name, mine in one.items()}
-        exact.append(of_model - ablator(k, without))
+        one = ablator.circuit(nodes.iloc[row : row + 1])
+        exact.append(of_model - ablator(k, complement(one)))
     return nodes.assign(exact=exact)

@@ -79,6 +79,7 @@ class CircuitsConfig:
 class CircuitsPlan:
     """Everything a run needs, opened and checked before time is spent.
 
+    finding, held_out: the pairs that find the circuits, and those that judge them.
     dictionaries: SAEs by label, one per site; the circuit's own first, then what they are compared
     with.  budgets: by the same labels.
     """
@@ -86,42 +87,41 @@ class CircuitsPlan:
     model: HookedModel
     accuracy: float
     finding: TokenizedTask
-    judging: TokenizedTask
+    held_out: TokenizedTask
     dictionaries: dict[str, list[SAE[Any]]]
     budgets: dict[str, list[int]]
 
-    @classmethod
-    def of(cls, cfg: CircuitsConfig) -> CircuitsPlan:
-        """Opens what the settings name.
 
-        Raises:
-            ValueError: for settings, SAEs, budgets, tasks and pairs that do not fit, or a task that
-                the model cannot do.
-        """
-        check_circuit_settings(cfg)
-        wanted = cfg.budgets
-        saes = [_with_budgets(name, wanted, cfg.device) for name in cfg.sae]
-        dictionaries, budgets = {OURS: saes}, {OURS: wanted}
-        for name in cfg.beside:
-            if name in (*dictionaries, RANDOM_DECODER, NEURONS):
-                raise ValueError(f"Two SAEs here would be called {name!r}: give another path.")
-            dictionaries[name] = [_of_hook(name, saes[0], cfg.device), *saes[1:]]
-            budgets[name] = _within(name, dictionaries[name], wanted)
-            if not budgets[name]:
-                raise ValueError(f"{name} has none of the budgets {wanted}: its k is smaller.")
-        model = open_model_of(saes[0], cfg.model, cfg.device, cfg.dtype)
-        saes = dictionaries[OURS] = [site.sae for site in sites_of(saes, model)]
-        task = open_task(cfg.task, model.tokenizer, cfg.pairs)
-        accuracy = check_able(task, model)
-        finding, judging = task.halves()
-        print(
-            f"{task.name}: the model is right on {accuracy:.0%} of {len(task)} pairs. "
-            f"{len(finding)} find the circuits, {len(judging)} others judge them."
-        )
-        for label, control in _controls(saes, model, finding).items() if cfg.controls else ():
-            if within := _within(label, control, wanted):
-                dictionaries[label], budgets[label] = control, within
-        return cls(model, accuracy, finding, judging, dictionaries, budgets)
+def open_plan(cfg: CircuitsConfig) -> CircuitsPlan:
+    """Opens what the settings name.
+
+    Raises:
+        ValueError: for settings, SAEs, budgets, tasks and pairs that do not fit, or a task that
+            the model cannot do.
+    """
+    check_circuit_settings(cfg)
+    wanted = cfg.budgets
+    saes = [_open_with_budgets(name, wanted, cfg.device) for name in cfg.sae]
+    dictionaries, budgets = {OURS: saes}, {OURS: wanted}
+    for name in cfg.beside:
+        if name in (*dictionaries, RANDOM_DECODER, NEURONS):
+            raise ValueError(f"Two SAEs here would be called {name!r}: give another path.")
+        dictionaries[name] = [_open_at_same_hook(name, saes[0], cfg.device), *saes[1:]]
+        budgets[name] = _budgets_within(name, dictionaries[name], wanted)
+        if not budgets[name]:
+            raise ValueError(f"{name} has none of the budgets {wanted}: its k is smaller.")
+    model = open_model_of(saes[0], cfg.model, cfg.device, cfg.dtype)
+    saes = dictionaries[OURS] = [site.sae for site in sites_of(saes, model)]
+    task = open_task(cfg.task, model.tokenizer, cfg.pairs)
+    accuracy = check_able(task, model)
+    finding, held_out = task.halves()
+    logger.info("%s: the model is right on %.0f%% of %d pairs. %d find the circuits, %d others "
+                "judge them.", task.name, 100 * accuracy, len(task), len(finding),
+                len(held_out))  # fmt: skip
+    for label, control in _controls(saes, model, finding).items() if cfg.controls else ():
+        if within := _budgets_within(label, control, wanted):
+            dictionaries[label], budgets[label] = control, within
+    return CircuitsPlan(model, accuracy, finding, held_out, dictionaries, budgets)
 
 
 def check_circuit_settings(cfg: CircuitsConfig) -> None:
@@ -155,7 +155,7 @@ def _check_writable(out: Path) -> None:
         raise ValueError(f"Cannot write to {out}: {error.strerror} ({there}).") from error
 
 
-def _with_budgets(name: str, wanted: list[int], device: str) -> SAE[Any]:
+def _open_with_budgets(name: str, wanted: list[int], device: str) -> SAE[Any]:
     sae = open_sae(name, device, "float32")
     largest = largest_budget(sae)
     if above := [k for k in wanted if k > largest]:
@@ -163,7 +163,7 @@ def _with_budgets(name: str, wanted: list[int], device: str) -> SAE[Any]:
     return sae
 
 
-def _within(label: str, saes: Sequence[SAE[Any]], wanted: list[int]) -> list[int]:
+def _budgets_within(label: str, saes: Sequence[SAE[Any]], wanted: list[int]) -> list[int]:
     """The budgets that SAEs to compare with have too; says which they lack."""
     largest = min(largest_budget(sae) for sae in saes)
     if lacking := [k for k in wanted if k > largest]:
@@ -171,7 +171,7 @@ def _within(label: str, saes: Sequence[SAE[Any]], wanted: list[int]) -> list[int
     return [k for k in wanted if k <= largest]
 
 
-def _of_hook(name: str, like: SAE[Any], device: str) -> SAE[Any]:
+def _open_at_same_hook(name: str, like: SAE[Any], device: str) -> SAE[Any]:
     sae = open_sae(name, device, "float32")
     if sae.cfg.metadata.hook_name != like.cfg.metadata.hook_name:
         raise ValueError(

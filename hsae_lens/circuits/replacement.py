@@ -12,7 +12,7 @@ from typing import Literal, get_args
 
 import torch
 
-from hsae_lens.circuits.prompts import Batch
+from hsae_lens.circuits.prompts import Batch, Prompts
 from hsae_lens.circuits.sites import Site, Split
 from hsae_lens.models.hooked_model import HookedModel
 from hsae_lens.models.hooks import activations_at
@@ -23,23 +23,23 @@ Replacement = Literal["resample", "mean", "zero"]
 position; zero."""
 
 
-def settle_replacement(replace: Replacement | None, corrupt: torch.Tensor | None) -> Replacement:
+def resolve_replacement(replace: Replacement | None, prompts: Prompts) -> Replacement:
     """What replaces nodes: as asked, else "resample" with corrupt prompts and "zero" without.
 
     Raises:
         ValueError: for an unknown name, or one that lacks its corrupt prompts.
     """
     if replace is None:
-        return "zero" if corrupt is None else "resample"
+        return "zero" if prompts.corrupt is None else "resample"
     if replace not in get_args(Replacement):
         raise ValueError(f"replace must be one of {get_args(Replacement)}, got {replace!r}.")
-    if replace != "zero" and corrupt is None:
+    if replace != "zero" and prompts.corrupt is None:
         raise ValueError(f"replace={replace!r} needs corrupt prompts. Or take replace='zero'.")
     return replace
 
 
 @dataclass(frozen=True)
-class Replaced:
+class Substitutes:
     """What takes the place of one site's nodes in some pairs, at some budgets.
 
     x: the activation with every node replaced, ``[b or 1, context, d_in]``; the same at every
@@ -64,18 +64,22 @@ class Replacer:
     """Gives what takes the place of sites' nodes; sees the prompts that it needs once.
 
     Args:
-        work: all the pairs.
+        batches: all the pairs.
     """
 
     def __init__(
-        self, model: HookedModel, sites: Sequence[Site], work: Sequence[Batch], replace: Replacement
+        self,
+        model: HookedModel,
+        sites: Sequence[Site],
+        batches: Sequence[Batch],
+        replace: Replacement,
     ) -> None:
         self.replace = replace
-        prompts = [] if replace == "zero" else [b.corrupt for b in work if b.corrupt is not None]
+        prompts = [] if replace == "zero" else [batch.prompts.corrupt for batch in batches]
         if replace == "mean":
-            prompts += [batch.clean for batch in work]
+            prompts += [batch.prompts.clean for batch in batches]
         names = [site.hook_name for site in sites]
-        seen = [activations_at(model, tokens, names) for tokens in prompts]
+        seen = [activations_at(model, part, names) for part in prompts if part is not None]
         self._seen = {name: torch.cat([part[name] for part in seen]) for name in names if seen}
         self._mean_x: dict[str, torch.Tensor] = {}
         self._means: dict[str, tuple[list[int], torch.Tensor]] = {}
@@ -95,12 +99,12 @@ class Replacer:
             return self._mean_x[site.hook_name].to(own.x)
         return self._seen[site.hook_name][rows].flatten(2).to(own.x)
 
-    def of(self, site: Site, own: Split, rows: slice, budgets: list[int]) -> Replaced:
+    def substitutes(self, site: Site, own: Split, rows: slice, budgets: list[int]) -> Substitutes:
         """What takes the nodes' place in some pairs; see :meth:`activation`."""
         x, code = self.activation(site, own, rows), None
         if self.replace == "resample":
             code = site.split(self._seen[site.hook_name][rows], budgets[-1]).code
-        return Replaced(x, code, self.means(site, budgets))
+        return Substitutes(x, code, self.means(site, budgets))
 
     def means(self, site: Site, budgets: list[int]) -> torch.Tensor | None:
         """What :func:`mean_latents` gives if means replace; the latest budgets' are kept."""

@@ -18,7 +18,7 @@ from hsae_lens.models.token_mask import TokenMask
 from hsae_lens.objective.ordered_code import OrderedCode
 from hsae_lens.sae.checks import check_autoencoder
 from hsae_lens.sae.codes import largest_budget
-from hsae_lens.sae.inference import HierarchicalTopKSAE
+from hsae_lens.sae.inference import HierarchicalTopKSAE, check_budget
 from hsae_lens.sae.normalization import decoder_scale, joined_heads
 
 ERROR = -1
@@ -107,8 +107,7 @@ class Site:
                 f"The SAE of {self.hook_name} reads width d_in={self.sae.cfg.d_in}, but the model "
                 f"has {x.shape[-1]} there. Is the SAE of another model or hook?"
             )
-        if not 1 <= k <= self.largest:
-            raise ValueError(f"Budget {k} is outside 1..{self.largest} of {self.hook_name}'s SAE.")
+        self.check_budget(k)
         if not torch.isfinite(x).all():
             raise FloatingPointError(f"The model's activations at {self.hook_name} are not finite.")
         with joined_heads(self.sae):
@@ -117,6 +116,10 @@ class Site:
             bias = _wide(self._bias(code))
         values = _wide(code.values * scale) / self._norms[code.indices]
         return Split(x.to(values.dtype), OrderedCode(values, code.indices), bias, self.W_dec)
+
+    def check_budget(self, k: int) -> None:
+        """Raises ValueError unless the SAE has a budget k."""
+        check_budget(k, self.largest, f"{self.hook_name}: budget")
 
     def counts(self, tokens: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
         """Which positions ``[batch, context]`` belong to the circuit, by the clean prompts.

@@ -40,13 +40,12 @@ def add_circuits(commands: Any) -> None:
 
 
 def _circuits(parsed: argparse.Namespace) -> None:
-    from hsae_lens.circuits.page import write_circuits
     from hsae_lens.circuits.plan import CircuitsConfig
     from hsae_lens.circuits.run import find_circuits
 
-    found = find_circuits(config_from_flags(parsed, CircuitsConfig), write_circuits)
-    print(found.areas.to_string(index=False, float_format=lambda value: f"{value:.3f}"))
-    print(f"Wrote {parsed.out} in {found.facts['seconds']} s; "
+    result = find_circuits(config_from_flags(parsed, CircuitsConfig))
+    print(result.areas.to_string(index=False, float_format=lambda value: f"{value:.3f}"))
+    print(f"Wrote {parsed.out} in {result.facts['seconds']} s; "
           f"open {parsed.out}/circuits.html in a browser.")  # fmt: skip
 
 

@@ -10,7 +10,7 @@ from hsae_lens.cli.flags import add_command, add_flags, config_from_flags, descr
 
 def add_evaluation(commands: Any) -> None:
     _add_eval(commands)
-    _add_additions(commands)
+    _add_extensions(commands)
     _add_reading(commands)
 
 
@@ -31,7 +31,7 @@ def _add_eval(commands: Any) -> None:
     add_flags(evaluate, EvalConfig, "saes")
 
 
-def _add_additions(commands: Any) -> None:
+def _add_extensions(commands: Any) -> None:
     """What adds a table to a run of ``hsae eval``."""
     probe = add_command(
         commands,
@@ -126,12 +126,12 @@ def _absorb(parsed: argparse.Namespace) -> None:
 def _interpret(parsed: argparse.Namespace) -> None:
     from hsae_lens.evaluation.autointerp.judges import EndpointJudge, Judge, local_judge
     from hsae_lens.evaluation.extend_run import add_autointerp, autointerp_cost
-    from hsae_lens.evaluation.run_folder import run_config as run_config
+    from hsae_lens.evaluation.run_folder import RunFolder
 
     if (parsed.judge is None) == (parsed.local is None):
         raise ValueError("Name a judge: --judge MODEL at --url, or --local MODEL on this machine.")
     endpoint = None if parsed.local else EndpointJudge(parsed.judge, parsed.url)
-    run_config(parsed.folder)  # before a model is opened
+    RunFolder(parsed.folder).config()  # read before a model is opened
     judge: Judge = endpoint or local_judge(parsed.local)
     if not parsed.yes:
         asked = autointerp_cost(parsed.folder, judge, parsed.latents)
@@ -146,17 +146,18 @@ def _report(parsed: argparse.Namespace) -> None:
     from hsae_lens.evaluation.inputs import EvalConfig
     from hsae_lens.evaluation.page import write_report
     from hsae_lens.evaluation.run import run_eval
-    from hsae_lens.evaluation.run_folder import is_run, read_run
+    from hsae_lens.evaluation.run_folder import RunFolder
 
-    for run in filter(is_run, parsed.runs):
-        read_run(run)  # damaged ones are said before others are evaluated
+    for run in map(RunFolder, parsed.runs):
+        if run.is_run():
+            run.read()  # damaged ones are said before others are evaluated
     folders = []
-    for n, run in enumerate(parsed.runs):
-        if not is_run(run):
-            config = EvalConfig([run], out=f"{parsed.out}.runs/{n}")
+    for n, given in enumerate(parsed.runs):
+        if not RunFolder(given).is_run():
+            config = EvalConfig([given], out=f"{parsed.out}.runs/{n}")
             run_eval(config)
-            run = config.out
-        folders.append(run)
+            given = config.out
+        folders.append(given)
     out = write_report(folders, parsed.out)
     print(f"Wrote {out} ({out.stat().st_size / 1e6:.1f} MB); open it in a browser.")
 

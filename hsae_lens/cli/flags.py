@@ -1,4 +1,4 @@
-"""Commands and flags, in one style."""
+"""Commands and flags, in one style. A config's flags are read from its fields."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ from dataclasses import MISSING, Field, fields
 from typing import Any, get_type_hints
 
 from simple_parsing.docstring import get_attribute_docstring
+
+from hsae_lens.models.devices import AUTO, model_device, model_dtype
 
 logger = logging.getLogger(__name__)
 
@@ -34,47 +36,52 @@ def add_command(
 def add_flags(parser: argparse.ArgumentParser, config: Any, *but: str) -> None:
     """A flag for each field of a config dataclass, ``but`` some; its docstring is the help.
 
-    Text for None, words for lists and ``--no-…`` for what is on: as a command line has them.
+    ``d_sae`` is ``--d-sae``, a bool also ``--no-…``, ``list[int]`` numbers with commas, and
+    ``list[str]`` a flag that is given again for each. What may be None is text.
     """
     types = get_type_hints(config)
     for field in fields(config):
         if field.name not in but:
-            flag = "--" + field.name.replace("_", "-")
-            text = describe(config, field.name)
-            parser.add_argument(flag, **_argument(field, types[field.name], text))
+            parser.add_argument(
+                "--" + field.name.replace("_", "-"),
+                help=describe(config, field.name),
+                **_argument(field, types[field.name]),
+            )
 
 
-def _argument(field: Field[Any], kind: Any, text: str) -> dict[str, Any]:
-    """What argparse must know of a field."""
-    lazy = field.default_factory
-    given: Any = field.default if lazy is MISSING else lazy()
+def _argument(field: Field[Any], kind: Any) -> dict[str, Any]:
+    """What argparse must know of a field besides its name and help."""
+    factory = field.default_factory
+    default: Any = field.default if factory is MISSING else factory()
     if kind is bool:
-        return {"action": argparse.BooleanOptionalAction, "default": given, "help": text}
-    if kind == list[str]:  # left out, it is the config's own
-        without = {"default": argparse.SUPPRESS, "required": given is MISSING}
-        return {"action": "append", "help": text, **without}
+        return {"action": argparse.BooleanOptionalAction, "default": default}
+    if kind == list[str]:  # argparse would append to a default: left out, the config has its own
+        return {"action": "append", "default": argparse.SUPPRESS, "required": default is MISSING}
     if kind in (list[int], list[int] | None):
-        shown = given and ",".join(map(str, given))
-        return {"type": whole_numbers, "default": shown, "help": text}
-    if field.name in CHECKED:
-        return {"type": CHECKED[field.name], "default": given, "help": text}
-    return {"type": kind if kind in (int, float) else str, "default": given, "help": text}
+        return {"type": whole_numbers, "default": default and ",".join(map(str, default))}
+    if field.name in CHECKED_FLAGS:
+        return {"type": CHECKED_FLAGS[field.name], "default": default}
+    return {"type": kind if kind in (int, float) else str, "default": default}
 
 
 def describe(config: Any, name: str) -> str:
-    """The docstring under a field, in one line."""
+    """The docstring under a field of a config, in one line as argparse takes it."""
     text = " ".join(get_attribute_docstring(config, name).docstring_below.split())
     return text.replace("``", "").replace("%", "%%")
 
 
+def config_from_flags(parsed: argparse.Namespace, config: Any) -> Any:
+    """A config dataclass from the flags of the same names."""
+    given = vars(parsed)
+    return config(**{f.name: given[f.name] for f in fields(config) if f.name in given})
+
+
 def add_model_flags(parser: argparse.ArgumentParser) -> None:
-    """``--device`` and ``--dtype`` of a command without a config; checked before work."""
+    """``--device`` and ``--dtype`` of a command without a config, in the words of the others."""
     from hsae_lens.evaluation.inputs import EvalConfig
 
-    for name, check in CHECKED.items():
-        text = describe(EvalConfig, name)
-        default = EvalConfig.__dataclass_fields__[name].default
-        parser.add_argument(f"--{name}", type=check, default=default, help=text)
+    others = {field.name for field in fields(EvalConfig)} - CHECKED_FLAGS.keys()
+    add_flags(parser, EvalConfig, *others)
 
 
 def whole_numbers(text: str) -> list[int]:
@@ -96,21 +103,16 @@ def whole_numbers(text: str) -> list[int]:
     return numbers
 
 
-def device(text: str) -> str:
-    """The name of a device that this machine has, for argparse."""
-    from hsae_lens.models.devices import model_device
-
-    return _asking(model_device, text)
+def _device(text: str) -> str:
+    return _checked(model_device, text)
 
 
-def dtype(text: str) -> str:
-    """The name of a number format, for argparse."""
-    from hsae_lens.models.devices import AUTO, model_dtype
-
-    return text if text == AUTO else _asking(model_dtype, text)  # auto measures: not yet
+def _dtype(text: str) -> str:
+    return text if text == AUTO else _checked(model_dtype, text)  # auto measures: not yet
 
 
-def _asking(check: Callable[[str], Any], text: str) -> str:
+def _checked(check: Callable[[str], Any], text: str) -> str:
+    """The text itself, if the check takes it; else its error in argparse's words."""
     try:
         check(text)
     except ValueError as error:
@@ -118,11 +120,5 @@ def _asking(check: Callable[[str], Any], text: str) -> str:
     return text
 
 
-CHECKED: dict[str, Callable[[str], str]] = {"device": device, "dtype": dtype}
-"""Flags that are the same for every command, and what argparse checks them with."""
-
-
-def config_from_flags(parsed: argparse.Namespace, config: Any) -> Any:
-    """A config dataclass from the flags of the same names."""
-    given = vars(parsed)
-    return config(**{f.name: given[f.name] for f in fields(config) if f.name in given})
+CHECKED_FLAGS: dict[str, Callable[[str], str]] = {"device": _device, "dtype": _dtype}
+"""Flags that are the same for every command and refused before anything is opened."""

@@ -3,10 +3,35 @@
 from __future__ import annotations
 
 import argparse
+import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from hsae_lens.cli.flags import add_command, add_flags, config_from_flags
+
+TRAIN_USAGE = """\
+usage: hsae train [--recipe NAME_or_file.yaml] [--model_dtype auto|float32|bfloat16|float16]
+                  [any flag of SAELens' training command]
+
+The default architecture is hierarchical_topk. --model_name also takes a local Hugging Face folder
+or smollm2-135m; --dataset_path also takes a local .txt, .md, .jsonl, .json, .parquet or .csv file,
+a folder of them, or a data set saved to disk. A recipe gives values for flags, null for none; flags
+on the command line win.
+
+--dtype is SAELens': the type of the activations. The language model's own is --model_dtype. Models
+that only hsae opens (local folders, smollm2-135m) are by default in "auto", bfloat16 where this
+machine multiplies it faster than float32; those SAELens opens are in its default.
+
+recipes in the package: {recipes}
+
+example:
+  hsae train --model_name smollm2-135m --hook_name blocks.15.hook_resid_post --d_in 576 \\
+    --d_sae 4608 -k 64 --dataset_path my_text.txt --is_dataset_tokenized false \\
+    --training_tokens 1000000 --log_to_wandb false --output_path runs/mine
+
+SAELens' flags:
+"""
 
 
 def add_training(commands: Any) -> None:
@@ -35,11 +60,22 @@ def add_training(commands: Any) -> None:
 def _demo(parsed: argparse.Namespace) -> None:
     from hsae_lens.training.demo import DemoConfig, run_demo
 
-    run_demo(config_from_flags(parsed, DemoConfig))
+    started, out = time.perf_counter(), Path(parsed.out)
+    table = run_demo(config_from_flags(parsed, DemoConfig))
+    shown = table.to_string(index=False, float_format=lambda value: f"{value:.3f}")
+    print(f"\n{shown}\n")
+    print(f"SAE      {out / 'sae'}   (SAE.load_from_disk after import hsae_lens)")
+    print(f"Control  {out / 'control'}")
+    print(f"Table    {out / 'frontier.csv'}")
+    print(f"Picture  {out / 'frontier.png'}")
+    print(f"Took {time.perf_counter() - started:.0f} s.")
 
 
-def train_with(arguments: Sequence[str]) -> None:
-    """``hsae train``: SAELens' own parser reads its flags."""
-    from hsae_lens.training.command import train
+def run_train(arguments: Sequence[str]) -> None:
+    """``hsae train``: SAELens' own parser reads its flags, and prints them below our usage."""
+    from hsae_lens.training.command import train_from_flags
+    from hsae_lens.training.recipe import recipe_names
 
-    train(arguments)
+    if not arguments or {"-h", "--help"} & set(arguments):
+        print(TRAIN_USAGE.format(recipes=", ".join(recipe_names())), flush=True)
+    train_from_flags(arguments)

@@ -22,7 +22,7 @@ POSITIONS = ("hook_name", "seqpos_slice", "max_norm")
 TOKENIZED = "The 3 snakes' café cost $4.50,\n\tdidn't it?  def f(x): return x**2  # 漢字 🎉"
 
 
-def fingerprint(sae: SAE[Any]) -> str:
+def sae_fingerprint(sae: SAE[Any]) -> str:
     """Of everything that decides an SAE's code at a given budget: weights, config, positions."""
     config = sae.cfg.to_dict()
     metadata = sae.cfg.metadata
@@ -50,13 +50,13 @@ def model_fingerprint(model: Any, tokenizer: Any = None) -> str:
     tokenizer = tokenizer or model.tokenizer
     template = getattr(tokenizer, "chat_template", None)
     sampled = (
-        (f"{name} {tuple(weight.shape)} {weight.dtype}", _evenly(weight))
+        (f"{name} {tuple(weight.shape)} {weight.dtype}", _evenly_spaced(weight))
         for name, weight in model.named_parameters()
     )
     return _digest(sampled, settings, template, tokenizer(TOKENIZED)["input_ids"])
 
 
-def _evenly(weight: torch.Tensor) -> torch.Tensor:
+def _evenly_spaced(weight: torch.Tensor) -> torch.Tensor:
     flat = weight.detach().reshape(-1)
     return flat[:: max(1, -(-len(flat) // SAMPLE))]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import torch
 from sae_lens import SAE
 
 from hsae_lens.evaluation.frontier.sums import check_bootstrap
+from hsae_lens.evaluation.frontier.token_errors import TokenErrors, token_errors
 from hsae_lens.models.devices import AUTO, model_device, model_dtype
 from hsae_lens.models.hooked_model import HookedModel
 from hsae_lens.models.opening import model_name_of, open_model_of
@@ -77,47 +79,30 @@ def check_eval_settings(cfg: EvalConfig) -> None:
 class EvalInputs:
     """What an evaluation works on. The last of ``saes`` is a random control, if there is one."""
 
+    cfg: EvalConfig
     saes: dict[str, SAE[Any]]
     model: HookedModel
     model_name: str
     tokens: torch.Tensor
     documents: torch.Tensor
-    activations: tuple[torch.Tensor, torch.Tensor]  # of the tokens that count, and their sequences
-    budgets: list[int] | None
-
-    @classmethod
-    def by(cls, cfg: EvalConfig) -> EvalInputs:
-        """Opens the SAEs, the model and the text; see :class:`EvalConfig`.
-
-        Raises:
-            ValueError, FileNotFoundError: as :func:`run_eval`, before the model is opened.
-        """
-        check_eval_settings(cfg)
-        saes = {name: open_sae(name, cfg.device, "float32") for name in cfg.saes}
-        check_same_hook(saes)
-        for name, sae in saes.items():
-            budgets_of(sae, cfg.budgets, name)
-        first = next(iter(saes.values()))
-        model = open_model_of(first, cfg.model, cfg.device, cfg.dtype)
-        context = first.cfg.metadata.context_size
-        tokens, documents = sample_tokens(cfg.text, model.tokenizer, context, cfg.tokens)
-        activations = masked_activations(first, model, tokens, cfg.batch_size or None)
-        if isinstance(first, HierarchicalTopKSAE):
-            saes[RANDOM_DECODER] = random_decoder(first, activations[0][:2048])
-        return cls(
-            saes,
-            model,
-            str(cfg.model or model_name_of(first)),
-            tokens,
-            documents,
-            activations,
-            cfg.budgets,
-        )
+    activations: torch.Tensor  # of the tokens that count
+    sequences: torch.Tensor  # which sequence each of these is of
 
     @property
     def first(self) -> SAE[Any]:
         """The SAE a report is about."""
         return next(iter(self.saes.values()))
+
+    @property
+    def first_hierarchical(self) -> HierarchicalTopKSAE:
+        """The same SAE, for what only a hierarchical one is asked."""
+        assert isinstance(self.first, HierarchicalTopKSAE)
+        return self.first
+
+    @cached_property
+    def errors(self) -> TokenErrors:
+        """Its error on each token at every budget: several tables are made from it."""
+        return token_errors(self.first_hierarchical, self.activations)
 
     @property
     def hook_name(self) -> str:
@@ -126,3 +111,25 @@ class EvalInputs:
     def hierarchical(self) -> dict[str, HierarchicalTopKSAE]:
         """The hierarchical ones among the SAEs, the control included."""
         return {n: s for n, s in self.saes.items() if isinstance(s, HierarchicalTopKSAE)}
+
+
+def open_inputs(cfg: EvalConfig) -> EvalInputs:
+    """Opens the SAEs, the model and the text; see :class:`EvalConfig`.
+
+    Raises:
+        ValueError, FileNotFoundError: as :func:`run_eval`, before the model is opened.
+    """
+    check_eval_settings(cfg)
+    saes = {name: open_sae(name, cfg.device, "float32") for name in cfg.saes}
+    check_same_hook(saes)
+    for name, sae in saes.items():
+        budgets_of(sae, cfg.budgets, name)
+    first = next(iter(saes.values()))
+    model = open_model_of(first, cfg.model, cfg.device, cfg.dtype)
+    context = first.cfg.metadata.context_size
+    tokens, documents = sample_tokens(cfg.text, model.tokenizer, context, cfg.tokens)
+    activations, sequences = masked_activations(first, model, tokens, cfg.batch_size or None)
+    if isinstance(first, HierarchicalTopKSAE):
+        saes[RANDOM_DECODER] = random_decoder(first, activations[:2048])
+    model_name = str(cfg.model or model_name_of(first))
+    return EvalInputs(cfg, saes, model, model_name, tokens, documents, activations, sequences)

@@ -1,4 +1,8 @@
-"""Folders of ``hsae eval`` in, one self-contained HTML page out. It computes nothing new."""
+"""Folders of ``hsae eval`` in, one self-contained HTML page out. It computes nothing new.
+
+Below, a function writes each section, in the order of the page; ``SECTIONS``, at the end, lists
+them. The script of the section that follows a token is ``explorer.js``.
+"""
 
 from __future__ import annotations
 
@@ -10,8 +14,9 @@ from pathlib import Path
 
 import pandas as pd
 
+from hsae_lens._util.columns import LABELS, QUALITIES
 from hsae_lens._util.html import definitions_html, table_html, write_page
-from hsae_lens.evaluation.frontier.advice import QUALITIES, Advice, advise
+from hsae_lens.evaluation.frontier.advice import Advice, advise
 from hsae_lens.evaluation.plots import (
     adaptive_svg,
     frontier_svg,
@@ -20,10 +25,10 @@ from hsae_lens.evaluation.plots import (
     tasks_svg,
     worth_svg,
 )
-from hsae_lens.evaluation.run_folder import EvalRun, read_run
+from hsae_lens.evaluation.run_folder import EvalRun, RunFolder
 
-SHOWN = ["sae", "k", "l0", "explained_variance", "adds", "mse", "cosine", "ce_score", "ce_with_sae",
-         "kl", "dead", "dense"]  # fmt: skip
+FRONTIER_SHOWN = ["sae", "k", "l0", "explained_variance", "adds", "mse", "cosine", "ce_score",
+                  "ce_with_sae", "kl", "dead", "dense"]  # fmt: skip
 
 
 def write_report(folders: Sequence[str | Path], out: str | Path) -> Path:
@@ -32,14 +37,14 @@ def write_report(folders: Sequence[str | Path], out: str | Path) -> Path:
     Raises:
         FileNotFoundError, ValueError: if a folder is not a whole run; which file, and the mend.
     """
-    runs = [read_run(folder) for folder in folders]
+    runs = [RunFolder(folder).read() for folder in folders]
     title = f"Sparse autoencoders of {', '.join(dict.fromkeys(r.facts['model'] for r in runs))}"
     explorer = resources.files("hsae_lens.evaluation").joinpath("explorer.js")
-    body = "\n".join(_chapter(run) for run in runs)
+    body = "\n".join(_page_of_run(run) for run in runs)
     return write_page(title, body, out, explorer.read_text(encoding="utf-8"))
 
 
-def _chapter(run: EvalRun) -> str:
+def _page_of_run(run: EvalRun) -> str:
     return "\n".join(section(run) for section in SECTIONS)
 
 
@@ -50,7 +55,7 @@ def _summary(run: EvalRun) -> str:
         advice, line = _advice(mine, of)
         lines.append(line)
     if advice and {"ce_score", "ce_clean", "ce_with_sae", "ce_ablated"} <= set(mine):
-        lines += _cost(run, mine, advice.k)
+        lines += _cost_of_budget(run, mine, advice.k)
     items = "".join(f"<li>{line}</li>" for line in lines)
     return f"<h1>{escape(run.about)}</h1>\n<h2>In short</h2>\n<ul>{items}</ul>"
 
@@ -80,11 +85,11 @@ def _advice(mine: pd.DataFrame, of: str) -> tuple[Advice | None, str]:
     except ValueError as error:
         return None, escape(str(error))
     if advice.beware:
-        return None, f"No advice by the {QUALITIES[of]}: {escape(advice.beware)}"
-    return advice, f"To keep 95% of the {QUALITIES[of]}: <b>{escape(str(advice))}</b>"
+        return None, f"No advice by the {LABELS[of]}: {escape(advice.beware)}"
+    return advice, f"To keep 95% of the {LABELS[of]}: <b>{escape(str(advice))}</b>"
 
 
-def _cost(run: EvalRun, mine: pd.DataFrame, k: int) -> list[str]:
+def _cost_of_budget(run: EvalRun, mine: pd.DataFrame, k: int) -> list[str]:
     """What a budget costs, here and with the other SAEs."""
     row = mine[mine["k"] == k].iloc[0]
     lines = [
@@ -104,7 +109,7 @@ def _cost(run: EvalRun, mine: pd.DataFrame, k: int) -> list[str]:
 
 def _quality(run: EvalRun) -> str:
     figures = "".join(frontier_svg(run.frontier, of) for of in QUALITIES if of in run.frontier)
-    shown = run.frontier[[column for column in SHOWN if column in run.frontier]]
+    shown = run.frontier[[column for column in FRONTIER_SHOWN if column in run.frontier]]
     bands = " Bands are two standard errors." if "explained_variance_se" in run.frontier else ""
     return (
         "<h2>Quality at every budget</h2>"
@@ -139,7 +144,24 @@ def _behaviour(run: EvalRun) -> str:
     )
 
 
-def _order(run: EvalRun) -> str:
+def _explorer(run: EvalRun) -> str:
+    if not run.examples:
+        return ""
+    # No "<" inside the script element: it could end it, or begin a comment in it.
+    data = json.dumps(run.examples, allow_nan=False).replace("<", "\\u003c")
+    return (
+        "<h2>Follow a token latent by latent</h2>"
+        "<p>Move the budget and choose a token. The bluer a token, the more of its activation is "
+        "explained; grey ones are left as they are.</p>"
+        '<div class="explorer"><div class="texts"></div>'
+        '<label>Budget <input class="slider" type="range" min="0" step="1" value="0">'
+        '<output class="shown"></output></label>'
+        '<div class="tokens"></div><div class="detail"></div>'
+        f'<script type="application/json">{data}</script></div>'
+    )
+
+
+def _worth_of_latents(run: EvalRun) -> str:
     if "curve" not in run.tables:
         return ""
     curve = run.tables["curve"]
@@ -167,7 +189,7 @@ def _order(run: EvalRun) -> str:
     return f'<h2>What each latent is worth</h2><p>{text}</p><div class="figures">{figures}</div>'
 
 
-def _adaptive(run: EvalRun) -> str:
+def _adaptive_budgets(run: EvalRun) -> str:
     if "adaptive" not in run.tables:
         return ""
     table = run.tables["adaptive"]
@@ -180,7 +202,7 @@ def _adaptive(run: EvalRun) -> str:
     )
 
 
-def _meaning(run: EvalRun) -> str:
+def _autointerp(run: EvalRun) -> str:
     if "interpretation" not in run.tables:
         return ""
     table = run.tables["interpretation"]
@@ -242,24 +264,7 @@ def _absorption(run: EvalRun) -> str:
     )
 
 
-def _explorer(run: EvalRun) -> str:
-    if not run.examples:
-        return ""
-    # No "<" inside the script element: it could end it, or begin a comment in it.
-    data = json.dumps(run.examples, allow_nan=False).replace("<", "\\u003c")
-    return (
-        "<h2>Follow a token latent by latent</h2>"
-        "<p>Move the budget and choose a token. The bluer a token, the more of its activation is "
-        "explained; grey ones are left as they are.</p>"
-        '<div class="explorer"><div class="texts"></div>'
-        '<label>Budget <input class="slider" type="range" min="0" step="1" value="0">'
-        '<output class="shown"></output></label>'
-        '<div class="tokens"></div><div class="detail"></div>'
-        f'<script type="application/json">{data}</script></div>'
-    )
-
-
-def _how(run: EvalRun) -> str:
+def _how_made(run: EvalRun) -> str:
     facts = run.facts
     settings = {k: v for k, v in facts["settings"].items() if v is not None}
     notes = [
@@ -286,11 +291,11 @@ SECTIONS = (
     _quality,
     _behaviour,
     _explorer,
-    _order,
-    _adaptive,
-    _meaning,
+    _worth_of_latents,
+    _adaptive_budgets,
+    _autointerp,
     _probing,
     _absorption,
-    _how,
+    _how_made,
 )
 """In the order of the page; each gives HTML, or nothing where the run has no such table."""

@@ -9,6 +9,7 @@ from typing import Any
 import pandas as pd
 from matplotlib.figure import Figure
 
+from hsae_lens._util.columns import QUALITIES, axis_label
 from hsae_lens._util.figures import (
     BUDGET_AXIS,
     COLOURS,
@@ -19,8 +20,6 @@ from hsae_lens._util.figures import (
     plain_text,
     save_png,
 )
-
-QUALITIES = {"explained_variance": "Explained variance", "ce_score": "Cross-entropy recovered"}
 
 
 def plot_frontier(table: pd.DataFrame, path: str | Path, title: str) -> Path:
@@ -35,7 +34,7 @@ def plot_frontier(table: pd.DataFrame, path: str | Path, title: str) -> Path:
     figure = Figure(figsize=(10, 4.2), layout="constrained")
     figure.suptitle(plain_text(title, 100), fontsize=12)
     for axes, quality in zip(figure.subplots(1, 2), QUALITIES, strict=True):
-        _frontier(axes, table, quality)
+        _draw_frontier(axes, table, quality)
     legend_below(figure)
     save_png(figure, path)
     return path
@@ -44,7 +43,7 @@ def plot_frontier(table: pd.DataFrame, path: str | Path, title: str) -> Path:
 def frontier_svg(table: pd.DataFrame, quality: str) -> str:
     """One panel of :func:`plot_frontier` as SVG for a page."""
     figure, axes = panel()
-    _frontier(axes, table, quality)
+    _draw_frontier(axes, table, quality)
     legend_below(figure)
     return figure_svg(figure)
 
@@ -56,7 +55,7 @@ def worth_svg(curve: pd.DataFrame) -> str:
     axes.plot(rows["k"], rows["adds"], color=COLOURS[0])
     # Symmetric, so that latents which add nothing, or harm, are seen.
     axes.set_yscale("symlog", linthresh=1e-4)
-    finish_axes(axes, "Rank of the latent", "Explained variance it adds", rows["k"].max())
+    finish_axes(axes, "Rank of the latent", axis_label("adds"), rows["k"].max())
     return figure_svg(figure)
 
 
@@ -72,7 +71,7 @@ def adaptive_svg(table: pd.DataFrame) -> str:
         rows = rows.sort_values("l0")
         label = names.get(str(rule), plain_text(rule))
         axes.plot(rows["l0"], rows["explained_variance"], "o-", color=colour, label=label)
-    finish_axes(axes, "Mean latents per token", "Explained variance", table["l0"].max())
+    finish_axes(axes, axis_label("l0"), axis_label("explained_variance"), table["l0"].max())
     legend_below(figure)
     return figure_svg(figure)
 
@@ -84,7 +83,7 @@ def stability_svg(table: pd.DataFrame) -> str:
         table["k"], table["agreement"], "o-", color=COLOURS[0], label="same token, noise added"
     )
     axes.plot(table["k"], table["shuffled"], "o-", color="#777777", label="unrelated tokens")
-    finish_axes(axes, "First k latents", "Share in common", table["k"].max())
+    finish_axes(axes, "First k latents", axis_label("agreement"), table["k"].max())
     axes.set_ylim(0, 1.03)
     legend_below(figure)
     return figure_svg(figure)
@@ -98,7 +97,7 @@ def tasks_svg(table: pd.DataFrame) -> str:
     ):
         name = plain_text(str(task).replace("_", " "))
         axes.plot(rows["k"], rows["logit_retention"], "o-", color=colour, label=name)
-    finish_axes(axes, BUDGET_AXIS, "Share of the preference kept", table["k"].max())
+    finish_axes(axes, BUDGET_AXIS, axis_label("logit_retention"), table["k"].max())
     axes.axhline(1, color="#777777", linewidth=1)
     figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=2,
                   frameon=False)  # fmt: skip
@@ -114,18 +113,14 @@ def probing_svg(table: pd.DataFrame, size: int) -> str:
     ):
         means = mine.groupby("k")["test_auc"].mean()
         axes.plot(means.index, means.to_numpy(), "o-", color=colour, label=plain_text(name))
-    finish_axes(
-        axes,
-        BUDGET_AXIS,
-        f"Test AUC of probes on {size} latent{'s' if size > 1 else ''}",
-        rows["k"].max(),
-    )
+    label = f"{axis_label('test_auc')} of probes on {size} latent{'s' if size > 1 else ''}"
+    finish_axes(axes, BUDGET_AXIS, label, rows["k"].max())
     axes.axhline(0.5, color="#777777", linewidth=1)
     legend_below(figure)
     return figure_svg(figure)
 
 
-def _frontier(axes: Any, table: pd.DataFrame, quality: str) -> None:
+def _draw_frontier(axes: Any, table: pd.DataFrame, quality: str) -> None:
     for colour, (name, rows) in zip(
         itertools.cycle(COLOURS), table.groupby("sae", sort=False), strict=False
     ):
@@ -133,5 +128,5 @@ def _frontier(axes: Any, table: pd.DataFrame, quality: str) -> None:
         if (error := f"{quality}_se") in rows:
             low, high = (rows[quality] + sign * 2 * rows[error] for sign in (-1, 1))
             axes.fill_between(rows["k"], low, high, color=colour, alpha=0.15, linewidth=0)
-    finish_axes(axes, BUDGET_AXIS, QUALITIES[quality], table["k"].max())
+    finish_axes(axes, BUDGET_AXIS, axis_label(quality), table["k"].max())
     axes.set_ylim(min(0.0, table[quality].min() - 0.03), 1.03)

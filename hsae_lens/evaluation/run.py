@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Sequence
-from dataclasses import asdict, replace
-from pathlib import Path
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import pandas as pd
@@ -14,15 +13,16 @@ import torch
 
 from hsae_lens._util.atomic_files import replacing_files, write_json
 from hsae_lens._util.columns import stamp
-from hsae_lens._util.tables import by_sae, write_csv
+from hsae_lens._util.tables import by_sae
 from hsae_lens._util.version import __version__
 from hsae_lens.evaluation.frontier.adaptive import adaptive_frontier
 from hsae_lens.evaluation.frontier.evaluate import evaluate_saes
 from hsae_lens.evaluation.frontier.sums import FEWEST_GROUPS
-from hsae_lens.evaluation.frontier.token_errors import explained_variance_curve, token_errors
-from hsae_lens.evaluation.inputs import EvalConfig, EvalInputs
+from hsae_lens.evaluation.frontier.token_errors import explained_variance_curve
+from hsae_lens.evaluation.inputs import EvalConfig, EvalInputs, open_inputs
 from hsae_lens.evaluation.latents.walkthrough import token_walkthroughs
 from hsae_lens.evaluation.plots import plot_frontier
+from hsae_lens.evaluation.run_folder import TABLES, RunFolder
 from hsae_lens.evaluation.stability import contribution_stability, noise_stability
 from hsae_lens.evaluation.tasks.behaviour import evaluate_tasks
 from hsae_lens.evaluation.tasks.templates import TASKS, make_task
@@ -32,9 +32,7 @@ from hsae_lens.sae.inference import HierarchicalTopKSAE
 
 logger = logging.getLogger(__name__)
 
-EVAL_FILES = ("run.json", "frontier.csv", "frontier.png", "tasks.csv", "curve.csv", "adaptive.csv",
-           "stability.csv", "contributions.csv", "examples.json", "probing.csv",
-           "interpretation.csv", "absorption.csv")  # fmt: skip
+ERROR_TARGETS = (0.3, 0.2, 0.1)  # unexplained shares, for budgets that differ from token to token
 
 
 def run_eval(cfg: EvalConfig) -> pd.DataFrame:
@@ -43,40 +41,37 @@ def run_eval(cfg: EvalConfig) -> pd.DataFrame:
     Every SAE is judged on the same tokens: the positions and norms that the first one was trained
     on. Text is taken evenly from all of the documents.
 
-    Leaves ``frontier.csv`` (a row per SAE and budget, :func:`evaluate_budgets`' columns),
-    ``frontier.png``, ``tasks.csv`` (:func:`evaluate_tasks`), ``run.json`` (how all this was made)
-    and, of the first SAE if it is hierarchical, ``curve.csv``, ``adaptive.csv``,
-    ``stability.csv``, ``contributions.csv`` and ``examples.json``. They appear together at the end:
-    what is refused or interrupted leaves ``out`` as it was, and what an earlier evaluation left
-    beside these is set aside (:func:`replacing_files`).
+    Leaves what :data:`STEPS` make, ``frontier.png`` and ``run.json`` (how all this was made) in a
+    :class:`RunFolder`. They appear together at the end: what is refused or interrupted leaves
+    ``out`` as it was, and what an earlier evaluation left beside these is set aside
+    (:func:`replacing_files`).
+
+    Returns:
+        The frontier: a row per SAE and budget, :func:`evaluate_budgets`' columns.
 
     Raises:
         ValueError: for settings or SAEs that cannot be judged (together), before any work.
         FileNotFoundError: if there is no such SAE or text.
     """
     started = time.perf_counter()
-    opened = EvalInputs.by(cfg)
-    with replacing_files(cfg.out, EVAL_FILES) as fresh:
-        frontier = _frontier(opened, cfg)
-        write_csv(frontier, fresh / "frontier.csv")
-        title = f"{opened.hook_name} of {opened.model_name}"
-        plot_frontier(frontier, fresh / "frontier.png", title)
-        if solved := _tasks(opened, cfg):
-            keep_table(solved, fresh / "tasks.csv")
-        if isinstance(opened.first, HierarchicalTopKSAE):
-            _write_order(opened, opened.first, fresh)
-            examples = opened.tokens[: cfg.examples, :64]
-            write_json(
-                token_walkthroughs(opened.first, opened.model, examples), fresh / "examples.json"
-            )
+    opened = open_inputs(cfg)
+    logger.info("Evaluating %s on %s tokens.", ", ".join(opened.saes), f"{opened.tokens.numel():,}")
+    hierarchical = isinstance(opened.first, HierarchicalTopKSAE)
+    with replacing_files(cfg.out, RunFolder(cfg.out).owned) as fresh:
+        run = RunFolder(fresh)
+        made = {s.leaves: s.make(opened) for s in STEPS if hierarchical or not s.of_the_order}
+        for name, content in made.items():
+            if content is not None:
+                run.write(name, content)
+        plot_frontier(made["frontier"], run.picture, f"{opened.hook_name} of {opened.model_name}")
         seconds = time.perf_counter() - started
-        write_json(_facts(opened, cfg, seconds), fresh / "run.json")
-    print(f"Wrote {cfg.out} in {seconds:.0f} s.")
-    return frontier
+        write_json(_facts(opened, seconds), run.facts)
+    logger.info("Wrote %s in %.0f s.", cfg.out, seconds)
+    return made["frontier"]
 
 
-def _frontier(opened: EvalInputs, cfg: EvalConfig) -> pd.DataFrame:
-    n_documents, bootstrap = len(opened.documents.unique()), cfg.bootstrap
+def _frontier(opened: EvalInputs) -> pd.DataFrame:
+    n_documents, bootstrap = len(opened.documents.unique()), opened.cfg.bootstrap
     if bootstrap and n_documents < FEWEST_GROUPS:
         logger.warning(
             "Left out: standard errors, which are over documents. The text has %d here and they "
@@ -85,21 +80,20 @@ def _frontier(opened: EvalInputs, cfg: EvalConfig) -> pd.DataFrame:
             FEWEST_GROUPS,
         )
         bootstrap = 0
-    print(f"Evaluating {', '.join(opened.saes)} on {opened.tokens.numel():,} tokens.")
     return evaluate_saes(
         opened.saes,
         opened.model,
         opened.tokens,
-        opened.budgets,
+        opened.cfg.budgets,
         bootstrap=bootstrap,
         documents=opened.documents,
-        batch_size=cfg.batch_size or None,
+        batch_size=opened.cfg.batch_size or None,
     )
 
 
-def _tasks(opened: EvalInputs, cfg: EvalConfig) -> list[pd.DataFrame]:
+def _tasks(opened: EvalInputs) -> pd.DataFrame | None:
     """Every task that can be posed here, for each SAE; the others are said."""
-    mask, tables = TokenMask.from_sae(opened.first, opened.model), []
+    cfg, mask, tables = opened.cfg, TokenMask.from_sae(opened.first, opened.model), []
     for name in TASKS if cfg.tasks else ():
         try:
             task = make_task(name, opened.model.tokenizer, cfg.tasks)
@@ -108,34 +102,78 @@ def _tasks(opened: EvalInputs, cfg: EvalConfig) -> list[pd.DataFrame]:
                     sae,
                     opened.model,
                     [task],
-                    opened.budgets,
+                    cfg.budgets,
                     mask=mask,
                     batch_size=cfg.batch_size or None,
                 )
                 tables.append(table.assign(sae=label))
         except ValueError as error:
             logger.warning("Left out: %s", error)
-    return tables
+    return by_sae(tables) if tables else None
 
 
-def _write_order(opened: EvalInputs, sae: HierarchicalTopKSAE, folder: Path) -> None:
-    """Tables about the order of a hierarchical SAE's latents."""
-    x, sequences = opened.activations
-    errors = token_errors(sae, x)
-    targets = (0.3, 0.2, 0.1)
-    write_csv(explained_variance_curve(sae, x, errors=errors), folder / "curve.csv")
-    adaptive = adaptive_frontier(sae, x, error_targets=targets, errors=errors)
-    write_csv(adaptive, folder / "adaptive.csv")
-    write_csv(noise_stability(sae, x), folder / "stability.csv")
+def _curve(opened: EvalInputs) -> pd.DataFrame:
+    return explained_variance_curve(
+        opened.first_hierarchical, opened.activations, errors=opened.errors
+    )
+
+
+def _adaptive(opened: EvalInputs) -> pd.DataFrame:
+    return adaptive_frontier(
+        opened.first_hierarchical,
+        opened.activations,
+        error_targets=ERROR_TARGETS,
+        errors=opened.errors,
+    )
+
+
+def _stability(opened: EvalInputs) -> pd.DataFrame:
+    return noise_stability(opened.first_hierarchical, opened.activations)
+
+
+def _contributions(opened: EvalInputs) -> pd.DataFrame | None:
+    documents = opened.documents[opened.sequences]
     try:
-        worth = contribution_stability(sae, x, opened.documents[sequences], errors)
-        write_csv(worth, folder / "contributions.csv")
+        return contribution_stability(
+            opened.first_hierarchical, opened.activations, documents, opened.errors
+        )
     except ValueError as error:  # too little text for two halves: the rest stands
         logger.warning("Left out: %s", error)
+        return None
 
 
-def _facts(opened: EvalInputs, cfg: EvalConfig, seconds: float) -> dict[str, Any]:
-    first = opened.first
+def _examples(opened: EvalInputs) -> list[dict[str, Any]]:
+    tokens = opened.tokens[: opened.cfg.examples, :64]
+    return token_walkthroughs(opened.first_hierarchical, opened.model, tokens)
+
+
+@dataclass(frozen=True)
+class Step:
+    """A part of an evaluation.
+
+    leaves: the name of its table, or ``examples``.  make: gives it, or None where that cannot be.
+    of_the_order: whether it is about the order of latents, which only a hierarchical SAE has.
+    """
+
+    leaves: str
+    make: Callable[[EvalInputs], Any]
+    of_the_order: bool = False
+
+
+STEPS = (
+    Step("frontier", _frontier),
+    Step("tasks", _tasks),
+    Step("curve", _curve, of_the_order=True),
+    Step("adaptive", _adaptive, of_the_order=True),
+    Step("stability", _stability, of_the_order=True),
+    Step("contributions", _contributions, of_the_order=True),
+    Step("examples", _examples, of_the_order=True),
+)
+"""In the order in which they run."""
+
+
+def _facts(opened: EvalInputs, seconds: float) -> dict[str, Any]:
+    first, cfg = opened.first, opened.cfg
     used = next(opened.model.parameters()).dtype  # what is added later opens it in the same
     return {
         "model": opened.model_name,
@@ -149,14 +187,5 @@ def _facts(opened: EvalInputs, cfg: EvalConfig, seconds: float) -> dict[str, Any
         "torch": torch.__version__,
         "seconds": round(seconds),
         "settings": asdict(replace(cfg, dtype=dtype_name(used))),
-        "definitions": stamp(
-            "frontier", "tasks", "curve", "adaptive", "stability", "contributions"
-        ),
+        "definitions": stamp(*(name for name, table in TABLES.items() if table.command == "eval")),
     }
-
-
-def keep_table(tables: Sequence[pd.DataFrame], path: Path) -> pd.DataFrame:
-    """Writes one table of all, the SAE's name first."""
-    table = by_sae(tables)
-    write_csv(table, path)
-    return table

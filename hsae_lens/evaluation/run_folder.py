@@ -1,4 +1,4 @@
-"""Reads folders of ``hsae eval``, and says which file of a half-finished or damaged one is bad."""
+"""The files of a run of ``hsae eval``: where each is, which command makes it, what it must hold."""
 
 from __future__ import annotations
 
@@ -15,9 +15,32 @@ import pandas as pd
 
 from hsae_lens._util.atomic_files import write_json
 from hsae_lens._util.columns import stamp
-from hsae_lens._util.tables import TEXT_COLUMNS, read_csv
+from hsae_lens._util.tables import TEXT_COLUMNS, by_sae, read_csv, write_csv
 from hsae_lens.evaluation.inputs import EvalConfig
 from hsae_lens.sae.controls import RANDOM_DECODER
+
+
+@dataclass(frozen=True)
+class RunTable:
+    """A table of a run. command: of ``hsae``, that makes it.  needed: what the page reads of it."""
+
+    command: str
+    needed: tuple[str, ...]
+
+
+TABLES = {
+    "frontier": RunTable("eval", ("sae", "k", "explained_variance")),
+    "tasks": RunTable("eval", ("sae", "task", "k", "accuracy", "model_accuracy", "logit_diff",
+                               "retention", "logit_retention")),
+    "curve": RunTable("eval", ("k", "adds")),
+    "adaptive": RunTable("eval", ("rule", "l0", "explained_variance", "fixed")),
+    "stability": RunTable("eval", ("k", "agreement", "shuffled")),
+    "contributions": RunTable("eval", ("latents", "rank_correlation", "shuffled")),
+    "probing": RunTable("probe", ("sae", "dataset", "k", "probe_size", "test_auc")),
+    "interpretation": RunTable("interpret", ("sae", "ranks", "latent", "detection", "fuzzing")),
+    "absorption": RunTable("absorb", ("sae", "absorption", "letters", "probe_accuracy")),
+}  # fmt: skip
+"""The tables of a run by name; each is in ``NAME.csv``."""
 
 RUN_FACTS: Mapping[str, Any] = {
     "model": str, "hook": str, "d_in": int, "d_sae": int, "k": int | None, "text": str,
@@ -25,23 +48,9 @@ RUN_FACTS: Mapping[str, Any] = {
 }  # fmt: skip
 """What ``run.json`` must say; ``definitions`` may be in it too."""
 
+EXAMPLE_PARTS = ("tokens", "judged", "explained", "latents", "budgets", "predictions")
+
 LARGEST = 2**40  # nobody has as many latents or budgets
-
-EXAMPLE = ("tokens", "judged", "explained", "latents", "budgets", "predictions")
-
-TABLES = {
-    "frontier": ("eval", ["sae", "k", "explained_variance"]),
-    "tasks": ("eval", ["sae", "task", "k", "accuracy", "model_accuracy", "logit_diff", "retention",
-                       "logit_retention"]),
-    "curve": ("eval", ["k", "adds"]),
-    "adaptive": ("eval", ["rule", "l0", "explained_variance", "fixed"]),
-    "stability": ("eval", ["k", "agreement", "shuffled"]),
-    "contributions": ("eval", ["latents", "rank_correlation", "shuffled"]),
-    "probing": ("probe", ["sae", "dataset", "k", "probe_size", "test_auc"]),
-    "interpretation": ("interpret", ["sae", "ranks", "latent", "detection", "fuzzing"]),
-    "absorption": ("absorb", ["sae", "absorption", "letters", "probe_accuracy"]),
-}  # fmt: skip
-"""Tables that the page shows: the command that makes each, and the columns that the page reads."""
 
 
 @dataclass(frozen=True)
@@ -64,88 +73,157 @@ class EvalRun:
         return RANDOM_DECODER in set(self.frontier["sae"])
 
 
-def is_run(folder: str | Path) -> bool:
-    """Whether ``hsae eval`` wrote this folder, all of it or not."""
-    return any((Path(folder) / name).exists() for name in ("run.json", "frontier.csv"))
+class RunFolder:
+    """A folder of ``hsae eval``, to write, read and add to.
 
-
-def read_run(folder: str | Path) -> EvalRun:
-    """Reads a folder of ``hsae eval``.
-
-    Raises:
-        FileNotFoundError: if it is not one, or did not get finished.
-        ValueError: if a file in it is damaged; which one, and the command that makes it again.
+    path: where it is.  facts: how the run was made.  picture: of the frontier.  examples: texts to
+    follow latent by latent.  answers: of a judge, which stay when the tables are made anew.
     """
-    folder = Path(folder)
-    for name in ("run.json", "frontier.csv"):
-        if not (folder / name).exists():
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self.facts = self.path / "run.json"
+        self.picture = self.path / "frontier.png"
+        self.examples = self.path / "examples.json"
+        self.answers = self.path / "judge.jsonl"
+
+    def table(self, name: str) -> Path:
+        """Where a table of :data:`TABLES` is."""
+        return self.path / f"{name}.csv"
+
+    def work(self, name: str) -> Path:
+        """The folder where the making of a table keeps its work, to go on if interrupted."""
+        return self.path / name
+
+    @property
+    def owned(self) -> list[str]:
+        """Names of the files that belong to one run, and not to the next in the same folder."""
+        files = (self.facts, self.picture, self.examples, *map(self.table, TABLES))
+        return [file.name for file in files]
+
+    def write(self, name: str, content: pd.DataFrame | list[dict[str, Any]]) -> None:
+        """Writes a table, or the ``examples``."""
+        if isinstance(content, pd.DataFrame):
+            write_csv(content, self.table(name))
+        else:
+            write_json(content, self.path / f"{name}.json")
+
+    def add(self, name: str, tables: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
+        """Writes one table of the SAEs' and stamps its definitions in ``run.json``.
+
+        Args:
+            tables: by the name of the SAE, which comes first in the table.
+        """
+        table = by_sae([one.assign(sae=sae) for sae, one in tables.items()])
+        self.write(name, table)
+        facts = json.loads(self.facts.read_text(encoding="utf-8"))
+        facts["definitions"] = facts.get("definitions", {}) | stamp(name)
+        write_json(facts, self.facts)
+        return table
+
+    def is_run(self) -> bool:
+        """Whether ``hsae eval`` wrote this folder, all of it or not."""
+        return self.facts.exists() or self.table("frontier").exists()
+
+    def read(self) -> EvalRun:
+        """All that is in the folder.
+
+        Raises:
+            FileNotFoundError: if it is not one of ``hsae eval``, or did not get finished.
+            ValueError: if a file in it is damaged; which one, and the command that makes it again.
+        """
+        if missing := self._missing():
             raise FileNotFoundError(
-                f"{folder} has no {name}, so `hsae eval` did not write it or not finish it. Run "
-                "`hsae eval` into it again."
+                f"{self.path} has no {missing[0]}, so `hsae eval` did not write it or not finish "
+                "it. Run `hsae eval` into it again."
             )
-    tables = {
-        name: _table(folder / f"{name}.csv", *about)
-        for name, about in TABLES.items()
-        if (folder / f"{name}.csv").exists()
-    }
-    examples = folder / "examples.json"
-    return EvalRun(
-        _facts(folder / "run.json"),
-        tables["frontier"],
-        tables,
-        _examples(examples) if examples.exists() else None,
-    )
+        tables = {
+            name: _read_table(self.table(name), about)
+            for name, about in TABLES.items()
+            if self.table(name).exists()
+        }
+        examples = _read_examples(self.examples) if self.examples.exists() else None
+        return EvalRun(_read_facts(self.facts), tables["frontier"], tables, examples)
+
+    def config(self) -> EvalConfig:
+        """How the run was made.
+
+        Raises:
+            FileNotFoundError: if `hsae eval` did not write the folder, or did not finish.
+            ValueError: if its ``run.json`` is damaged or another version's.
+        """
+        if missing := self._missing():
+            raise FileNotFoundError(
+                f"{self.path} has no {' and no '.join(missing)}: give a folder that `hsae eval` "
+                "finished."
+            )
+        try:
+            settings = json.loads(self.facts.read_text(encoding="utf-8"))["settings"]
+            if isinstance(settings["budgets"], str):  # an earlier version's
+                settings["budgets"] = [int(k) for k in settings["budgets"].split(",")]
+            cfg = EvalConfig(**settings)
+            _check_types(cfg)
+            return cfg
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(
+                f"{self.facts} is damaged or of another version ({error}): run `hsae eval` again."
+            ) from error
+
+    def _missing(self) -> list[str]:
+        """Which of the files that every run has are not there."""
+        return [file.name for file in (self.facts, self.table("frontier")) if not file.exists()]
 
 
-def _table(file: Path, command: str, needed: list[str]) -> pd.DataFrame:
+def _read_table(file: Path, about: RunTable) -> pd.DataFrame:
+    command, needed = about.command, about.needed
     try:
         table = read_csv(file)
     except ValueError as error:
-        raise ValueError(f"{error} {_mend(file, command)}") from error
+        raise ValueError(f"{error} {_how_to_mend(file, command)}") from error
     if missing := [column for column in needed if column not in table]:
-        raise _bad(file, f"lacks {', '.join(missing)}", command)
+        raise _damaged(file, f"lacks {', '.join(missing)}", command)
     if table.empty:
-        raise _bad(file, "has no rows", command)
+        raise _damaged(file, "has no rows", command)
     numbers = table[[column for column in table if column not in TEXT_COLUMNS]]
     if words := [str(column) for column in numbers if table[column].dtype.kind not in "iufb"]:
-        raise _bad(file, f"has words for numbers in {', '.join(words)}", command)
+        raise _damaged(file, f"has words for numbers in {', '.join(words)}", command)
     along = [c for c in ("k", "l0", "probe_size") if c in needed]  # what figures are drawn along
     within = table[along].ge(0) & table[along].lt(LARGEST)
     if np.isinf(numbers).any(axis=None) or not within.all(axis=None):
-        raise _bad(file, "has numbers that cannot be", command)
+        raise _damaged(file, "has numbers that cannot be", command)
     if "adds" in needed and not (table["k"] > 0).any():
-        raise _bad(file, "has no k above 0", command)
+        raise _damaged(file, "has no k above 0", command)
     return table
 
 
-def _facts(file: Path) -> dict[str, Any]:
-    facts = _json(file)
+def _read_facts(file: Path) -> dict[str, Any]:
+    facts = _read_json(file)
     if not isinstance(facts, dict):
-        raise _bad(file, "is damaged (it is no table of facts)", "eval")
+        raise _damaged(file, "is damaged (it is no table of facts)")
     wrong = [name for name, kind in RUN_FACTS.items() if not isinstance(facts.get(name), kind)]
     if wrong:
-        raise _bad(file, f"is damaged (it lacks {', '.join(wrong)}, or says it wrongly)", "eval")
+        raise _damaged(file, f"is damaged (it lacks {', '.join(wrong)}, or says it wrongly)")
     stamped = facts.get("definitions", {})
     if not isinstance(stamped, dict) or not all(
         isinstance(entry, dict) and {"version", "definition"} <= set(entry)
         for entry in stamped.values()
     ):
-        raise _bad(file, "is damaged (its definitions)", "eval")
+        raise _damaged(file, "is damaged (its definitions)")
     return facts
 
 
-def _examples(file: Path) -> list[dict[str, Any]]:
-    examples = _json(file)
+def _read_examples(file: Path) -> list[dict[str, Any]]:
+    examples = _read_json(file)
     if not isinstance(examples, list) or not all(
         isinstance(example, dict)
-        and all(isinstance(example.get(part), list) and example[part] for part in EXAMPLE)
+        and all(isinstance(example.get(part), list) and example[part] for part in EXAMPLE_PARTS)
         for example in examples
     ):
-        raise _bad(file, "is damaged (it is no list of examples)", "eval")
+        raise _damaged(file, "is damaged (it is no list of examples)")
     return examples
 
 
-def _json(file: Path) -> Any:
+def _read_json(file: Path) -> Any:
     """What a file says; null for numbers that JSON and the browser do not have."""
     try:
         return json.loads(
@@ -154,42 +232,17 @@ def _json(file: Path) -> Any:
             parse_float=lambda digits: x if math.isfinite(x := float(digits)) else None,
         )
     except (ValueError, RecursionError) as error:
-        raise _bad(file, f"is damaged ({error})", "eval") from error
+        raise _damaged(file, f"is damaged ({error})") from error
 
 
-def _bad(file: Path, why: str, command: str) -> ValueError:
-    return ValueError(f"{file} {why}. {_mend(file, command)}")
+def _damaged(file: Path, why: str, command: str = "eval") -> ValueError:
+    return ValueError(f"{file} {why}. {_how_to_mend(file, command)}")
 
 
-def _mend(file: Path, command: str) -> str:
+def _how_to_mend(file: Path, command: str) -> str:
     if command == "eval":
         return f"Run `hsae eval` into {file.parent} again."
     return f"Run `hsae {command} {file.parent}` again, or take the file out of the folder."
-
-
-def run_config(run: str | Path) -> EvalConfig:
-    """How a run's folder was made.
-
-    Raises:
-        FileNotFoundError: if `hsae eval` did not write it, or did not finish.
-        ValueError: if its ``run.json`` is damaged or another version's.
-    """
-    facts = Path(run) / "run.json"
-    if missing := [n for n in (facts.name, "frontier.csv") if not (Path(run) / n).exists()]:
-        raise FileNotFoundError(
-            f"{run} has no {' and no '.join(missing)}: give a folder that `hsae eval` finished."
-        )
-    try:
-        settings = json.loads(facts.read_text(encoding="utf-8"))["settings"]
-        if isinstance(settings["budgets"], str):  # an earlier version's
-            settings["budgets"] = [int(k) for k in settings["budgets"].split(",")]
-        cfg = EvalConfig(**settings)
-        _check_types(cfg)
-        return cfg
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(
-            f"{facts} is damaged or of another version ({error}): run `hsae eval` again."
-        ) from error
 
 
 def _check_types(cfg: EvalConfig) -> None:
@@ -201,11 +254,3 @@ def _check_types(cfg: EvalConfig) -> None:
             raise TypeError(f"{name} is {value!r}")
     if not all(isinstance(name, str) for name in cfg.saes):
         raise TypeError(f"saes are {cfg.saes}")
-
-
-def stamp_run(run: str | Path, name: str) -> None:
-    """Adds a table's definitions to the ``run.json`` beside it."""
-    file = Path(run) / "run.json"
-    facts = json.loads(file.read_text(encoding="utf-8"))
-    facts["definitions"] = facts.get("definitions", {}) | stamp(name)
-    write_json(facts, file)

@@ -45,7 +45,8 @@ def noise_stability(
     generator = torch.Generator().manual_seed(seed)
     direction = torch.randn(x.shape, generator=generator).to(x)
     direction *= (x - x.mean(0)).norm(dim=-1, keepdim=True) / direction.norm(dim=-1, keepdim=True)
-    return _agreement(_latents(sae, x), _latents(sae, x + noise * direction), budgets)
+    noisy = x + noise * direction
+    return _agreement(_ordered_latents(sae, x), _ordered_latents(sae, noisy), budgets)
 
 
 @torch.no_grad()
@@ -63,7 +64,7 @@ def paraphrase_stability(
     """
     if activations.shape != others.shape:
         raise ValueError(f"Need two equal shapes, got {activations.shape} and {others.shape}.")
-    return _agreement(_latents(sae, activations), _latents(sae, others), budgets)
+    return _agreement(_ordered_latents(sae, activations), _ordered_latents(sae, others), budgets)
 
 
 @torch.no_grad()
@@ -94,14 +95,14 @@ def seed_stability(
         )
     mine, others = sae.W_dec.float().cpu(), other.W_dec.float().cpu()
     random = torch.randn(mine.shape, generator=torch.Generator().manual_seed(0))
-    to_mine, mcc = _match(others, mine)
-    _, chance = _match(random, mine)
-    theirs = _latents(other, activations)
+    to_mine, mcc = _match_one_to_one(others, mine)
+    _, chance = _match_one_to_one(random, mine)
+    theirs = _ordered_latents(other, activations)
     matched = torch.where(theirs >= 0, to_mine[theirs], -1)
-    return mcc, chance, _agreement(_latents(sae, activations), matched, budgets)
+    return mcc, chance, _agreement(_ordered_latents(sae, activations), matched, budgets)
 
 
-def _match(rows: torch.Tensor, to: torch.Tensor) -> tuple[torch.Tensor, float]:
+def _match_one_to_one(rows: torch.Tensor, to: torch.Tensor) -> tuple[torch.Tensor, float]:
     """Each row's partner among ``to``'s rows, one to one, and the pairs' mean absolute cosine."""
     normalize = torch.nn.functional.normalize
     cosines = (normalize(rows, dim=-1) @ normalize(to, dim=-1).T).abs()
@@ -136,7 +137,7 @@ def contribution_stability(
     squared, _ = errors or token_errors(sae, activations, progress=False)
     worth = (squared[:, :-1] - squared[:, 1:]).double()
     present, of_each = documents.unique(return_inverse=True)
-    indices = _latents(sae, activations)
+    indices = _ordered_latents(sae, activations)
     halves = []
     for half in (of_each % 2 == 0, of_each % 2 == 1):
         counts = torch.zeros(sae.cfg.d_sae, dtype=torch.float64)
@@ -165,7 +166,7 @@ def contribution_stability(
     )
 
 
-def _latents(sae: HierarchicalTopKSAE, activations: torch.Tensor) -> torch.Tensor:
+def _ordered_latents(sae: HierarchicalTopKSAE, activations: torch.Tensor) -> torch.Tensor:
     """The latents of each token in order ``[n, K]``, -1 where fewer than K are active."""
     codes = [sae.encode_joined(x) for x in activations.split(1024)]
     return torch.cat([torch.where(c.values > 0, c.indices, -1).cpu() for c in codes])
@@ -179,14 +180,14 @@ def _agreement(a: torch.Tensor, b: torch.Tensor, budgets: Sequence[int] | None) 
         rows.append(
             {
                 "k": k,
-                "agreement": _shared(mine, other),
-                "shuffled": _shared(mine, other.roll(len(other) // 2, 0)),
+                "agreement": _mean_share_in_common(mine, other),
+                "shuffled": _mean_share_in_common(mine, other.roll(len(other) // 2, 0)),
             }
         )
     return pd.DataFrame(rows)
 
 
-def _shared(a: torch.Tensor, b: torch.Tensor) -> float:
+def _mean_share_in_common(a: torch.Tensor, b: torch.Tensor) -> float:
     """Mean over rows of the share of a row's latents that are among the other's."""
     shares = []
     for x, y in zip(a.split(256), b.split(256), strict=True):

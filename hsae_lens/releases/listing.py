@@ -4,33 +4,32 @@ from __future__ import annotations
 
 from typing import Any
 
+from hsae_lens._util.columns import LABELS, QUALITIES
 from hsae_lens.objective.budgets import powers_of_two
 from hsae_lens.releases.hub_loader import config_at_hand
 from hsae_lens.releases.model_card import frontier_rows
 from hsae_lens.releases.table import RELEASES, Release
 
-LISTED = {"explained_variance": "explained variance", "ce_score": "cross-entropy recovered"}
-
 
 def list_releases() -> str:
     """One block per release; nothing is downloaded."""
-    return "\n\n".join(_release(release) for release in RELEASES.values()) or "No releases."
+    return "\n\n".join(_release_lines(release) for release in RELEASES.values()) or "No releases."
 
 
-def _release(release: Release) -> str:
+def _release_lines(release: Release) -> str:
     place = "folder" if release.local else "hub repository"
     lines = [f"{release.name}", f"  model {release.model}, {place} {release.source}"]
     for sae_id, entry in release.saes.items():
         try:
             cfg = config_at_hand(release.source, entry["path"], release.local)
-            shown = _sae(cfg, release.local)
+            shown = _sae_lines(cfg, release.local)
         except (ValueError, OSError) as error:
             shown = [" ".join(str(error).split())]
         lines += [f"  {sae_id}", *(f"    {line}" for line in shown)]
     return "\n".join(lines)
 
 
-def _sae(cfg: dict[str, Any] | None, local: bool) -> list[str]:
+def _sae_lines(cfg: dict[str, Any] | None, local: bool) -> list[str]:
     if cfg is None:
         return ["its files are missing" if local else "not downloaded yet"]
     lines = [f"{cfg['d_in']} → {cfg['d_sae']} latents, {cfg['architecture']}, k 1..{cfg.get('k')}"]
@@ -39,9 +38,9 @@ def _sae(cfg: dict[str, Any] | None, local: bool) -> list[str]:
         here = {row["k"]: row for row in rows if row["text"] == text}
         shown = [k for k in powers_of_two(max(here)) if k in here]
         lines += [f"on {text}:", _line("k", [f"{k:>5}" for k in shown])]
-        for column, label in LISTED.items():
+        for column in QUALITIES:
             if all(column in here[k] for k in shown):
-                lines.append(_line(label, [f"{here[k][column]:5.3f}" for k in shown]))
+                lines.append(_line(LABELS[column], [f"{here[k][column]:5.3f}" for k in shown]))
     return lines
 
 

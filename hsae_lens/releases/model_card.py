@@ -8,7 +8,7 @@ import pandas as pd
 import yaml
 from sae_lens import SAE
 
-from hsae_lens._util.columns import DEFINITIONS, stamp
+from hsae_lens._util.columns import DEFINITIONS, heading, stamp
 
 FRONTIER_COLUMNS = ["k", "tokens", "l0", "explained_variance", "mse", "dead", "ce_score", "kl"]
 
@@ -79,7 +79,7 @@ def write_card(sae: SAE[Any], release: str, sae_id: str, title: str | None = Non
     """The card in Markdown: how to load it, what it was trained on, its frontier, its limits.
 
     Everything is read from the SAE's config and metadata: ``frontier`` (:func:`store_frontier`),
-    ``notes`` (sentences on what it is not good for) and the keys of ``FACTS``.
+    ``notes`` (sentences on what it is not good for) and the keys of :data:`CARD_FACTS`.
     """
     cfg, metadata = sae.cfg, sae.cfg.metadata
     facts = {
@@ -91,7 +91,7 @@ def write_card(sae: SAE[Any], release: str, sae_id: str, title: str | None = Non
     facts |= {
         label: metadata[key] for key, label in CARD_FACTS.items() if metadata[key] is not None
     }
-    facts |= _settings(metadata.training_architecture_details or {})
+    facts |= _training_facts(metadata.training_architecture_details or {})
     notes = metadata.notes or []
     return PAGE.format(
         title=title or f"{release}: {sae_id}",
@@ -99,9 +99,9 @@ def write_card(sae: SAE[Any], release: str, sae_id: str, title: str | None = Non
         sae_id=sae_id,
         k=cfg.k,
         half=max(1, cfg.k // 4),
-        facts=_markdown(pd.DataFrame(facts.items(), columns=["", " "])),
-        frontier=_frontier(frontier_rows(metadata.frontier)),
-        definition=_definition(metadata.definitions),
+        facts=_markdown_table(pd.DataFrame(facts.items(), columns=["", " "])),
+        frontier=_frontier_section(frontier_rows(metadata.frontier)),
+        definition=_definition_line(metadata.definitions),
         notes="\n## What it is not good for\n\n" + "".join(f"- {n}\n" for n in notes)
         if notes
         else "",
@@ -116,7 +116,7 @@ def release_entry(
     return yaml.safe_dump({release: {"model": model, **source, "saes": [sae]}}, sort_keys=False)
 
 
-def _settings(details: dict[str, Any]) -> dict[str, Any]:
+def _training_facts(details: dict[str, Any]) -> dict[str, Any]:
     if not details:
         return {}
     return {
@@ -127,17 +127,17 @@ def _settings(details: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _frontier(rows: list[dict[str, Any]]) -> str:
+def _frontier_section(rows: list[dict[str, Any]]) -> str:
     if not rows:
         return "Not measured."
     parts = []
     for text, table in pd.DataFrame(rows).groupby("text", sort=False):
-        shown = table.drop(columns="text").dropna(axis=1, how="all")
-        parts.append(f"On {text}:\n\n{_markdown(shown)}")
+        shown = table.drop(columns="text").dropna(axis=1, how="all").rename(columns=heading)
+        parts.append(f"On {text}:\n\n{_markdown_table(shown)}")
     return "\n\n".join(parts)
 
 
-def _definition(stamped: Any) -> str:
+def _definition_line(stamped: Any) -> str:
     """What the frontier's figures are, by the version that the SAE says, if it does."""
     entry = stamped.get("frontier") if isinstance(stamped, dict) else None
     if not isinstance(entry, dict) or not {"version", "definition"} <= set(entry):
@@ -145,13 +145,13 @@ def _definition(stamped: Any) -> str:
     return f"What the figures are (version {entry['version']}): {entry['definition']}"
 
 
-def _markdown(table: pd.DataFrame) -> str:
+def _markdown_table(table: pd.DataFrame) -> str:
     lines = [list(map(str, table.columns)), ["---"] * table.shape[1]]
-    lines += [[_cell(value) for value in row] for row in table.itertuples(index=False)]
+    lines += [[_cell_text(value) for value in row] for row in table.itertuples(index=False)]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
-def _cell(value: Any) -> str:
+def _cell_text(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:,.3f}" if abs(value) < 1000 else f"{value:,.0f}"
     return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)

@@ -14,11 +14,11 @@ from hsae_lens._util.atomic_files import replacing_folder
 from hsae_lens.models.hooked_model import HookedModel
 from hsae_lens.models.token_mask import TokenMask, masked_batches
 
-SEQUENCES_PER_SHARD = 1024  # shuffled together when activations are cached
+SEQUENCES_PER_SHARD = 1024  # shuffled together
 
-CACHE = "hsae_activations.json"  # marks a data set that cache_activations wrote
+CACHE_MARK = "hsae_activations.json"  # in a data set that cache_activations wrote
 
-CACHE_FILES = (CACHE, "dataset_info.json", "state.json")  # and *.arrow
+CACHE_FILES = (CACHE_MARK, "dataset_info.json", "state.json")  # and *.arrow
 
 
 @torch.no_grad()
@@ -56,7 +56,7 @@ def cache_activations(
         FloatingPointError: if an activation to keep is NaN or infinite.
     """
     folder, generator = Path(folder), torch.Generator().manual_seed(seed)
-    _refuse_others(folder)
+    _refuse_other_files(folder)
     mask = mask or TokenMask.from_model(model)
     context_size = tokens.shape[1]
     order = torch.randperm(len(tokens), generator=generator)
@@ -75,18 +75,18 @@ def cache_activations(
             shards.append(_activation_rows(hook_name, acts[shuffled], ids[shuffled]))
     with replacing_folder(folder) as fresh:
         datasets.concatenate_datasets(shards).save_to_disk(str(fresh))
-        (fresh / CACHE).write_text(json.dumps({"hook_name": hook_name, "seed": seed}))
+        (fresh / CACHE_MARK).write_text(json.dumps({"hook_name": hook_name, "seed": seed}))
     return folder
 
 
-def _refuse_others(folder: Path) -> None:
+def _refuse_other_files(folder: Path) -> None:
     if folder.is_mount():
         raise ValueError(f"{folder} is a mount point and cannot be replaced: give a folder in it.")
     if not folder.exists():
         return
     names = [file.name for file in folder.iterdir()]
     others = [n for n in names if n not in CACHE_FILES and not n.endswith(".arrow")]
-    if others or (names and CACHE not in names):
+    if others or (names and CACHE_MARK not in names):
         raise ValueError(
             f"{folder} holds files that cache_activations did not write ("
             f"{', '.join(sorted(others or names)[:3])}): give another folder, or move them."

@@ -37,11 +37,23 @@ from hsae_lens.training.activation_cache import cache_activations
 from hsae_lens.training.demo_plan import measure_speed, plan_demo
 from hsae_lens.training.runner import HierarchicalTopKTrainingRunner
 
+logger = logging.getLogger(__name__)
+
 HIERARCHICAL = "hierarchical"
 
 LOSS_AT_K = "control (loss at K only)"
 
 DEMO_COLUMNS = ["sae", "k", "l0", "explained_variance", "mse", "ce_score"]
+
+CONTEXT_SIZE = 128
+
+TOKENS_PER_STEP = 1024
+
+HELD_OUT = 0.1  # of the text
+
+# The model parks an outlier of over 50 times the usual norm on a sequence's first token and now and
+# then on its second; squared errors would see little else.
+FIRST_POSITION = 2
 
 
 @dataclass
@@ -76,13 +88,6 @@ class DemoConfig:
     seed: int = 0
     """Of the split, the initial weights and the order of the data."""
 
-    context_size = 128
-    batch_size = 1024
-    held_out = 0.1
-    # The model parks an outlier of over 50 times the usual norm on a sequence's first token and
-    # now and then on its second; squared errors would see little else.
-    seqpos_slice = (2, None)
-
     @property
     def hook_name(self) -> str:
         return f"blocks.{self.layer}.hook_resid_post"
@@ -100,11 +105,9 @@ def run_demo(cfg: DemoConfig) -> pd.DataFrame:
         ValueError: for settings that cannot be, or too little text.
     """
     _check(cfg)
-    started, out = time.perf_counter(), Path(cfg.out)
-    with replacing_files(out) as fresh:
-        table = _train_and_judge(cfg, fresh, started)
-    _report(table, out, time.perf_counter() - started)
-    return table
+    started = time.perf_counter()
+    with replacing_files(cfg.out) as fresh:
+        return _train_and_judge(cfg, fresh, started)
 
 
 def _check(cfg: DemoConfig) -> None:
@@ -116,33 +119,10 @@ def _check(cfg: DemoConfig) -> None:
 
 
 def _train_and_judge(cfg: DemoConfig, out: Path, started: float) -> pd.DataFrame:
-    train_documents, held_documents = hold_out(
-        documents_of(cfg.text) if cfg.text else cpython_reference(), cfg.held_out, cfg.seed
-    )
+    documents = documents_of(cfg.text) if cfg.text else cpython_reference()
     model = open_model(cfg.model, cfg.device, cfg.dtype)
-    train_tokens = tokenize(train_documents, model.tokenizer, cfg.context_size)
-    held_tokens = tokenize(held_documents, model.tokenizer, cfg.context_size)
-    held_tokens = held_tokens[: max(1, cfg.eval_tokens // cfg.context_size)]
-    train_tokens, held_tokens = _what_fits(cfg, model, train_tokens, held_tokens, started)
-
-    folders = {HIERARCHICAL: out / "sae", LOSS_AT_K: out / "control"}
-    with tempfile.TemporaryDirectory(dir=out) as scratch:
-        activations = cache_activations(
-            model,
-            train_tokens,
-            cfg.hook_name,
-            Path(scratch) / "activations",
-            mask=TokenMask.from_model(model, slice(*cfg.seqpos_slice)),
-            seed=cfg.seed,
-        )
-        for name, budgets in ((HIERARCHICAL, None), (LOSS_AT_K, [cfg.k])):
-            print(f"\nTraining the {name} SAE: {cfg.steps} steps of {cfg.batch_size} tokens.")
-            _train(cfg, model, train_tokens, activations, folders[name], budgets)
-            _name_final_folder(folders[name], Path(cfg.out))
-    saes = {
-        name: HierarchicalTopKSAE.load_from_disk(folder, device=cfg.device)
-        for name, folder in folders.items()
-    }
+    train_tokens, held_tokens = _tokens_in_time(cfg, model, documents, started)
+    saes = _train_both(cfg, model, train_tokens, out)
     table = evaluate_saes(saes, model, held_tokens)[DEMO_COLUMNS]
     write_csv(table, out / "frontier.csv")
     title = f"One SAE, every budget: {cfg.model}, layer {cfg.layer}, {cfg.d_sae} latents"
@@ -150,16 +130,19 @@ def _train_and_judge(cfg: DemoConfig, out: Path, started: float) -> pd.DataFrame
     return table
 
 
-def _what_fits(
-    cfg: DemoConfig,
-    model: HookedModel,
-    train_tokens: torch.Tensor,
-    held_tokens: torch.Tensor,
-    started: float,
+def _tokens_in_time(
+    cfg: DemoConfig, model: HookedModel, documents: list[str], started: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """As much of the text as this machine gets through in time; says how long it will take."""
+    """Tokens ``[n, CONTEXT_SIZE]`` to train on and held out: as many as this machine gets through
+    in time. Says how long it will take.
+    """
+    train_tokens, held_tokens = (
+        tokenize(part, model.tokenizer, CONTEXT_SIZE)
+        for part in hold_out(documents, HELD_OUT, cfg.seed)
+    )
+    held_tokens = held_tokens[: max(1, cfg.eval_tokens // CONTEXT_SIZE)]
     speed = measure_speed(
-        model, train_tokens, cfg.hook_name, _sae_config(cfg, model), cfg.batch_size
+        model, train_tokens, cfg.hook_name, _sae_config(cfg, model), TOKENS_PER_STEP
     )
     planned = plan_demo(
         speed,
@@ -170,16 +153,41 @@ def _what_fits(
         seconds=60 * cfg.minutes - (time.perf_counter() - started),
     )
     n_train, n_held = (
-        max(1, n // cfg.context_size) for n in (planned.train_tokens, planned.eval_tokens)
+        max(1, n // CONTEXT_SIZE) for n in (planned.train_tokens, planned.eval_tokens)
     )
     # A share is taken evenly from the whole text, not from its beginning.
     chosen = torch.linspace(0, len(train_tokens) - 1, n_train).long()
     train_tokens, held_tokens = train_tokens[chosen], held_tokens[:n_held]
-    print(
+    logger.info(
         f"{cfg.model} in {dtype_name(model_dtype(cfg.dtype, cfg.device))}, {cfg.hook_name}: "
         f"{train_tokens.numel():,} tokens to train on, {held_tokens.numel():,} held out. {planned}"
     )
     return train_tokens, held_tokens
+
+
+def _train_both(
+    cfg: DemoConfig, model: HookedModel, tokens: torch.Tensor, out: Path
+) -> dict[str, HierarchicalTopKSAE]:
+    """The SAE and its control by name, trained on the same activations in the same order."""
+    saes = {}
+    with tempfile.TemporaryDirectory(dir=out) as scratch:
+        activations = cache_activations(
+            model,
+            tokens,
+            cfg.hook_name,
+            Path(scratch) / "activations",
+            mask=TokenMask.from_model(model, slice(FIRST_POSITION, None)),
+            seed=cfg.seed,
+        )
+        for name, folder, budgets in (
+            (HIERARCHICAL, out / "sae", None),
+            (LOSS_AT_K, out / "control", [cfg.k]),
+        ):
+            logger.info(f"Training the {name} SAE: {cfg.steps} steps of {TOKENS_PER_STEP} tokens.")
+            _train(cfg, model, tokens, activations, folder, budgets)
+            _name_final_folder(folder, Path(cfg.out))
+            saes[name] = HierarchicalTopKSAE.load_from_disk(folder, device=cfg.device)
+    return saes
 
 
 def _sae_config(
@@ -209,14 +217,14 @@ def _train(
         model_from_pretrained_kwargs={},
         hook_name=cfg.hook_name,
         dataset_path=cfg.text or "pydoc_data.topics",
-        context_size=cfg.context_size,
-        seqpos_slice=cfg.seqpos_slice,
+        context_size=CONTEXT_SIZE,
+        seqpos_slice=(FIRST_POSITION, None),
         exclude_special_tokens=True,
         use_cached_activations=True,
         cached_activations_path=str(activations),
         n_batches_in_buffer=64,
-        training_tokens=cfg.steps * cfg.batch_size,
-        train_batch_size_tokens=cfg.batch_size,
+        training_tokens=cfg.steps * TOKENS_PER_STEP,
+        train_batch_size_tokens=TOKENS_PER_STEP,
         lr=2e-3,
         lr_warm_up_steps=cfg.steps // 20,
         lr_decay_steps=cfg.steps // 5,
@@ -246,17 +254,9 @@ def _quiet_epochs() -> Iterator[None]:
     """The demo means to read its text several times and to bring its own model and data."""
     level = sae_lens.logger.level
     sae_lens.logger.setLevel(logging.ERROR)
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*training dataset.*")
-        yield
-    sae_lens.logger.setLevel(level)
-
-
-def _report(table: pd.DataFrame, out: Path, seconds: float) -> None:
-    shown = table.to_string(index=False, float_format=lambda value: f"{value:.3f}")
-    print(f"\n{shown}\n")
-    print(f"SAE      {out / 'sae'}   (SAE.load_from_disk after import hsae_lens)")
-    print(f"Control  {out / 'control'}")
-    print(f"Table    {out / 'frontier.csv'}")
-    print(f"Picture  {out / 'frontier.png'}")
-    print(f"Took {seconds:.0f} s.")
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".*training dataset.*")
+            yield
+    finally:
+        sae_lens.logger.setLevel(level)

@@ -14,11 +14,12 @@ from hsae_lens.models.hooked_model import HookedModel
 from hsae_lens.models.hooks import hook_activations
 from hsae_lens.sae.training import HierarchicalTopKTrainingSAE, HierarchicalTopKTrainingSAEConfig
 
-LEAST = 0.4  # of the text: with less, the SAEs learn it by heart and the picture is another one
+LEAST_SHARE = 0.4
+"""Of the text: with less, the SAEs learn it by heart and the picture is another one."""
 
-SEQUENCES = 16  # in a timed batch
+TIMED_SEQUENCES = 16
 
-BESIDE = 1.15  # loading, shuffling and logging, on top of what is timed
+OVERHEAD = 1.15  # loading, shuffling and logging, beside what is timed
 
 
 @dataclass(frozen=True)
@@ -58,17 +59,17 @@ def plan_demo(
 ) -> DemoPlan:
     """All of the text if it fits into ``seconds``, else the same share of both parts of it.
 
-    Never less than :data:`LEAST`: a machine that needs longer for that is told so.
+    Never less than :data:`LEAST_SHARE`: a machine that needs longer for that is told so.
 
     Args:
         train_tokens, eval_tokens: what there is, or was asked for.
         steps: of training, all SAEs together; not cut, because they decide what is learnt.
         passes: of the held-out tokens through the model.
     """
-    training = BESIDE * steps * speed.step
-    collecting = BESIDE * train_tokens * speed.collect
-    judging = BESIDE * eval_tokens * speed.predict * passes
-    share = min(1.0, max(LEAST, (seconds - training) / (collecting + judging)))
+    training = OVERHEAD * steps * speed.step
+    collecting = OVERHEAD * train_tokens * speed.collect
+    judging = OVERHEAD * eval_tokens * speed.predict * passes
+    share = min(1.0, max(LEAST_SHARE, (seconds - training) / (collecting + judging)))
     return DemoPlan(
         int(share * train_tokens),
         int(share * eval_tokens),
@@ -86,7 +87,7 @@ def measure_speed(
     batch_size: int,
 ) -> Speed:
     """Times a batch of tokens ``[n, context]`` and some training steps; takes a few seconds."""
-    tokens = tokens[:SEQUENCES]
+    tokens = tokens[:TIMED_SEQUENCES]
     with torch.no_grad():
         collect = _seconds(lambda: hook_activations(model, tokens, hook_name))
         predict = _seconds(lambda: model(tokens.to(sae_config.device), prepend_bos=False))

@@ -1,4 +1,4 @@
-"""SAELens' training runner, faster, and safe to interrupt or kill."""
+"""SAELens' training runner with our trainers: faster, and safe to interrupt or kill."""
 
 from __future__ import annotations
 
@@ -30,32 +30,14 @@ from hsae_lens.sae.training import HierarchicalTopKTrainingSAE
 from hsae_lens.training.settings import check_hook, check_runner_settings
 from hsae_lens.training.trainer import HierarchicalTopKTrainer, InterruptibleTrainer, check_finite
 
-CHECKPOINT = (
+CHECKPOINT_FILES = (
     SAE_CFG_FILENAME,
     SAE_WEIGHTS_FILENAME,
     TRAINER_STATE_FILENAME,
     ACTIVATION_SCALER_CFG_FILENAME,
     ACTIVATIONS_STORE_STATE_FILENAME,
 )
-"""The files that a run goes on from."""
-
-
-def missing_from_checkpoint(folder: str | Path) -> list[str]:
-    """The files a run cannot go on without that a folder lacks, or that are cut short."""
-    return [name for name in CHECKPOINT if not _is_whole(Path(folder) / name)]
-
-
-def _is_whole(file: Path) -> bool:
-    if file.suffix == ".pt":
-        return zipfile.is_zipfile(file)  # torch.save writes the directory of its archive last
-    if file.suffix == ".safetensors":
-        with contextlib.suppress(SafetensorError, OSError), safe_open(file, "pt"):
-            return True
-        return False
-    with contextlib.suppress(ValueError, OSError):
-        json.loads(file.read_bytes())
-        return True
-    return False
+"""What a run goes on from."""
 
 
 class HierarchicalTopKTrainingRunner(LanguageModelSAETrainingRunner):
@@ -70,9 +52,9 @@ class HierarchicalTopKTrainingRunner(LanguageModelSAETrainingRunner):
     ``output_path`` appears whole. Other architectures run through SAELens' own step.
 
     Raises:
-        ValueError: before anything is collected, if a setting cannot be (:mod:`run_settings`), the
-            checkpoint to go on from is not whole, or the model has no such hook or another width
-            there.
+        ValueError: before anything is collected, if a setting cannot be
+            (:mod:`hsae_lens.training.settings`), the checkpoint to go on from is not whole, or the
+            model has no such hook or another width there.
         FloatingPointError: before weights that are NaN or infinite are saved.
     """
 
@@ -134,6 +116,23 @@ class HierarchicalTopKTrainingRunner(LanguageModelSAETrainingRunner):
             super().save_final_sae(sae, str(fresh), log_feature_sparsity)
             # What was written: norms are folded into it, where finite weights may overflow.
             check_finite(load_file(fresh / SAE_WEIGHTS_FILENAME))
+
+
+def missing_from_checkpoint(folder: str | Path) -> list[str]:
+    """The files a run cannot go on without that a folder lacks, or that are cut short."""
+    return [name for name in CHECKPOINT_FILES if not _is_whole(Path(folder) / name)]
+
+
+def _is_whole(file: Path) -> bool:
+    if file.suffix == ".pt":
+        return zipfile.is_zipfile(file)  # torch.save writes the directory of its archive last
+    with contextlib.suppress(SafetensorError, ValueError, OSError):
+        if file.suffix == ".safetensors":
+            with safe_open(file, "pt"):
+                return True
+        json.loads(file.read_bytes())
+        return True
+    return False
 
 
 @contextlib.contextmanager

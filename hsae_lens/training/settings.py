@@ -1,5 +1,6 @@
-"""What can be known of a training run's settings before anything is opened, and of its hook before
-anything is collected there. SAELens finds these out in the middle of a run, or never."""
+"""Looks at a training run's settings before anything is opened, and at its hook before anything is
+collected there. SAELens finds these mistakes in the middle of a run, or never.
+"""
 
 from __future__ import annotations
 
@@ -23,17 +24,25 @@ HOOK_Z = "attn.hook_z"  # the only hook with heads that SAELens' SAEs can join
 
 PAIRS_OF_POSITIONS = ("attn.hook_pattern", "attn.hook_attn_scores")
 
-LARGEST_STEP = 1e31
+LARGEST_LEARNING_RATE = 1e31
+
+COUNTS = (
+    "training_tokens",
+    "train_batch_size_tokens",
+    "store_batch_size_prompts",
+    "n_batches_in_buffer",
+    "n_batches_for_norm_estimate",
+    "feature_sampling_window",
+    "dead_feature_window",
+    "sae.d_in",
+    "sae.d_sae",
+)
 
 Rule = tuple[str, Callable[[Any], bool], str]
 
 
 def _at_least_1(setting: str) -> Rule:
     return setting, lambda cfg: attrgetter(setting)(cfg) >= 1, "must be at least 1"
-
-
-def _is_amount(number: float | None) -> bool:
-    return number is not None and 0 < number < math.inf
 
 
 def _cycles_have_steps(cfg: Any) -> bool:
@@ -45,9 +54,9 @@ def _cycles_have_steps(cfg: Any) -> bool:
     return 1 <= cycles <= steps
 
 
-def _joining(cfg: Any) -> str:
-    whole = cfg.hook_name.endswith(HOOK_Z) and cfg.hook_head_index is None
-    return "hook_z" if whole else "none"
+def _joins_heads_where_there_are_some(cfg: Any) -> bool:
+    has_heads = cfg.hook_name.endswith(HOOK_Z) and cfg.hook_head_index is None
+    return cfg.sae.reshape_activations == ("hook_z" if has_heads else "none")
 
 
 def _has_sparse_gradient(cfg: Any) -> bool:
@@ -56,24 +65,11 @@ def _has_sparse_gradient(cfg: Any) -> bool:
 
 
 RULES: tuple[Rule, ...] = (
-    *map(
-        _at_least_1,
-        (
-            "training_tokens",
-            "train_batch_size_tokens",
-            "store_batch_size_prompts",
-            "n_batches_in_buffer",
-            "n_batches_for_norm_estimate",
-            "feature_sampling_window",
-            "dead_feature_window",
-            "sae.d_in",
-            "sae.d_sae",
-        ),
-    ),
+    *map(_at_least_1, COUNTS),
     (
         "lr",
-        lambda cfg: 0 < cfg.lr < LARGEST_STEP,
-        f"must be above 0 and below {LARGEST_STEP:g}: float32 holds no larger step",
+        lambda cfg: 0 < cfg.lr < LARGEST_LEARNING_RATE,
+        f"must be above 0 and below {LARGEST_LEARNING_RATE:g}: float32 holds no larger step",
     ),
     (
         "n_restart_cycles",
@@ -88,12 +84,12 @@ RULES: tuple[Rule, ...] = (
     ),
     (
         "sae.decoder_init_norm",
-        lambda cfg: cfg.sae.decoder_init_norm is None or _is_amount(cfg.sae.decoder_init_norm),
+        lambda cfg: cfg.sae.decoder_init_norm is None or 0 < cfg.sae.decoder_init_norm < math.inf,
         "must be a finite number above 0, or None to leave the weights as they are drawn",
     ),
     (
         "sae.reshape_activations",  # else SAELens trains and saves what cannot be used there
-        lambda cfg: cfg.sae.reshape_activations == _joining(cfg),
+        _joins_heads_where_there_are_some,
         f'must be "hook_z" at hooks that end in {HOOK_Z} (without a hook_head_index), and "none" '
         "at all others",
     ),
@@ -108,7 +104,7 @@ RULES: tuple[Rule, ...] = (
         "must be of a hook with a vector for each token, not a number for each pair of them",
     ),
 )
-"""Settings, what must hold of them, and how that is said."""
+"""Settings, what must hold of them, and how that is said. To refuse another setting, add a row."""
 
 
 def check_runner_settings(cfg: LanguageModelSAERunnerConfig[Any]) -> None:
@@ -118,25 +114,25 @@ def check_runner_settings(cfg: LanguageModelSAERunnerConfig[Any]) -> None:
         ValueError: for one that cannot be: names it, its value and what it may be. Also for devices
             that are not here, and where results cannot be written.
     """
-    for setting, holds, words in RULES:
+    for setting, holds, requirement in RULES:
         if not holds(cfg):
             name = setting.removeprefix("sae.")
-            raise ValueError(f"{name} {words}, got {attrgetter(setting)(cfg)!r}.")
+            raise ValueError(f"{name} {requirement}, got {attrgetter(setting)(cfg)!r}.")
     for device in (cfg.device, cfg.llm_device, cfg.act_store_device):
         model_device(device or cfg.device)
     for dtype in (cfg.dtype, cfg.sae.dtype):
         str_to_dtype(dtype)
     for name in ("output_path", "checkpoint_path"):
         if (folder := getattr(cfg, name)) is not None:
-            _check_folder(name, folder)
+            _check_can_write(name, folder)
 
 
-def _check_folder(name: str, folder: str) -> None:
+def _check_can_write(name: str, folder: str) -> None:
     path = Path(folder).absolute()
-    there = next(p for p in (path, *path.parents) if p.exists())
-    if not there.is_dir() or not os.access(there, os.W_OK):
-        what = "cannot be written to" if there.is_dir() else "is a file"
-        raise ValueError(f"{name} {folder}: {there} {what}. Give another folder.")
+    existing = next(p for p in (path, *path.parents) if p.exists())
+    if not existing.is_dir() or not os.access(existing, os.W_OK):
+        what = "cannot be written to" if existing.is_dir() else "is a file"
+        raise ValueError(f"{name} {folder}: {existing} {what}. Give another folder.")
 
 
 def check_hook(model: HookedModel, cfg: LanguageModelSAERunnerConfig[Any]) -> None:

@@ -1,4 +1,4 @@
-"""SAELens' trainer with a faster step, whole checkpoints, and stops between steps."""
+"""SAELens' trainer with whole checkpoints and stops between steps, and with a faster step."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class InterruptibleTrainer(SAETrainer[Any, Any]):
     """
 
     stop_requested = False
-    between_steps = True  # the weights, the statistics and the counts agree
+    between_steps = True  # weights, statistics and counts agree: they may be saved
 
     @classmethod
     def adopt(cls, trainer: SAETrainer[Any, Any]) -> Self:
@@ -42,7 +42,7 @@ class InterruptibleTrainer(SAETrainer[Any, Any]):
         return adopted
 
     def request_stop(self, *_: Any) -> None:
-        """Stops between steps, or at the second request at once.
+        """Stops between steps, or at the second request at once. A handler of signals.
 
         Raises:
             InterruptedException: if that is now.
@@ -54,12 +54,12 @@ class InterruptibleTrainer(SAETrainer[Any, Any]):
     @override
     def maybe_reset_sparsity(self) -> dict[str, Any]:
         """Where SAELens' loop begins: the last step is done, the next batch not there yet."""
-        self._between_steps()  # before the reset: a run that goes on does it then
+        self._stop_if_requested()  # before the reset: a run that goes on does it then
         log = super().maybe_reset_sparsity()
-        self._between_steps()
+        self._stop_if_requested()
         return log
 
-    def _between_steps(self) -> None:
+    def _stop_if_requested(self) -> None:
         self.between_steps = True
         if self.stop_requested:
             raise InterruptedException()
@@ -98,7 +98,10 @@ class InterruptibleTrainer(SAETrainer[Any, Any]):
 
 
 def check_finite(weights: Mapping[str, torch.Tensor]) -> None:
-    """The last step's loss is looked at when it is made, the weights it leads to only here."""
+    """Raises FloatingPointError for weights that are not finite.
+
+    A step looks at its loss; the weights that the last step leads to are looked at only here.
+    """
     for name, tensor in weights.items():
         if not is_finite(tensor):
             raise FloatingPointError(
@@ -108,14 +111,16 @@ def check_finite(weights: Mapping[str, torch.Tensor]) -> None:
 
 
 class HierarchicalTopKTrainer(InterruptibleTrainer):
-    """SAELens' trainer with one training step written for sparse codes.
+    """SAELens' trainer with a training step written for sparse codes.
 
-    Statistics, schedules, logging, checkpoints and evaluation are SAELens'. The step counts firings
-    from the code instead of a [batch, d_sae] tensor, uses the fused Adam, and clips gradients
-    inside it instead of in a pass of its own.
+    Statistics, schedules, logging and evaluation are SAELens'. The step counts firings from the
+    code instead of a [batch, d_sae] tensor, uses the fused Adam, and clips gradients inside it
+    instead of in a pass of its own. On a GPU it never waits to learn whether activations and loss
+    are finite: where they are not, Adam leaves the weights alone, and the run stops some steps
+    later.
     """
 
-    bad_steps: DelayedScalar
+    bad_steps: DelayedScalar  # whether a step's activations or loss were not finite, on a GPU
 
     @override
     @classmethod
@@ -159,12 +164,11 @@ class HierarchicalTopKTrainer(InterruptibleTrainer):
         for scheduler in self.coefficient_schedulers.values():
             scheduler.step()
         if finite is not None:
-            self._stop_if(self.bad_steps.step(~finite))
+            self._check_earlier_step(~finite)
         return output
 
-    def _stop_if(self, bad: float) -> None:
-        """On a GPU, where the step itself passes over non-finite activations without asking."""
-        if bad:
+    def _check_earlier_step(self, bad: torch.Tensor) -> None:
+        if self.bad_steps.step(bad):
             raise FloatingPointError(
                 f"At most {DELAY} steps before step {self.n_training_steps}, activations or the "
                 "loss were NaN or infinite. Such steps do not change the weights, and "
@@ -174,6 +178,7 @@ class HierarchicalTopKTrainer(InterruptibleTrainer):
 
     @torch.no_grad()
     def _count_firings(self, feature_acts: torch.Tensor) -> None:
+        """SAELens' statistics of each latent; activations ``[batch, d_sae]``, sparse or not."""
         if feature_acts.is_sparse:
             latents, values = feature_acts._indices()[-1], feature_acts._values()
             fired = torch.zeros_like(self.act_freq_scores)
@@ -185,8 +190,8 @@ class HierarchicalTopKTrainer(InterruptibleTrainer):
         self.act_freq_scores += fired
         self.n_frac_active_samples += self.cfg.train_batch_size_samples
 
-    def _clipped_optimizer_step(self, finite: torch.Tensor | None = None) -> None:
-        """Adam with clipped gradients; it leaves the weights alone where ``finite`` is False."""
+    def _clipped_optimizer_step(self, finite: torch.Tensor | None) -> None:
+        """Adam with clipped gradients; weights stay as they are where ``finite`` (0-d) is False."""
         for group in self.optimizer.param_groups:  # here, because loading a checkpoint resets it
             group["fused"], group["foreach"] = True, False
         gradients = [p.grad for p in self.sae.parameters() if p.grad is not None]

@@ -1,4 +1,4 @@
-"""Latents' dashboards and what `hsae latents` takes, on a tiny model."""
+"""What is said and shown of single latents, and what `hsae latents` takes."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from hsae_lens.cli import main
 from hsae_lens.evaluation.latents.dashboards import latent_dashboards
 from hsae_lens.evaluation.latents.describe import describe_latents, logit_effects
 from hsae_lens.evaluation.latents.page import write_latents
+from hsae_lens.models.hooks import hook_activations
 
 
 @pytest.fixture(scope="module")
@@ -115,3 +116,26 @@ def test_the_command_writes_a_page_of_each_latent_once(
     assert main(command) == 0
     page = (tmp_path / "page.html").read_text()
     assert re.findall("<h2.*?>(.*?)</h2>", page) == ["Latent 5", "Latent 3"]
+
+
+def test_latents_described_without_a_judge(
+    shipped_sae: Any, smollm: Any, smollm_tokens: torch.Tensor
+) -> None:
+    sae, few = shipped_sae, smollm_tokens[:6]
+    table = describe_latents(sae, smollm, few, n_words=3).set_index("latent")
+    acts = hook_activations(smollm, few, sae.cfg.metadata.hook_name)
+    special = torch.isin(few, torch.tensor(smollm.tokenizer.all_special_ids))
+    keep = (acts.norm(dim=-1) <= sae.cfg.metadata.max_norm) & ~special
+    keep[:, :4] = False
+    code, words = sae.encode(acts)[keep], few[keep]
+    assert set(table.index) == set((code > 0).any(0).nonzero().flatten().tolist())
+    for latent in table.index[::500]:
+        fires = code[:, latent] > 0
+        row = table.loc[latent]
+        assert row["density"] == pytest.approx(fires.double().mean().item())
+        assert row["activation"] == pytest.approx(code[fires, latent].mean().item(), rel=1e-4)
+        times = words[fires].unique(return_counts=True)[1]
+        assert row["token_share"] == pytest.approx((times.max() / fires.sum()).item())
+        assert len(row["promotes"]) == 3
+    nobody = next(i for i in range(sae.cfg.d_sae) if i not in table.index)
+    assert describe_latents(sae, smollm, few, [nobody])["density"][0] == 0

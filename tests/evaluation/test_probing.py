@@ -1,4 +1,4 @@
-"""Sparse probing on a tiny model: what is kept from run to run, and for whom."""
+"""Sparse probing: its figures, what is kept from run to run, and for whom."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from helpers import disk_full_at, training_sae
 from sae_lens import SAE
 
 from hsae_lens import HierarchicalTopKSAE
-from hsae_lens.evaluation.fingerprints import fingerprint, model_fingerprint
+from hsae_lens.evaluation.fingerprints import model_fingerprint, sae_fingerprint
 from hsae_lens.evaluation.suites.probing import above_guessing, sparse_probing
 
 DATASET = "119_us_state_TX"  # the smallest
@@ -72,19 +72,19 @@ def test_a_fingerprint_sees_weights_format_and_settings(
     gentler.original_model.config.sliding_window = 16
     assert model_fingerprint(gentler) != own
 
-    mine = fingerprint(sae)
+    mine = sae_fingerprint(sae)
     other = copy.deepcopy(sae)
-    assert fingerprint(other) == mine
+    assert sae_fingerprint(other) == mine
     other.budget = 3
     other.cfg.metadata.dataset_path = "elsewhere"
-    assert fingerprint(other) == mine, "what changes no code at a given budget"
+    assert sae_fingerprint(other) == mine, "what changes no code at a given budget"
     for name, value in (("max_norm", 3.0), ("seqpos_slice", [4, None]), ("hook_name", "x")):
         other = copy.deepcopy(sae)
         other.cfg.metadata[name] = value
-        assert fingerprint(other) != mine, name
+        assert sae_fingerprint(other) != mine, name
     other = copy.deepcopy(sae)
     other.cfg.apply_b_dec_to_input = not sae.cfg.apply_b_dec_to_input
-    assert fingerprint(other) != mine
+    assert sae_fingerprint(other) != mine
 
 
 def test_what_attached_saes_change_is_not_probed(
@@ -130,3 +130,27 @@ def _noise_like(output: Any) -> Any:
     if isinstance(output, tuple):
         return (torch.randn_like(output[0]), *output[1:])
     return torch.randn_like(output)
+
+
+def test_probing_at_every_budget(shipped_sae: Any, smollm: Any, tmp_path: Path) -> None:
+    pytest.importorskip("sae_probes")
+    settings: dict[str, Any] = {"budgets": [1, 64], "probe_sizes": (1, 8), "progress": False}
+    sae = shipped_sae
+    table = sparse_probing(sae, smollm, tmp_path, [DATASET], **settings)
+    assert table[["k", "probe_size"]].to_numpy().tolist() == [[1, 1], [1, 8], [64, 1], [64, 8]]
+    assert table["test_auc"].between(0, 1).all()
+    assert 0.6 < table["model_auc"].iloc[0] <= 1
+    expected = (table["test_auc"] - 0.5) / (table["model_auc"] - 0.5)
+    assert table["retention"].tolist() == pytest.approx(expected.tolist())
+    files = sorted(tmp_path.rglob("*.json"))
+    stamps = [file.stat().st_mtime_ns for file in files]
+    again = sparse_probing(sae, smollm, tmp_path, [DATASET], **settings)
+    assert again.equals(table)
+    assert stamps == [file.stat().st_mtime_ns for file in files], "nothing is done twice"
+    assert sae.budget == sae.cfg.k
+    fewer = sparse_probing(sae, smollm, tmp_path, [DATASET], **(settings | {"probe_sizes": (8,)}))
+    assert fewer["test_auc"].tolist() == table["test_auc"][1::2].tolist()
+    with pytest.raises(ValueError, match="no data set '96_spam'.* Did you mean '96_spam_is'"):
+        sparse_probing(sae, smollm, tmp_path, ["96_spam"])
+    other = SAE.from_dict(sae.cfg.to_dict())
+    assert sae_fingerprint(other) != sae_fingerprint(sae)

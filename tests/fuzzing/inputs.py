@@ -34,13 +34,13 @@ from hsae_lens import (
     HierarchicalTopKTrainingSAEConfig,
 )
 from hsae_lens.evaluation.page import write_report
-from hsae_lens.evaluation.run_folder import run_config
+from hsae_lens.evaluation.run_folder import RunFolder
 from hsae_lens.evaluation.tasks.pairs import PAIR_COLUMNS, read_pairs, tokenize_pairs
 from hsae_lens.models.text_files import documents_of
 from hsae_lens.releases.entries import read_releases
 from hsae_lens.releases.opening import load_pretrained, open_sae
 from hsae_lens.releases.table import RELEASES, register_release
-from hsae_lens.training.command import parse
+from hsae_lens.training.command import parse_train_flags
 
 D_IN, D_SAE, K = 12, 128, 6
 CFG, WEIGHTS = "cfg.json", "sae_weights.safetensors"
@@ -606,7 +606,7 @@ def _change_run(rng: random.Random, folder: Path) -> str:
 
 
 def _use_run(folder: Path, scratch: Path) -> Any:
-    return run_config(folder), write_report([folder], scratch / "page.html")
+    return RunFolder(folder).config(), write_report([folder], scratch / "page.html")
 
 
 def _check_run(folder: Path, answer: Any) -> None:
@@ -636,7 +636,7 @@ INPUTS: dict[str, Kind] = {
     "recipes": Kind(
         (partial(_write_recipe, RECIPE), partial(_write_recipe, WITH_LISTS)),
         lambda rng, folder: _change_yaml(rng, folder / "recipe.yaml"),
-        lambda folder, scratch: parse(["--recipe", str(folder / "recipe.yaml")]),
+        lambda folder, scratch: parse_train_flags(["--recipe", str(folder / "recipe.yaml")])[0],
         _check_recipe,
         ("recipe", *yaml.safe_load(WITH_LISTS)),
         share=0.6,

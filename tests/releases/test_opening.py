@@ -21,7 +21,7 @@ def test_the_catalogue_shows_each_sae_with_its_frontier(folder: Path) -> None:
     register_release("far", model="tiny", repo_id="me/far", saes=[{"id": "a", "path": "a"}])
     register_release("gone", model="tiny", folder=folder, saes=[{"id": "b", "path": "b"}])
     shown = list_releases()
-    for words in (*SHIPPED, "576 → 4608 latents", "explained variance", "cross-entropy recovered",
+    for words in (*SHIPPED, "576 → 4608 latents", "explained variance", "recovered cross-entropy",
                   "24 → 96 latents, hierarchical_topk, k 1..8", "not downloaded yet",
                   "its files are missing"):  # fmt: skip
         assert words in shown

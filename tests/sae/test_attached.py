@@ -13,7 +13,7 @@ from sae_lens import HookedSAETransformer, SAETransformerBridge
 from transformer_lens import HookedTransformerConfig
 
 from hsae_lens import HierarchicalTopKSAE, HierarchicalTopKSAEConfig
-from hsae_lens.circuits import ablate, attribute_budgets, keep, steer
+from hsae_lens.circuits import Prompts, ablate, attribute_budgets, keep, steer
 from hsae_lens.evaluation import evaluate_budgets
 from hsae_lens.models.hooks import activations_at, run_changed
 from hsae_lens.models.opening import open_model
@@ -218,7 +218,8 @@ def test_views_share_weights_but_not_hooks(model: Any, tokens: torch.Tensor) -> 
 def test_attribution_on_every_model_class(model: Any, tokens: torch.Tensor) -> None:
     sae = sae_at(HOOKS[0])
     model.run_with_saes(tokens, saes=[sae], prepend_bos=False)  # attached once before
-    found = attribute_budgets(model, sae, tokens, lambda z: z[:, -1, 5], [1, 8], progress=False)
+    prompts = Prompts(tokens, lambda z: z[:, -1, 5])
+    found = attribute_budgets(model, sae, prompts, [1, 8], progress=False)
     leaf = torch.zeros(1, requires_grad=True)
     x = activations_at(model, tokens, HOOKS[:1])[HOOKS[0]]
     code = sae.encode(x)
@@ -315,9 +316,8 @@ def test_budgets_are_evaluated_and_attributed_on_a_bfloat16_model(
     half_model: Any, tokens: torch.Tensor
 ) -> None:
     sae = sae_at(HOOKS[0])
-    found = attribute_budgets(
-        half_model, sae, tokens, lambda z: z[:, -1, 5], [1, 8], progress=False
-    )
+    prompts = Prompts(tokens, lambda z: z[:, -1, 5])
+    found = attribute_budgets(half_model, sae, prompts, [1, 8], progress=False)
     assert found.sites[HOOKS[0]].per_pair(8).abs().sum() > 0
     table = evaluate_budgets(sae, half_model, tokens, [1, 8], progress=False)
     x = activations_at(half_model, tokens, HOOKS[:1])[HOOKS[0]].float().flatten(0, 1)

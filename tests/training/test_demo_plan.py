@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from hsae_lens.training.demo_plan import LEAST, DemoPlan, Speed, plan_demo
+from hsae_lens.training.demo_plan import LEAST_SHARE, DemoPlan, Speed, plan_demo
 
 FAST = Speed(collect=1 / 2500, predict=1 / 1500, step=0.08)
 
@@ -22,17 +22,17 @@ def test_a_fast_machine_reads_everything() -> None:
 def test_a_slower_machine_reads_less_of_both_parts_and_keeps_its_word() -> None:
     made = planned(Speed(collect=1 / 900, predict=1 / 400, step=0.1))
     assert made.seconds == pytest.approx(400)
-    assert LEAST < made.train_tokens / 100_000 < 1
+    assert LEAST_SHARE < made.train_tokens / 100_000 < 1
     assert made.eval_tokens / 4096 == pytest.approx(made.train_tokens / 100_000, abs=1e-3)
     assert made.training == pytest.approx(1.15 * 1600 * 0.1)  # the steps are not cut
 
 
 def test_a_very_slow_machine_is_told_how_long_it_takes() -> None:
     made = planned(Speed(collect=1 / 100, predict=1 / 50, step=0.5))
-    assert made.train_tokens == LEAST * 100_000
+    assert made.train_tokens == LEAST_SHARE * 100_000
     assert made.seconds > 400
     assert str(made).startswith(f"About {round(made.seconds / 60)} min from here: ")
 
 
 def test_no_time_left_still_gives_a_plan() -> None:
-    assert planned(FAST, seconds=-10).train_tokens == LEAST * 100_000
+    assert planned(FAST, seconds=-10).train_tokens == LEAST_SHARE * 100_000

@@ -98,7 +98,7 @@ def latent_examples(
         for latent in _in_weighted_order(rng, often, counts[often].tolist()):
             fires = (latents == latent).any(-1)  # at whatever rank
             ranked = (latents[..., low - 1 : high] == latent).any(-1) & kept
-            examples = _examples(rng, texts, fires, ranked, n_shown, n_scored)
+            examples = _draw_excerpts(rng, texts, fires, ranked, n_shown, n_scored)
             if examples is not None:
                 found.append(LatentExamples(latent, (low, min(high, sae.cfg.k)), *examples))
             if len(found) == wanted:
@@ -111,7 +111,7 @@ def latent_examples(
     return found
 
 
-def _examples(
+def _draw_excerpts(
     rng: random.Random,
     texts: list[list[str]],
     fires: torch.Tensor,
@@ -135,19 +135,19 @@ def _examples(
         others = [n for n in window if not fires[row, n]]
         if others and len(scored) < n_scored:
             scored.append((row, at))
-            mismarked.append(_excerpt(texts, row, rng.choice(others), window))
+            mismarked.append(_excerpt_at(texts, row, rng.choice(others), window))
     silent: list[Excerpt] = []
     rest = sorted(set(range(len(texts))) - {row for row, _ in (*shown, *scored)})
     for row in rng.sample(rest, len(rest)):
         at = rng.randrange(BEFORE, max(BEFORE + 1, len(texts[row]) - AFTER))
         window = range(max(0, at - BEFORE), min(len(texts[row]), at + 1 + AFTER))
         if at < len(texts[row]) and not fires[row, window.start : window.stop].any():
-            silent.append(_excerpt(texts, row, at))
+            silent.append(_excerpt_at(texts, row, at))
     if len(shown) < n_shown or len(scored) < n_scored or len(silent) < n_scored:
         return None
     return (
-        [_excerpt(texts, *place) for place in shown],
-        [_excerpt(texts, *place) for place in scored],
+        [_excerpt_at(texts, *place) for place in shown],
+        [_excerpt_at(texts, *place) for place in scored],
         silent[:n_scored],
         mismarked,
     )
@@ -160,7 +160,7 @@ def _in_weighted_order(rng: random.Random, items: list[int], weights: list[float
     return [item for _, item in sorted(keyed, reverse=True)]
 
 
-def _excerpt(texts: list[list[str]], row: int, at: int, window: range | None = None) -> Excerpt:
+def _excerpt_at(texts: list[list[str]], row: int, at: int, window: range | None = None) -> Excerpt:
     """The text around a token, or a given window of it, with that token marked."""
     words = texts[row]
     window = window or range(max(0, at - BEFORE), min(len(words), at + 1 + AFTER))

@@ -49,7 +49,7 @@ LONGEST_WAIT = 60.0  # seconds that a busy endpoint may ask for
 REFUSED = (400, 422)  # what endpoints say to a prompt that they do not take
 
 
-class _NotYetError(Exception):
+class _AskAgainError(Exception):
     """The endpoint is busy, or what it sent is no chat answer; it may be asked again.
 
     wait: how many seconds it asks for.
@@ -60,7 +60,7 @@ class _NotYetError(Exception):
         self.wait = wait
 
 
-def _patience(state: RetryCallState) -> float:
+def _seconds_to_next_attempt(state: RetryCallState) -> float:
     """Seconds before the next attempt: what the endpoint asked for, else 0.2, 0.4, …"""
     error = state.outcome.exception() if state.outcome else None
     asked = getattr(error, "wait", None)
@@ -94,7 +94,7 @@ class EndpointJudge:
         max_tokens: int = 200,
     ) -> None:
         self.name = f"{base_url} {model} {max_tokens}"
-        self.url = _address(base_url)
+        self.url = _chat_address(base_url)
         self.body: dict[str, Any] = {"model": model, "temperature": 0, "max_tokens": max_tokens}
         self.key = (api_key or os.environ.get("HSAE_JUDGE_API_KEY", "")).strip()
         parts = urlsplit(self.url)
@@ -108,17 +108,17 @@ class EndpointJudge:
     def __call__(self, prompt: str) -> str:
         try:
             return self._ask(prompt)
-        except (requests.RequestException, _NotYetError) as error:
+        except (requests.RequestException, _AskAgainError) as error:
             raise JudgeUnavailableError(
                 f"The judge at {self.url} does not answer: {error}. Check the address, the key "
                 "(HSAE_JUDGE_API_KEY) and the model's name; what was answered so far is kept."
             ) from error
 
     @retry(
-        retry=retry_if_exception_type((requests.ConnectionError, requests.Timeout, _NotYetError))
+        retry=retry_if_exception_type((requests.ConnectionError, requests.Timeout, _AskAgainError))
         | retry_if_result(lambda answer: not answer),
         stop=stop_after_attempt(ATTEMPTS),
-        wait=_patience,
+        wait=_seconds_to_next_attempt,
         retry_error_callback=lambda state: state.outcome and state.outcome.result(),
     )
     def _ask(self, prompt: str) -> str:
@@ -127,13 +127,13 @@ class EndpointJudge:
         answer = requests.post(self.url, json=body, headers=headers, timeout=self.timeout)
         status = f"{answer.status_code} {answer.reason}"
         if answer.status_code == 429 or answer.status_code >= 500:
-            wait = _seconds(answer.headers.get("Retry-After", ""))
+            wait = _seconds_asked_for(answer.headers.get("Retry-After", ""))
             if wait is not None and wait > LONGEST_WAIT:
                 raise JudgeUnavailableError(
                     f"The judge at {self.url} is busy ({status}) and asks to wait {wait:.0f} s. "
                     "Run this again then; what was answered so far is kept."
                 )
-            raise _NotYetError(status, wait)
+            raise _AskAgainError(status, wait)
         if answer.status_code in REFUSED and self.has_answered:
             return ""  # this prompt, not the key or the address
         answer.raise_for_status()
@@ -143,12 +143,12 @@ class EndpointJudge:
         except (KeyError, IndexError, TypeError, AttributeError, ValueError) as error:
             if self.has_answered:
                 return ""
-            raise _NotYetError(f"it sends what no chat endpoint does ({error!r})") from error
+            raise _AskAgainError(f"it sends what no chat endpoint does ({error!r})") from error
         self.has_answered = True
         return content.strip() if isinstance(content, str) else ""
 
 
-def _address(base_url: str) -> str:
+def _chat_address(base_url: str) -> str:
     """Where to post prompts, as requests will understand it."""
     try:
         url = requests.Request("POST", f"{base_url.rstrip('/')}/chat/completions").prepare().url
@@ -163,7 +163,7 @@ def _address(base_url: str) -> str:
     )
 
 
-def _seconds(retry_after: str) -> float | None:
+def _seconds_asked_for(retry_after: str) -> float | None:
     """A ``Retry-After`` header, seconds or a date, as seconds from now; None if it is neither."""
     if re.fullmatch(r"[0-9]+(\.[0-9]*)?", retry_after.strip()):
         return float(retry_after)

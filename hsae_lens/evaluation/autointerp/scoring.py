@@ -22,7 +22,6 @@ from hsae_lens.evaluation.autointerp.judges import Judge
 
 logger = logging.getLogger(__name__)
 
-
 EXPLAIN = """\
 Below are excerpts of text. In each, the words between << and >> make one neuron of a language
 model fire. In one short sentence, say what these words have in common, or what the neuron looks
@@ -88,7 +87,10 @@ def score_latents(
         if explanation:
             truths = [_quiz(latent, wrong)[1] for wrong in (latent.silent, latent.mismarked)]
             prompts = autointerp_prompts(latent, explanation)
-            scores = [_score(judge(p), truth) for p, truth in zip(prompts, truths, strict=True)]
+            scores = [
+                _balanced_accuracy(judge(p), truth)
+                for p, truth in zip(prompts, truths, strict=True)
+            ]
         rows.append(
             {
                 "latent": latent.latent,
@@ -113,7 +115,7 @@ def asking_cost(
     tokenizer: Any = None,
     known: Callable[[str], str | None] = lambda prompt: None,
 ) -> dict[str, int]:
-    """What :func:`interpret` would ask, before it is asked: ``prompts`` and about how many
+    """What :func:`score_latents` would ask, before it is asked: ``prompts`` and about how many
     ``tokens`` in them (with a tokenizer; else four characters each).
 
     Args:
@@ -141,7 +143,7 @@ def _quiz(examples: LatentExamples, wrong: list[Excerpt]) -> tuple[list[Excerpt]
     return [e for e, _ in mixed], [truth for _, truth in mixed]
 
 
-def _score(answer: str, truth: list[bool]) -> float:
+def _balanced_accuracy(answer: str, truth: list[bool]) -> float:
     """Balanced accuracy of an answer in the form asked for, like "1, 4, 7" or "none"; NaN for any
     other, sentences with numbers in them too."""
     answer = answer.strip().removesuffix(".").strip("\"'").lower()

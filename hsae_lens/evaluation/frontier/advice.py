@@ -7,10 +7,7 @@ from typing import Any
 
 import pandas as pd
 
-QUALITIES = {
-    "explained_variance": "explained variance",
-    "ce_score": "recovered cross-entropy",
-}
+from hsae_lens._util.columns import LABELS, QUALITIES
 
 LEAST_HURT = 0.01  # of the clean cross-entropy, that ablation must add to be worth a share
 
@@ -33,7 +30,7 @@ class Advice:
 
     def __str__(self) -> str:
         return (
-            f"k={self.k} keeps {self.value / self.best:.1%} of the {QUALITIES[self.of]} at "
+            f"k={self.k} keeps {self.value / self.best:.1%} of the {LABELS[self.of]} at "
             f"k={self.largest}: {self.value:.3f} of {self.best:.3f}."
             f"{self.beware and f' Beware: {self.beware}'}"
         )
@@ -46,7 +43,7 @@ def advise(frontier: pd.DataFrame, keep: float = 0.95, of: str = "explained_vari
         frontier: one row per budget, as :func:`evaluate_budgets` makes it; a finer answer needs
             more budgets in it.
         keep: a share, above 0 and at most 1.
-        of: "explained_variance" or "ce_score".
+        of: one of :data:`QUALITIES`, "explained_variance" or "ce_score".
 
     Raises:
         ValueError: for a share outside these bounds, an unknown quality, or one that is not
@@ -63,7 +60,7 @@ def advise(frontier: pd.DataFrame, keep: float = 0.95, of: str = "explained_vari
     rows = frontier.sort_values("k")
     largest, best = int(rows["k"].iloc[-1]), float(rows[of].iloc[-1])
     if not best > 0:  # NaN too
-        raise ValueError(f"The {QUALITIES[of]} at k={largest} is {best:.3f}: not worth a share.")
+        raise ValueError(f"The {LABELS[of]} at k={largest} is {best:.3f}: not worth a share.")
     first = rows[rows[of] >= keep * best].iloc[0]
     beware = _beware(rows.iloc[-1]) if of == "ce_score" else ""
     return Advice(int(first["k"]), of, keep, float(first[of]), best, largest, beware)

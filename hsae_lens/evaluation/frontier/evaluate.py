@@ -11,6 +11,7 @@ from datasets import Dataset
 from sae_lens import SAE
 from tqdm.auto import tqdm
 
+from hsae_lens._util.tables import by_sae
 from hsae_lens.evaluation.frontier.sums import (
     FrontierSums,
     TokenMetric,
@@ -154,7 +155,7 @@ def evaluate_saes(
         context = first.cfg.metadata.context_size
         tokens, own = sequences_of(tokens, model.tokenizer, context, progress)
         documents = own if documents is None else documents
-    documents, n_groups = _groups(documents, len(tokens), bootstrap)
+    documents, n_groups = _group_rows(documents, len(tokens), bootstrap)
     shared = TokenSums(n_groups, first.cfg.d_in)
     sums = {
         name: FrontierSums(shared, resolved[name], sae.cfg.d_sae, metrics)
@@ -169,9 +170,7 @@ def evaluate_saes(
     n_batches = -(-len(tokens) // batch_size)
     for batch, groups in tqdm(batches, "Evaluating", n_batches, disable=not progress):
         frontier.add(batch.to(input_device(model)), groups)
-    tables = [own.table(bootstrap).assign(sae=name) for name, own in sums.items()]
-    table = pd.concat(tables, ignore_index=True)
-    return table[["sae", *table.columns.drop("sae")]]
+    return by_sae([own.table(bootstrap).assign(sae=name) for name, own in sums.items()])
 
 
 @torch.no_grad()
@@ -203,8 +202,8 @@ def evaluate_activations(
             f"evaluate_activations judges activations [n_tokens, d_in], got a "
             f"{type(activations).__name__}. Text needs a model: evaluate_budgets."
         )
-    _check(activations, sae, "activations")
-    documents, n_groups = _groups(documents, len(activations), bootstrap)
+    _check_activations(activations, sae, "activations")
+    documents, n_groups = _group_rows(documents, len(activations), bootstrap)
     shared = TokenSums(n_groups, sae.cfg.d_in)
     sums = FrontierSums(shared, resolved, sae.cfg.d_sae, metrics)
     limit = max_norm or longest_activation(sae)
@@ -214,12 +213,12 @@ def evaluate_activations(
         keep = x.norm(dim=-1) <= limit
         shared.add_activations(x[keep], groups[keep.cpu()])
         with joined_heads(sae):
-            for _ in _judged_reconstructions(sae, sums, x, keep, groups):
+            for _ in _add_reconstructions(sae, sums, x, keep, groups):
                 pass
     return sums.table(bootstrap)
 
 
-def _groups(documents: torch.Tensor | None, n: int, bootstrap: int) -> tuple[torch.Tensor, int]:
+def _group_rows(documents: torch.Tensor | None, n: int, bootstrap: int) -> tuple[torch.Tensor, int]:
     """The group of each of n rows and how many there are, checked before the work."""
     if n == 0:
         raise ValueError("No token is left to judge: there are none.")
@@ -234,7 +233,7 @@ def _groups(documents: torch.Tensor | None, n: int, bootstrap: int) -> tuple[tor
     return (groups, len(present)) if bootstrap else (torch.zeros_like(groups), 1)
 
 
-def _check(x: torch.Tensor, sae: SAE[Any], name: str) -> None:
+def _check_activations(x: torch.Tensor, sae: SAE[Any], name: str) -> None:
     if x.shape[-1] != sae.cfg.d_in:
         raise ValueError(
             f"The SAE reads width d_in={sae.cfg.d_in}, but {name} has {x.shape[-1]}. Is it of "
@@ -262,7 +261,7 @@ class _ModelFrontier:
     def add(self, tokens: torch.Tensor, documents: torch.Tensor) -> None:
         original, clean = self._clean_pass(tokens)
         x = original.flatten(2)  # attention heads joined
-        _check(x, self.first, self.hook_name)
+        _check_activations(x, self.first, self.hook_name)
         keep = self.mask(tokens, x)
         groups = documents[:, None].expand(tokens.shape)
         self.shared.add_activations(x[keep], groups[keep.cpu()])
@@ -274,10 +273,10 @@ class _ModelFrontier:
             self.shared.add("ce_ablated", ablated[predicting], here)
             self.shared.add("predictions", torch.ones(len(here)), here)
         for sae, sums in self.saes:
-            for n, x_hat in _judged_reconstructions(sae, sums, original, keep, groups):
+            for n, x_hat in _add_reconstructions(sae, sums, original, keep, groups):
                 if clean is not None:
                     spliced = torch.where(keep[..., None], x_hat.to(x.dtype), x)
-                    losses, kl = self._changed(tokens, spliced.reshape(original.shape), clean)
+                    losses, kl = self._losses_with(tokens, spliced.reshape(original.shape), clean)
                     sums.add("ce_with_sae", n, losses[predicting], here)
                     sums.add("kl", n, kl[keep], groups[keep.cpu()])
 
@@ -289,7 +288,7 @@ class _ModelFrontier:
         logits = run_changed(self.model, tokens, {self.hook_name: seen.append})
         return seen[0], logits
 
-    def _changed(
+    def _losses_with(
         self, tokens: torch.Tensor, new: torch.Tensor, clean: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Cross-entropies with the hook set to ``new``, and KL from the clean predictions.
@@ -303,7 +302,7 @@ class _ModelFrontier:
         return logits_with(self.model, tokens, self.hook_name, new)
 
 
-def _judged_reconstructions(
+def _add_reconstructions(
     sae: SAE[Any],
     sums: FrontierSums,
     original: torch.Tensor,
@@ -325,6 +324,6 @@ def _judged_reconstructions(
         if j in sums.budgets:
             n = sums.budgets.index(j)
             mine = keep.to(code.values.device)
-            judged = OrderedCode(code.values[mine], code.indices[mine])
-            sums.add_reconstruction(n, judged, kept, x_hat[keep], here)
+            kept_code = OrderedCode(code.values[mine], code.indices[mine])
+            sums.add_reconstruction(n, kept_code, kept, x_hat[keep], here)
             yield n, x_hat

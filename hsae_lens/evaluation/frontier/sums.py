@@ -1,6 +1,6 @@
 """The frontier's arithmetic: losses, sums over tokens by group, tables and standard errors.
 
-Pure tensors in, a table out; where activations and losses come from is ``frontier``'s business.
+Pure tensors in, a table out; where activations and losses come from is ``evaluate``'s business.
 """
 
 from __future__ import annotations
@@ -18,9 +18,10 @@ DENSE = 0.1  # a latent active on a larger share of the tokens is dense
 TokenMetric = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 """A number per token ``[n]`` from its activation and reconstruction, both ``[n, d_in]``."""
 
-TAKEN = {"k", "tokens", "l0", "explained_variance", "fvu", "adds", "mse", "cosine", "l2_ratio",
-         "dead", "dense", "active", "square_error", "square_error_before", "predictions", "kl",
-         "ce_score", "ce_clean", "ce_ablated", "ce_with_sae"}  # fmt: skip
+OWN_COLUMNS = {"k", "tokens", "l0", "explained_variance", "fvu", "adds", "mse", "cosine",
+               "l2_ratio", "dead", "dense", "active", "square_error", "square_error_before",
+               "predictions", "kl", "ce_score", "ce_clean", "ce_ablated",
+               "ce_with_sae"}  # fmt: skip
 
 FEWEST_GROUPS = 10  # a bootstrap over fewer says little
 
@@ -46,7 +47,7 @@ def check_groups(n: int, bootstrap: int) -> None:
 def cross_entropies(logits: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
     """Of each next token ``[batch, context - 1]``, from logits ``[batch, context, d_vocab]``."""
     # The last token of a sequence predicts none: what it gets here is left out at the end.
-    targets = tokens.to(logits.device).roll(-1, 1).flatten()[:, None].split(_rows(logits))
+    targets = tokens.to(logits.device).roll(-1, 1).flatten()[:, None].split(_rows_at_once(logits))
     parts = [
         -log_probs.gather(-1, target).squeeze(-1)
         for (log_probs,), target in zip(_log_probs(logits), targets, strict=True)
@@ -66,16 +67,16 @@ def _log_probs(*logits: torch.Tensor) -> Iterator[list[torch.Tensor]]:
     A float32 copy of all logits would be the largest tensor of an evaluation; slices that fit a
     processor's cache are also two to four times faster.
     """
-    for parts in zip(*(x.flatten(0, 1).split(_rows(x)) for x in logits), strict=True):
+    for parts in zip(*(x.flatten(0, 1).split(_rows_at_once(x)) for x in logits), strict=True):
         yield [part.float().log_softmax(-1) for part in parts]
 
 
-def _rows(logits: torch.Tensor) -> int:
+def _rows_at_once(logits: torch.Tensor) -> int:
     return max(1, SLICE_BYTES // (4 * logits.shape[-1]))
 
 
 class TokenSums:
-    """Running sums over the judged tokens that no SAE has a part in, kept apart by group.
+    """Running sums over tokens that count, of what no SAE has a part in, kept apart by group.
 
     Tokens of one group (a document, a sequence) are not independent of each other; groups are, so
     that they can be resampled.
@@ -92,7 +93,7 @@ class TokenSums:
         self.sums: dict[str, torch.Tensor] = {}
 
     def add_activations(self, x: torch.Tensor, groups: torch.Tensor) -> None:
-        """The activations ``[n, d_in]`` of n judged tokens and their groups ``[n]``."""
+        """The activations ``[n, d_in]`` of n tokens that count and their groups ``[n]``."""
         wide, groups = x.float(), groups.cpu()
         self.tokens.index_add_(0, groups, torch.ones(len(groups), dtype=torch.float64))
         # Summed in float64: the variance is a small difference of large numbers.
@@ -126,7 +127,7 @@ class FrontierSums:
         self.fired = torch.zeros(len(self.budgets), d_sae, dtype=torch.int64)
         self.sums: dict[str, torch.Tensor] = {}
         self.extra = dict(extra or {})
-        if taken := sorted(set(self.extra) & TAKEN):
+        if taken := sorted(set(self.extra) & OWN_COLUMNS):
             raise ValueError(f"The metric name {taken[0]!r} is taken; choose another.")
 
     def add_reconstruction(

@@ -24,7 +24,7 @@ class Context:
     """A stretch of text around one activation.
 
     tokens: their text.  values: the latent's activation at each (0: it does not fire, or the
-    position is not judged).  rank: its place in the code of the token it fires on most, from 1.
+    position does not count).  rank: its place in the code of the token it fires on most, from 1.
     """
 
     tokens: list[str]
@@ -36,9 +36,9 @@ class Context:
 class Dashboard:
     """One latent.
 
-    density: share of judged tokens it fires on.  mean_rank: where it fires.  edges: ``BINS + 1``
-    activation values; ranks: of :func:`rank_ranges`; histogram: tokens in each bin, a list for each
-    of these.
+    density: the share of tokens (of those that count) it fires on.  mean_rank: where it fires.
+    edges: ``BINS + 1`` activation values; ranks: of :func:`rank_ranges`; histogram: tokens in each
+    bin, a list for each of these.
     contexts: the strongest, one from a sequence.  promoted, suppressed: (token, logit), the most
     extreme first, by :func:`logit_effects`; empty where that has none.
     """
@@ -119,7 +119,7 @@ def _dashboard(
     strongest = value.max(1)
     order = strongest.values.argsort(descending=True, stable=True)[:n_contexts]
     contexts = [
-        _context(tokenizer, tokens[n], value[n], rank[n], int(strongest.indices[n]))
+        _context_around(tokenizer, tokens[n], value[n], rank[n], int(strongest.indices[n]))
         for n in order.tolist()
         if strongest.values[n] > 0
     ]
@@ -137,17 +137,17 @@ def _dashboard(
         rank[fired].double().mean().item(),
         edges.tolist(),
         ranges,
-        [_counts(value[fired & (rank >= low) & (rank <= high)], edges) for low, high in ranges],
+        [_histogram(value[fired & (rank >= low) & (rank <= high)], edges) for low, high in ranges],
         contexts,
         *words,
     )
 
 
-def _counts(values: torch.Tensor, edges: torch.Tensor) -> list[int]:
+def _histogram(values: torch.Tensor, edges: torch.Tensor) -> list[int]:
     return [int(n) for n in torch.histogram(values, edges).hist.tolist()]
 
 
-def _context(
+def _context_around(
     tokenizer: Any, tokens: torch.Tensor, value: torch.Tensor, rank: torch.Tensor, at: int
 ) -> Context:
     shown = slice(max(0, at - CONTEXT_BEFORE), at + CONTEXT_AFTER + 1)

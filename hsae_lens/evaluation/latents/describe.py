@@ -74,7 +74,7 @@ def describe_latents(
     order = latent.argsort(stable=True)
     ends = torch.bincount(latent, minlength=sae.cfg.d_sae).cumsum(0)
     chosen = counts.nonzero().flatten().tolist() if latents is None else list(latents)
-    promotes = _promoted(sae, model, chosen, n_words)
+    promotes = _promoted_tokens(sae, model, chosen, n_words)
     rows = []
     for position, i in enumerate(chosen):
         mine = word[order[int(ends[i] - counts[i]) : int(ends[i])]]
@@ -96,7 +96,7 @@ def describe_latents(
     return pd.DataFrame(rows)
 
 
-def _promoted(
+def _promoted_tokens(
     sae: HierarchicalTopKSAE, model: HookedModel, latents: list[int], n_words: int
 ) -> list[list[str]]:
     rows: list[list[str]] = []

@@ -32,21 +32,21 @@ def _section(dashboard: Dashboard) -> str:
     if not dashboard.contexts:
         return (
             f'<h2 id="l{dashboard.latent}">Latent {dashboard.latent}</h2>'
-            "<p>It does not fire in this text.</p>" + _words(dashboard)
+            "<p>It does not fire in this text.</p>" + _promoted_words(dashboard)
         )
     ranks = [f"rank {low}–{high}" for low, high in dashboard.ranks]
-    contexts = "".join(_line(context) for context in dashboard.contexts)
+    contexts = "".join(_context_line(context) for context in dashboard.contexts)
     return (
         f'<h2 id="l{dashboard.latent}">Latent {dashboard.latent}</h2>'
         f"<p>Fires on {dashboard.density:.2%} of the tokens, at rank {dashboard.mean_rank:.0f} on "
         "average.</p>"
         f'<div class="figures">{histogram_svg(dashboard.edges, dashboard.histogram, ranks)}'
-        f"<div>{_words(dashboard)}</div></div>"
+        f"<div>{_promoted_words(dashboard)}</div></div>"
         f'<ol class="contexts">{contexts}</ol>'
     )
 
 
-def _words(dashboard: Dashboard) -> str:
+def _promoted_words(dashboard: Dashboard) -> str:
     if not dashboard.promoted:
         return ""
     rows = "".join(
@@ -59,17 +59,17 @@ def _words(dashboard: Dashboard) -> str:
     )
 
 
-def _line(context: Context) -> str:
+def _context_line(context: Context) -> str:
     largest = max(context.values)
     marked = "".join(
         f'<span style="background: rgba(0, 114, 178, {0.55 * value / largest:.2f})">'
-        f"{_text(token)}</span>"
+        f"{_visible_text(token)}</span>"
         if value > 0
-        else _text(token)
+        else _visible_text(token)
         for token, value in zip(context.tokens, context.values, strict=True)
     )
     return f"<li>{marked} <small>{largest:.1f}, rank {context.rank}</small></li>"
 
 
-def _text(token: str) -> str:
+def _visible_text(token: str) -> str:
     return escape(token.replace("\n", "↵"))

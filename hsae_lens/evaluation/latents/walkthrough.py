@@ -35,10 +35,10 @@ def token_walkthroughs(
         likely next tokens as [text, probability] with every judged position reconstructed at that
         budget; the last entry is the model itself.
     """
-    return [_example(sae, model, tokens[n : n + 1], n_latents) for n in range(len(tokens))]
+    return [_walkthrough(sae, model, tokens[n : n + 1], n_latents) for n in range(len(tokens))]
 
 
-def _example(
+def _walkthrough(
     sae: HierarchicalTopKSAE, model: HookedModel, row: torch.Tensor, n_latents: int
 ) -> dict[str, Any]:
     row = row.to(input_device(model))
@@ -57,8 +57,8 @@ def _example(
         reconstructions = list(sae.each_budget(code, budgets))
     for x_hat in reconstructions:
         new = torch.where(keep[:, None], x_hat.to(x.device), x).to(acts.dtype).reshape(acts.shape)
-        predictions.append(_predictions(model, row, hook_name, new))
-    predictions.append(_predictions(model, row, hook_name, acts))
+        predictions.append(_likely_next_tokens(model, row, hook_name, new))
+    predictions.append(_likely_next_tokens(model, row, hook_name, acts))
     return {
         "tokens": [model.tokenizer.decode([token]) for token in row[0].tolist()],
         "judged": keep.tolist(),
@@ -72,7 +72,7 @@ def _example(
     }
 
 
-def _predictions(
+def _likely_next_tokens(
     model: HookedModel, row: torch.Tensor, hook_name: str, new: torch.Tensor
 ) -> list[list[list[Any]]]:
     top = logits_with(model, row, hook_name, new)[0].float().softmax(-1).topk(PREDICTIONS)

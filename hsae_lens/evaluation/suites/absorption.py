@@ -23,7 +23,7 @@ import torch
 from tqdm.auto import tqdm
 
 from hsae_lens._util.atomic_files import replacing_folder
-from hsae_lens.evaluation.fingerprints import fingerprint, model_fingerprint
+from hsae_lens.evaluation.fingerprints import model_fingerprint, sae_fingerprint
 from hsae_lens.models.hooked_model import HookedModel
 from hsae_lens.models.hooks import hook_activations
 from hsae_lens.objective.budgets import powers_of_two, resolve_budgets
@@ -109,10 +109,10 @@ def absorption(
     }
     with _quiet():
         _train_probes(shared)
-    rows = []
+    rows, of_sae = [], folder / sae_fingerprint(sae)
     for k in tqdm(resolved, "Absorption", disable=not progress):
         with sae.using_budget(k), _quiet():
-            rows.append({"k": k, **_at_budget(sae, shared, folder / fingerprint(sae), f"k-{k}")})
+            rows.append({"k": k, **_absorption_at_budget(sae, shared, of_sae, f"k-{k}")})
     return pd.DataFrame(rows)
 
 
@@ -133,7 +133,7 @@ def _train_probes(shared: dict[str, Any]) -> None:
         )
 
 
-def _kept(run: Callable[[Path], pd.DataFrame], folder: Path) -> pd.DataFrame:
+def _read_or_make(run: Callable[[Path], pd.DataFrame], folder: Path) -> pd.DataFrame:
     """What ``run`` gives for the folder's parent, where sae-bench reads the folder or makes it."""
     with _seeded():
         if folder.exists():
@@ -142,13 +142,13 @@ def _kept(run: Callable[[Path], pd.DataFrame], folder: Path) -> pd.DataFrame:
             return run(fresh.parent)
 
 
-def _at_budget(
+def _absorption_at_budget(
     sae: HierarchicalTopKSAE, shared: dict[str, Any], folder: Path, name: str
 ) -> dict[str, float]:
     from sae_bench.evals.absorption import feature_absorption, k_sparse_probing
 
     shared = {**shared, "sae": sae, "sae_name": name}
-    probes = _kept(
+    probes = _read_or_make(
         lambda place: k_sparse_probing.run_k_sparse_probing_experiment(
             experiment_dir=place,
             k_sparse_probe_batch_size=SPARSE_BATCH,
@@ -167,11 +167,11 @@ def _at_budget(
         "letters": len(spelled),
         "words": 0,
         "probe_f1": probes["f1_probe"].mean(),
-        "probe_accuracy": _accuracy(pd.read_parquet(file)),
+        "probe_accuracy": _spelling_accuracy(pd.read_parquet(file)),
     }
     if len(spelled) < FEWEST_LETTERS:
         return row
-    found = _kept(
+    found = _read_or_make(
         lambda place: feature_absorption.run_feature_absortion_experiment(
             experiment_dir=place,
             sparse_probing_experiment_dir=folder / "sparse",
@@ -189,7 +189,7 @@ def _at_budget(
     }
 
 
-def _accuracy(raw: pd.DataFrame) -> float:
+def _spelling_accuracy(raw: pd.DataFrame) -> float:
     """How often the model's activations say the right letter of a held-out word, of all 26."""
     scores = raw.filter(regex="^score_probe_")
     return float((scores.idxmax(axis=1).str[-1] == raw["answer_letter"]).mean())

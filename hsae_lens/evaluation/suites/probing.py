@@ -16,7 +16,7 @@ from tqdm.auto import tqdm
 
 from hsae_lens._util.atomic_files import replacing_files, write_json
 from hsae_lens._util.did_you_mean import did_you_mean
-from hsae_lens.evaluation.fingerprints import fingerprint, model_fingerprint
+from hsae_lens.evaluation.fingerprints import model_fingerprint, sae_fingerprint
 from hsae_lens.models.hooked_model import HookedModel
 from hsae_lens.models.hooks import check_bare
 from hsae_lens.objective.budgets import powers_of_two, resolve_budgets
@@ -26,8 +26,7 @@ DATASETS = ("96_spam_is", "105_click_bait", "113_movie_sent", "36_sciq_tf")
 
 METRICS = ["test_auc", "test_acc", "test_f1"]
 
-NAME = "model"  # in sae-probes' files, which are in a folder of the model's own
-
+NAME_IN_FILES = "model"  # in sae-probes' files, which are in a folder of the model's own
 
 PENALTIES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)  # of the probe on whole activations, chosen by 5 folds
 
@@ -81,16 +80,16 @@ def sparse_probing(
     resolved = resolve_budgets(budgets or powers_of_two(sae.cfg.k), sae.cfg.k)
     sizes = sorted(set(probe_sizes))
     of_model = Path(folder) / model_fingerprint(model)
-    of_sae = of_model / fingerprint(sae) / f"probes-{'-'.join(map(str, sizes))}"
+    of_sae = of_model / sae_fingerprint(sae) / f"probes-{'-'.join(map(str, sizes))}"
     rows: list[dict[str, Any]] = []
     with tqdm(total=len(datasets) * len(resolved), desc="Probing", disable=not progress) as bar:
         for dataset in datasets:
             with contextlib.redirect_stdout(io.StringIO()):  # it reports every file
-                baseline = _baseline(sae, model, dataset, of_model)
+                baseline = _probe_whole_activations(sae, model, dataset, of_model)
             able = above_guessing(**baseline)
             for k in resolved:
                 with sae.using_budget(k), contextlib.redirect_stdout(io.StringIO()):
-                    found = _probed(sae, dataset, sizes, of_model, of_sae / f"k-{k}")
+                    found = _probe_at_budget(sae, dataset, sizes, of_model, of_sae / f"k-{k}")
                 for size, metrics in zip(sizes, found, strict=True):
                     row = {"dataset": dataset, "k": k, "probe_size": size}
                     row |= {name: metrics[name] for name in METRICS}
@@ -114,7 +113,7 @@ def above_guessing(auc: float, positives: int, negatives: int) -> bool:
     return auc > 0.5 + 2 * error
 
 
-def _probed(
+def _probe_at_budget(
     sae: HierarchicalTopKSAE, dataset: str, sizes: list[int], of_model: Path, folder: Path
 ) -> list[dict[str, Any]]:
     """What sae-probes finds at the SAE's present budget, a dict per probe size; kept in folder."""
@@ -125,7 +124,7 @@ def _probed(
         "hook_name": sae.cfg.metadata.hook_name,
         "reg_type": "l1",
         "setting": "normal",
-        "model_name": NAME,
+        "model_name": NAME_IN_FILES,
     }
     file: Path = get_save_metrics_path(dataset, sae_results_path=folder, **what)
     if not file.exists():
@@ -143,7 +142,7 @@ def _probed(
     return found
 
 
-def _baseline(
+def _probe_whole_activations(
     sae: HierarchicalTopKSAE, model: HookedModel, dataset: str, of_model: Path
 ) -> dict[str, Any]:
     """Test ``auc`` of a logistic regression on whole activations, of the same texts, and how many
@@ -157,10 +156,10 @@ def _baseline(
     from sklearn.preprocessing import StandardScaler
 
     hook_name = sae.cfg.metadata.hook_name
-    if not (of_model / f"model_activations_{NAME}" / f"{dataset}_{hook_name}.pt").exists():
+    if not (of_model / f"model_activations_{NAME_IN_FILES}" / f"{dataset}_{hook_name}.pt").exists():
         with replacing_files(of_model) as fresh:
             ensure_dataset_activations(
-                NAME, [dataset], [hook_name], fresh, device=str(sae.device), model=model
+                NAME_IN_FILES, [dataset], [hook_name], fresh, device=str(sae.device), model=model
             )
     file = of_model / "model" / f"{dataset}_{hook_name}.json"
     if not file.exists():
@@ -168,7 +167,7 @@ def _baseline(
             min(DATASET_SIZES[dataset] - 100, 1024),
             dataset,
             hook_name,
-            model_name=NAME,
+            model_name=NAME_IN_FILES,
             model_cache_path=of_model,
         )
         # Not sae-probes' own baseline: it takes no bfloat16, and minutes without a common scale.

@@ -1,0 +1,51 @@
+"""Edges, which add up to the attribution."""
+
+from __future__ import annotations
+
+from typing import Any, get_args
+
+import pandas as pd
+import pytest
+from helpers.circuits import CONTEXT, HOOKS
+
+from hsae_lens.circuits import attribute_budgets, latent_edges
+from hsae_lens.circuits.replacement import Replacement
+from hsae_lens.evaluation.tasks.pairs import TokenizedTask
+
+
+@pytest.mark.parametrize("replace", get_args(Replacement))
+def test_edges_add_up_to_the_attribution(
+    model: Any, saes: Any, task: TokenizedTask, replace: Replacement
+) -> None:
+    found = attribute_budgets(model, saes, task, [3], replace=replace, progress=False)
+    upper = found.nodes(3)
+    upper = upper[upper["site"] == HOOKS[0]].head(4)
+    every = pd.DataFrame(
+        [
+            {"site": HOOKS[1], "position": p, "latent": latent}
+            for p in range(1, CONTEXT)
+            for latent in range(-1, 48)
+        ]
+    )
+    both = pd.concat([upper, every])
+    edges = latent_edges(model, saes, both, 3, task, replace=replace, progress=False)
+    sums = edges.groupby(["site", "position", "latent"])["effect"].sum()
+    for row in upper.itertuples():
+        # Gemma's norms compute in float32, whatever the model is in.
+        assert sums[(row.site, row.position, row.latent)] == pytest.approx(row.effect, rel=1e-5)
+    # Whatever the order and the batches are, and however often a node's row is there.
+    last = every[every["position"] == CONTEXT - 1]
+    often = pd.concat([upper, last, upper, last.head(9)])
+    again = latent_edges(
+        model, saes[::-1], often, 3, task, replace=replace, batch_size=4, progress=False
+    )
+    same = edges[edges["to_position"] == CONTEXT - 1].reset_index(drop=True)
+    assert len(same)
+    pd.testing.assert_frame_equal(again, same)
+    with pytest.raises(ValueError, match="No latent .* at 'blocks.5'"):
+        latent_edges(model, saes, upper.assign(site="blocks.5"), 3, task)
+    for wrong in ({"latent": 48}, {"position": CONTEXT}):
+        with pytest.raises(ValueError, match="No latent 48|Position 9 is outside"):
+            latent_edges(model, saes, every.assign(**wrong), 3, task)
+    with pytest.raises(ValueError, match="two SAEs or more"):
+        latent_edges(model, saes[:1], upper, 3, task)

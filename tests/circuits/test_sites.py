@@ -1,0 +1,59 @@
+"""Which hooks and SAEs make a site, and their order."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from helpers.circuits import CONTEXT, HOOKS, dictionary
+
+from hsae_lens import HierarchicalTopKSAE, HierarchicalTopKSAEConfig
+from hsae_lens.circuits import attribute_budgets, latent_edges
+from hsae_lens.circuits.sites import model_order, sites_of
+from hsae_lens.evaluation.tasks.pairs import TokenizedTask
+
+
+def test_sites_are_in_the_model_s_order(model: Any, task: TokenizedTask) -> None:
+    in_order = ["hook_embed", "blocks.0.hook_resid_pre", "blocks.0.attn.hook_z",
+                "blocks.0.hook_attn_out", "blocks.0.hook_resid_mid", "blocks.0.mlp.hook_post",
+                "blocks.0.hook_mlp_out", "blocks.0.hook_resid_post", "blocks.1.hook_resid_pre",
+                "blocks.10.hook_resid_pre", "ln_final.hook_normalized"]  # fmt: skip
+    assert sorted(sorted(in_order), key=model_order) == in_order
+    hooks = ["blocks.1.attn.hook_z", "blocks.1.hook_resid_post"]
+    saes = [dictionary(model, hook, task.clean) for hook in hooks]
+    assert [site.hook_name for site in sites_of(saes[::-1], model)] == hooks
+    found = attribute_budgets(model, saes[::-1], task, [3], progress=False)
+    edges = latent_edges(model, saes[::-1], found.nodes(3).head(9), 3, task, progress=False)
+    assert set(edges["to_site"]) == {hooks[1]}
+
+
+def test_an_sae_that_does_not_fit_is_said(model: Any, saes: Any, task: TokenizedTask) -> None:
+    def ask(saes: Any) -> None:
+        attribute_budgets(model, saes, task, [8], progress=False)
+
+    with pytest.raises(ValueError, match="different hooks"):
+        ask([saes[0], saes[0]])
+    wide = HierarchicalTopKSAE(HierarchicalTopKSAEConfig(d_in=16, d_sae=48, k=8))
+    wide.cfg.metadata.hook_name = HOOKS[0]
+    with pytest.raises(ValueError, match="reads width d_in=16, but the model has 32"):
+        ask(wide)
+    lost = dictionary(model, HOOKS[0], task.clean)
+    lost.cfg.metadata.hook_name = "blocks.7.hook_resid_post"
+    with pytest.raises(ValueError, match="no hook 'blocks.7.hook_resid_post'"):
+        ask(lost)
+    foreign = dictionary(model, HOOKS[0], task.clean)
+    with torch.no_grad():
+        foreign.W_dec.mul_(-9)
+    with pytest.raises(ValueError, match="further from the activations"):
+        ask(foreign)
+    late = dictionary(model, HOOKS[0], task.clean)
+    late.cfg.metadata.seqpos_slice = (CONTEXT, None)
+    with pytest.raises(ValueError, match="No position of these prompts"):
+        ask(late)
+    model.add_sae(saes[0])
+    try:
+        with pytest.raises(ValueError, match="reset_saes"):
+            ask(saes)
+    finally:
+        model.reset_saes()

@@ -1,0 +1,226 @@
+"""The page of `hsae report`: what it says of which run, and that it works in a real browser."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+from helpers.eval_runs import make_run, with_order
+
+from hsae_lens._util.columns import DEFINITIONS, stamp
+from hsae_lens._util.html import table_html
+from hsae_lens._util.tables import read_csv
+from hsae_lens.cli import main
+from hsae_lens.evaluation.page import write_report
+from hsae_lens.evaluation.run_folder import RunFolder
+from hsae_lens.sae.controls import RANDOM_DECODER
+
+
+@pytest.fixture(scope="module")
+def page(run_folder: Path) -> Path:
+    return write_report([run_folder], run_folder / "report.html")
+
+
+@pytest.fixture
+def browser() -> Iterator[Any]:
+    if not shutil.which("chromedriver"):
+        assert not os.environ.get("CI"), "CI installs chromium and chromium-driver"
+        pytest.skip("needs chromium and chromedriver")
+    from selenium import webdriver
+
+    options = webdriver.ChromeOptions()
+    for flag in ("headless", "no-sandbox", "disable-gpu", "disable-background-networking"):
+        options.add_argument(f"--{flag}")
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
+    service = webdriver.ChromeService(shutil.which("chromedriver"))
+    driver = webdriver.Chrome(options=options, service=service)
+    yield driver
+    driver.quit()
+
+
+def page_of(run: Path) -> str:
+    return write_report([run], run / "report.html").read_text()
+
+
+def test_the_page_has_a_section_for_each_table(page: Path) -> None:
+    headings = re.findall("<h2>(.*?)</h2>", page.read_text())
+    assert headings == [
+        "In short",
+        "Quality at every budget",
+        "Behaviours that survive",
+        "Follow a token latent by latent",
+        "What each latent is worth",
+        "Different budgets for different tokens",
+        "How these figures were made",
+    ]
+
+
+def test_the_page_shows_what_was_added_later(run_folder: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(run_folder, run)
+    rows = [
+        {
+            "sae": sae,
+            "dataset": "<i>spam</i>",
+            "k": k,
+            "probe_size": size,
+            "test_auc": 0.5 + k / 100,
+        }
+        for sae in ("mine", "random decoder")
+        for k in (1, 8)
+        for size in (1, 8)
+    ]
+    pd.DataFrame(rows).to_csv(run / "probing.csv", index=False)
+    scored = {"sae": "mine", "ranks": "1–8", "latent": 3, "explanation": "<b>", "fuzzing": 0.5}
+    pd.DataFrame([scored | {"detection": score} for score in (0.7, None)]).to_csv(
+        run / "interpretation.csv", index=False
+    )
+    absorbed = {"sae": "mine", "k": 8, "absorption": 0.125, "letters": 24, "probe_accuracy": 0.83}
+    pd.DataFrame([absorbed]).to_csv(run / "absorption.csv", index=False)
+    page = write_report([run], tmp_path / "page.html").read_text()
+    assert "names the letter of 83% of held-out words, and 24 of 26" in page
+    assert "<td>0.125</td>" in page
+    assert "too few to speak of absorption" not in page
+    pd.DataFrame([absorbed | {"absorption": None}]).to_csv(run / "absorption.csv", index=False)
+    assert "too few to speak of" in write_report([run], tmp_path / "page.html").read_text()
+    assert "Labels that few latents hold" in page
+    assert "Test AUC of probes on 8 latents" in page
+    assert "Can a judge say what latents stand for?" in page
+    assert "<td>0.700</td>" in page
+    assert "<td>1</td>" in page, "how many have no answer"
+    assert "<i>spam" not in page
+    assert "<b></td>" not in page
+    (run / "run.json").unlink()
+    with pytest.raises(FileNotFoundError, match="has no run.json, so `hsae eval` did not"):
+        write_report([run], tmp_path / "page.html")
+
+
+@pytest.mark.parametrize("name", ["42", "nan", "1e5", "NA", "True", "_x", "$a$", "<b>"])
+def test_an_sae_may_have_any_name(
+    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = with_order(make_run(tmp_path / "run", name))
+    heading = name.replace("<b>", "&lt;b&gt;")
+    page = page_of(run)
+    assert f"<h1>{heading}</h1>" in page
+    assert f"<td>{heading}</td>" in page
+    assert list(read_csv(run / "frontier.csv")["sae"].unique()) == [name, RANDOM_DECODER]
+    capsys.readouterr()
+    assert main(["advise", str(run / "frontier.csv")]) == 0
+    assert capsys.readouterr().out.startswith(f"{name}: k=")
+
+
+def test_names_and_explanations_are_shown_to_the_end() -> None:
+    long = "/home/me/" + 30 * "long/" + "layer-12"
+    assert long in table_html(pd.DataFrame({"sae": [long]}))
+
+
+def test_the_page_of_a_stock_sae_says_what_is_true_of_it(tmp_path: Path) -> None:
+    page = page_of(make_run(tmp_path / "stock", "stock", others=()))
+    assert "a few of 96 latents. It is a stock SAE, trained for one sparsity (k=4);" in page
+    assert "every budget k, how many" not in page
+    assert "random decoder" not in page.lower()
+    assert "Bands are" not in page, "no standard errors were made"
+    without_k = make_run(tmp_path / "standard", "standard", others=())
+    facts = json.loads((without_k / "run.json").read_text()) | {"k": None}
+    (without_k / "run.json").write_text(json.dumps(facts))
+    page = page_of(without_k)
+    assert "None" not in page
+    assert "trained for one sparsity; a budget k cuts" in page
+    ours = page_of(with_order(make_run(tmp_path / "ours")))
+    assert "One file serves every budget" in ours
+    assert "The random decoder has as many latents" in ours
+
+
+def test_no_advice_where_ablation_does_not_hurt(tmp_path: Path) -> None:
+    page = page_of(make_run(tmp_path / "run", ce_ablated=3.0, ce_score=0.9))
+    assert "with the hook set to zero the model predicts about as well" in page
+    assert "95% of the recovered cross-entropy" not in page
+    assert "What k=" not in page
+    assert "95% of the explained variance" in page
+    page = page_of(make_run(tmp_path / "bad", explained_variance=-0.3))
+    assert "The explained variance at k=4 is -0.300: not worth a share." in page
+    assert "recovered cross-entropy" in page
+
+
+def test_other_tables_in_a_folder_are_left_alone(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run")
+    (run / "notes.csv").write_text('"')
+    assert "In short" in page_of(run)
+
+
+def test_the_page_says_by_which_definitions_figures_were_made(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run")
+    table = pd.DataFrame({"dataset": "spam", "k": [1], "probe_size": 1, "test_auc": 0.7})
+    table.assign(sae="mine").to_csv(run / "probing.csv", index=False)
+    assert "<b>probing</b>: no version" in page_of(run), "made before there were versions"
+    RunFolder(run).add("probing", {"mine": table})
+    assert json.loads((run / "run.json").read_text())["definitions"] == stamp("frontier", "probing")
+    page = page_of(run)
+    for name in ("frontier", "probing"):
+        version, text = DEFINITIONS[name]
+        assert f"<b>{name}</b>, version {version}: {text}" in page.replace("&#x27;", "'")
+    assert "no version" not in page
+
+
+def test_the_page_works_in_a_browser(browser: Any, page: Path, run_folder: Path) -> None:
+    browser.get(page.as_uri())
+    assert [entry["message"] for entry in browser.get_log("browser")] == []
+    asked = [
+        message["params"]["request"]["url"]
+        for entry in browser.get_log("performance")
+        if (message := json.loads(entry["message"])["message"])["method"]
+        == "Network.requestWillBeSent"
+    ]
+    assert asked == [page.as_uri()], "the page fetches nothing"
+
+    def find(selector: str) -> list[Any]:
+        return browser.find_elements("css selector", selector)
+
+    def move(steps: int) -> None:
+        browser.execute_script(
+            "const s = document.querySelector('.slider'); s.value = arguments[0];"
+            "s.dispatchEvent(new Event('input'))",
+            steps,
+        )
+
+    examples = json.loads((run_folder / "examples.json").read_text())
+    tokens = find(".tokens button")
+    assert [t.get_attribute("textContent") for t in tokens[:5]] == [
+        t.replace("\n", "⏎") for t in examples[0]["tokens"][:5]
+    ]
+    assert "k = 8" in find(".shown")[0].text
+    move(3)
+    assert "k = 3" in find(".shown")[0].text
+    assert len(find(".bars li")) == 3
+    find(".tokens button")[7].click()
+    latents = [row.text.split()[1] for row in find(".bars li")]
+    assert latents == [f"#{latent}" for latent, _ in examples[0]["latents"][7][:3]]
+    share = max(0, examples[0]["explained"][7][3])
+    shown = find(".detail h3")[0].text
+    assert f"{100 * share:.{1 if share < 0.1 else 0}f}% of its activation explained" in shown
+    move(10**6)
+    assert "k = 24" in find(".shown")[0].text
+    find(".texts button")[1].click()
+    assert find(".texts button")[1].get_attribute("aria-pressed") == "true"
+    first = find(".tokens button")[3].get_attribute("textContent")
+    assert first == examples[1]["tokens"][3].replace("\n", "⏎")
+
+    for width in (1366, 412):
+        browser.set_window_size(width, 900)
+        overflow = "return document.documentElement.scrollWidth - window.innerWidth"
+        assert browser.execute_script(overflow) <= 0, f"nothing sticks out at {width} pixels"
+
+
+def test_the_explorer_opens_at_a_budget_of_a_small_sae(browser: Any, tmp_path: Path) -> None:
+    page = write_report([with_order(make_run(tmp_path / "run"))], tmp_path / "page.html")
+    browser.get(page.as_uri())
+    assert browser.find_element("css selector", ".shown").text == "k = 4"
+    assert len(browser.find_elements("css selector", ".bars li")) == 4

@@ -1,0 +1,75 @@
+"""Folders of `hsae eval` as they are found: of an earlier version, half finished, damaged."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from helpers.eval_runs import make_run, with_order
+
+from hsae_lens._util.columns import DEFINITIONS
+from hsae_lens.cli import main
+from hsae_lens.evaluation.run import STEPS
+from hsae_lens.evaluation.run_folder import TABLES, RunFolder
+
+
+def test_runs_of_an_earlier_version_can_be_added_to(run_folder: Path, tmp_path: Path) -> None:
+    facts = json.loads((run_folder / "run.json").read_text())
+    facts["settings"] |= {"budgets": "1,8"}
+    del facts["settings"]["batch_size"]
+    (tmp_path / "frontier.csv").write_text("")
+    (tmp_path / "run.json").write_text(json.dumps(facts))
+    assert RunFolder(tmp_path).config().budgets == [1, 8]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "says"),
+    [
+        ("run.json", None, "has no run.json.* Run `hsae eval` into it again"),
+        ("run.json", "{", "run.json is damaged .*Run `hsae eval`"),
+        ("run.json", "[]", "run.json is damaged .*Run `hsae eval`"),
+        ("run.json", '{"model": "m"}', "run.json is damaged .*lacks hook.*Run `hsae eval`"),
+        ("frontier.csv", None, "has no frontier.csv.* Run `hsae eval` into it again"),
+        ("frontier.csv", "", "frontier.csv is no table .*Run `hsae eval`"),
+        ("frontier.csv", "sae,k,explained_variance\n", "frontier.csv has no rows.*Run `hsae eval`"),
+        ("frontier.csv", "sae,k\na,1\n", "frontier.csv lacks explained_variance.*Run `hsae eval`"),
+        ("frontier.csv", "sae,k,explained_variance\na,one,x\n",
+         "frontier.csv has words for numbers in k.*Run `hsae eval`"),
+        ("frontier.csv", "sae,k,explained_variance\na,1e300,0.5\n",
+         "frontier.csv has numbers that cannot be.*Run `hsae eval`"),
+        ("curve.csv", "k\n1\n", "curve.csv lacks adds.*Run `hsae eval`"),
+        ("probing.csv", "sae,k\na,1\n", "probing.csv lacks dataset.*Run `hsae probe "),
+        ("probing.csv", "sae,dataset,k,probe_size,test_auc\na,d,1,,0.5\n",
+         "probing.csv has numbers that cannot be.*Run `hsae probe "),
+        ("absorption.csv", '"', "absorption.csv is no table .*Run `hsae absorb "),
+        ("interpretation.csv", "sae\na\n", "interpretation.csv lacks .*Run `hsae interpret "),
+        ("examples.json", "[{}]", "examples.json is damaged .*Run `hsae eval`"),
+        ("examples.json", b"\xff\xfe", "examples.json is damaged .*Run `hsae eval`"),
+        ("examples.json", "[" * 20_000, "examples.json is damaged .*Run `hsae eval`"),
+    ],
+)  # fmt: skip
+def test_a_half_finished_or_damaged_folder_is_said_with_the_file_and_the_mend(
+    name: str, content: Any, says: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    whole, run = make_run(tmp_path / "whole"), with_order(make_run(tmp_path / "run"))
+    if content is None:
+        (run / name).unlink()
+    else:
+        (run / name).write_bytes(content if isinstance(content, bytes) else content.encode())
+    out = tmp_path / "report.html"
+    out.write_text("an earlier report")
+    assert main(["report", str(whole), str(run), "--out", str(out)]) == 1
+    error = capsys.readouterr().err
+    assert re.search(says, error), error
+    assert str(run) in error
+    assert error.count("\n") == 1
+    assert out.read_text() == "an earlier report"
+
+
+def test_a_run_s_files_have_one_list() -> None:
+    of_eval = {name for name, table in TABLES.items() if table.command == "eval"}
+    assert {step.leaves for step in STEPS} == {*of_eval, "examples"}
+    assert set(TABLES) == set(DEFINITIONS) - {"circuits"}, "every table has definitions"

@@ -18,8 +18,7 @@ from hsae_lens.models.token_mask import TokenMask
 from hsae_lens.objective.budgets import check_budget
 from hsae_lens.objective.ordered_code import OrderedCode
 from hsae_lens.sae.checks import check_autoencoder
-from hsae_lens.sae.codes import largest_budget
-from hsae_lens.sae.inference import HierarchicalTopKSAE
+from hsae_lens.sae.codes import decode_first, largest_budget, ordered_code
 from hsae_lens.sae.normalization import decoder_scale, joined_heads
 
 ERROR = -1
@@ -112,15 +111,15 @@ class Site:
         if not torch.isfinite(x).all():
             raise FloatingPointError(f"The model's activations at {self.hook_name} are not finite.")
         with joined_heads(self.sae):
-            code = self._code(x.to(self.sae.dtype), k)
+            code = ordered_code(self.sae, x.to(self.sae.dtype), k)
             scale = decoder_scale(self.sae)
-            bias = _wide(self._bias(code))
+            bias = _wide(decode_first(self.sae, code, 0))
         values = _wide(code.values * scale) / self._norms[code.indices]
         return Split(x.to(values.dtype), OrderedCode(values, code.indices), bias, self.W_dec)
 
     def check_budget(self, k: int) -> None:
         """Raises ValueError unless the SAE has a budget k."""
-        check_budget(k, self.largest, f"{self.hook_name}: budget")
+        check_budget(k, self.largest, "budget", f"what the SAE of {self.hook_name} has")
 
     def counts(self, tokens: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
         """Which positions ``[batch, context]`` belong to the circuit, by the clean prompts.
@@ -144,16 +143,6 @@ class Site:
                 f"With its latents the SAE of {self.hook_name} is further from the activations "
                 "than its bias alone. Is it of another model or hook?"
             )
-
-    def _code(self, x: torch.Tensor, k: int) -> OrderedCode:
-        if isinstance(self.sae, HierarchicalTopKSAE):
-            return self.sae.encode_ordered(x).prefix(k)
-        return OrderedCode.from_activations(self.sae.encode(x), k)
-
-    def _bias(self, code: OrderedCode) -> torch.Tensor:
-        if isinstance(self.sae, HierarchicalTopKSAE):
-            return next(self.sae.each_budget(code, [0]))
-        return self.sae.decode(code.values.new_zeros(*code.values.shape[:-1], self.d_sae))
 
     @cached_property
     def _norms(self) -> torch.Tensor:

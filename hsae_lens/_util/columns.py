@@ -20,6 +20,9 @@ LABELS = {
     "agreement": "share in common",
     "logit_retention": "share of the preference kept",
     "test_auc": "test AUC",
+    "nodes": "nodes in the circuit",
+    "faithfulness": "what the circuit keeps",
+    "completeness": "what everything but the circuit keeps",
 }
 """What people read for a column: on axes, pages and cards, in advice and in ``hsae releases``."""
 

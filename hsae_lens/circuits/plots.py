@@ -10,15 +10,13 @@ from typing import Any
 import pandas as pd
 from matplotlib.figure import Figure
 
+from hsae_lens._util.columns import LABELS
 from hsae_lens._util.figures import COLOURS, figure_svg, plain_text, save_png
 from hsae_lens.circuits.sites import ERROR, model_order
 
 STYLES = ["-", "--", ":", "-."]
 
-MEASURES = {
-    "faithfulness": "Faithfulness: what the circuit keeps",
-    "completeness": "What everything but the circuit keeps",
-}
+MEASURES = ("faithfulness", "completeness")
 
 POSITIVE, NEGATIVE = "#0072B2", "#D55E00"
 
@@ -59,8 +57,8 @@ def _curve(axes: Any, curve: pd.DataFrame, measure: str) -> None:
     axes.set_xscale("log", base=2)
     ticks = [2**n for n in range(0, int(curve["nodes"].max()).bit_length(), 2)]
     axes.set_xticks(ticks, [str(tick) for tick in ticks])
-    axes.set_xlabel("Nodes in the circuit")
-    axes.set_ylabel(MEASURES[measure])
+    axes.set_xlabel(LABELS["nodes"].capitalize())
+    axes.set_ylabel(f"{measure.capitalize()}: {LABELS[measure]}")
     axes.set_ylim(min(-0.1, curve[measure].clip(-0.5).min() - 0.03), 1.15)
     axes.axhline(1 if measure == "faithfulness" else 0, color="#777777", linewidth=1)
     axes.grid(alpha=0.3)

@@ -41,7 +41,7 @@ floors: build/floors/ready
 	build/floors/bin/hsae releases
 	build/floors/bin/python -m pytest tests/test_floors.py tests/sae/test_saved_files.py \
 		tests/training/test_runner.py tests/training/test_trainer.py \
-		tests/training/test_activation_cache.py tests/training/test_settings.py \
+		tests/training/test_activation_cache.py tests/training/test_checks.py \
 		tests/evaluation/test_saelens_evaluation.py
 
 build/floors/ready: pyproject.toml constraints-floor.txt

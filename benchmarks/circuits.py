@@ -15,8 +15,8 @@ from benchmarks.timing import interleaved
 from hsae_lens import HierarchicalTopKSAE, attribute_budgets, load_pretrained
 from hsae_lens.circuits.attribution import frozen_parameters
 from hsae_lens.circuits.replacement import Replacement
+from hsae_lens.evaluation.tasks.builtin import make_task
 from hsae_lens.evaluation.tasks.pairs import TokenizedTask
-from hsae_lens.evaluation.tasks.templates import make_task
 from hsae_lens.models.hooked_model import HookedModel
 from hsae_lens.models.hooks import run_changed
 from hsae_lens.models.opening import open_model

@@ -27,7 +27,7 @@ from hsae_lens.models.devices import dtype_name, model_dtype
 from hsae_lens.models.hooks import hook_activations
 from hsae_lens.models.opening import open_model
 from hsae_lens.models.text_files import cpython_reference
-from hsae_lens.models.tokens import token_dataset, tokenize
+from hsae_lens.models.tokenizing import token_dataset, tokenize
 from hsae_lens.training.runner import HierarchicalTopKTrainingRunner
 
 HOOK = "blocks.15.hook_resid_post"

@@ -17,7 +17,7 @@ from hsae_lens import HierarchicalTopKSAE, load_pretrained
 from hsae_lens.evaluation import evaluate_activations, explained_variance_curve
 from hsae_lens.models.opening import open_model
 from hsae_lens.models.text_files import cpython_reference
-from hsae_lens.models.tokens import tokenize
+from hsae_lens.models.tokenizing import tokenize
 from hsae_lens.objective.budgets import powers_of_two
 from hsae_lens.sae.codes import masked_activations
 

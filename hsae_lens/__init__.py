@@ -7,13 +7,16 @@ SAELens, so that its runners, ``SAE.load_from_disk`` and ``SAE.from_pretrained``
 from typing import TYPE_CHECKING, Any
 
 from hsae_lens._util.version import __version__
-from hsae_lens.objective.nested import nested_loss
+from hsae_lens.objective.loss import nested_loss
 from hsae_lens.objective.ordered_code import OrderedCode
+from hsae_lens.releases.directory import read_tables, register_release
 from hsae_lens.releases.opening import load_pretrained
-from hsae_lens.releases.table import read_tables, register_release
-from hsae_lens.sae.inference import HierarchicalTopKSAE, HierarchicalTopKSAEConfig
+from hsae_lens.sae.inference_sae import HierarchicalTopKSAE, HierarchicalTopKSAEConfig
 from hsae_lens.sae.registry import register
-from hsae_lens.sae.training import HierarchicalTopKTrainingSAE, HierarchicalTopKTrainingSAEConfig
+from hsae_lens.sae.training_sae import (
+    HierarchicalTopKTrainingSAE,
+    HierarchicalTopKTrainingSAEConfig,
+)
 
 if TYPE_CHECKING:
     from hsae_lens.circuits import attribute_budgets

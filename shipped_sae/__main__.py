@@ -28,10 +28,10 @@ from hsae_lens.models.hooks import hook_activations
 from hsae_lens.models.opening import open_model
 from hsae_lens.models.smollm2 import SMOLLM2, SMOLLM2_HUB_NAME
 from hsae_lens.models.text_files import cpython_reference, hold_out
-from hsae_lens.models.tokens import token_dataset, tokenize
+from hsae_lens.models.tokenizing import token_dataset, tokenize
+from hsae_lens.releases.directory import TABLE
 from hsae_lens.releases.hub_loader import checksum
 from hsae_lens.releases.model_card import store_frontier, write_card
-from hsae_lens.releases.table import TABLE
 from hsae_lens.training.runner import HierarchicalTopKTrainingRunner, missing_from_checkpoint
 from shipped_sae.corpus import documents
 

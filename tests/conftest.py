@@ -25,7 +25,7 @@ from hsae_lens.models import opening
 from hsae_lens.models.opening import open_model
 from hsae_lens.models.smollm2 import SMOLLM2
 from hsae_lens.models.text_files import cpython_reference
-from hsae_lens.models.tokens import token_dataset, tokenize
+from hsae_lens.models.tokenizing import token_dataset, tokenize
 
 
 @pytest.fixture(scope="session", autouse=True)

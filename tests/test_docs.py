@@ -16,7 +16,7 @@ from test_rooms import ROOMS
 from hsae_lens import models
 from hsae_lens.cli import _parser
 from hsae_lens.objective.kernels import IMPLEMENTATIONS
-from hsae_lens.training.recipe import known_flags
+from hsae_lens.training.recipe_flags import known_flags
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from hsae_lens.objective.budgets import check_budget
-from hsae_lens.sae.inference import HierarchicalTopKSAE
+from hsae_lens.sae.inference_sae import HierarchicalTopKSAE
 from hsae_lens.sae.normalization import joined_heads, normalization_of
 
 

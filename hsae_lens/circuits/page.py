@@ -9,7 +9,7 @@ from pathlib import Path
 import pandas as pd
 
 from hsae_lens._util.html import definitions_html, table_html, write_page
-from hsae_lens.circuits.plan import NEURONS, OURS
+from hsae_lens.circuits.inputs import NEURONS, OURS
 from hsae_lens.circuits.plots import MEASURES, circuit_svg, curve_svg
 from hsae_lens.circuits.result import CircuitsResult
 from hsae_lens.circuits.sites import ERROR, model_order

@@ -20,8 +20,8 @@ from hsae_lens._util.version import __version__
 from hsae_lens.circuits.attribution import Attribution, attribute_budgets
 from hsae_lens.circuits.curve import areas, check_area, circuit_curve, nesting
 from hsae_lens.circuits.edges import latent_edges
+from hsae_lens.circuits.inputs import OURS, CircuitsConfig, CircuitsPlan, open_plan
 from hsae_lens.circuits.page import write_circuits
-from hsae_lens.circuits.plan import OURS, CircuitsConfig, CircuitsPlan, open_plan
 from hsae_lens.circuits.plots import plot_circuit, plot_curves
 from hsae_lens.circuits.result import SHARE, CircuitsResult, shown_nodes, token_texts
 from hsae_lens.circuits.sites import ERROR
@@ -29,8 +29,8 @@ from hsae_lens.evaluation.latents.describe import describe_latents
 from hsae_lens.models.devices import dtype_name
 from hsae_lens.models.hooked_model import HookedModel
 from hsae_lens.models.opening import model_name_of
-from hsae_lens.models.tokens import sample_tokens
-from hsae_lens.sae.inference import HierarchicalTopKSAE
+from hsae_lens.models.tokenizing import sample_tokens
+from hsae_lens.sae.inference_sae import HierarchicalTopKSAE
 
 logger = logging.getLogger(__name__)
 

@@ -12,12 +12,12 @@ import torch
 from sae_lens import SAE
 from sae_lens.util import extract_stop_at_layer_from_tlens_hook_name
 
+from hsae_lens.evaluation.checks import check_autoencoder
 from hsae_lens.models.hooked_model import HookedModel
 from hsae_lens.models.hooks import check_bare
 from hsae_lens.models.token_mask import TokenMask
 from hsae_lens.objective.budgets import check_budget
 from hsae_lens.objective.ordered_code import OrderedCode
-from hsae_lens.sae.checks import check_autoencoder
 from hsae_lens.sae.codes import decode_first, largest_budget, ordered_code
 from hsae_lens.sae.normalization import decoder_scale, joined_heads
 

@@ -15,7 +15,7 @@ from hsae_lens._util.unavailable import UnavailableError
 from hsae_lens._util.version import __version__
 from hsae_lens.cli.circuits import add_circuits
 from hsae_lens.cli.evaluation import add_evaluation
-from hsae_lens.cli.sharing import add_sharing
+from hsae_lens.cli.releases import add_sharing
 from hsae_lens.cli.training import add_training, run_train
 
 DESCRIPTION = "HierarchicalTopK sparse autoencoders for SAELens: one SAE, every sparsity budget."

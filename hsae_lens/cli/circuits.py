@@ -20,7 +20,7 @@ def add_circuits(commands: Any) -> None:
             "on other pairs beside controls, and leaves tables, pictures and a page."
         ),
     )
-    from hsae_lens.circuits.plan import CircuitsConfig
+    from hsae_lens.circuits.inputs import CircuitsConfig
 
     add_flags(circuits, CircuitsConfig)
 
@@ -40,7 +40,7 @@ def add_circuits(commands: Any) -> None:
 
 
 def _circuits(parsed: argparse.Namespace) -> None:
-    from hsae_lens.circuits.plan import CircuitsConfig
+    from hsae_lens.circuits.inputs import CircuitsConfig
     from hsae_lens.circuits.run import find_circuits
 
     result = find_circuits(config_from_flags(parsed, CircuitsConfig))
@@ -54,7 +54,7 @@ def _latents(parsed: argparse.Namespace) -> None:
     from hsae_lens.evaluation.latents.describe import check_latents
     from hsae_lens.evaluation.latents.page import write_latents
     from hsae_lens.models.opening import open_model_of
-    from hsae_lens.models.tokens import sample_tokens
+    from hsae_lens.models.tokenizing import sample_tokens
     from hsae_lens.releases.opening import open_hierarchical
 
     sae = open_hierarchical(parsed.sae, parsed.device)

@@ -144,7 +144,7 @@ def _interpret(parsed: argparse.Namespace) -> None:
 
 def _report(parsed: argparse.Namespace) -> None:
     from hsae_lens.evaluation.inputs import EvalConfig
-    from hsae_lens.evaluation.page import write_report
+    from hsae_lens.evaluation.report import write_report
     from hsae_lens.evaluation.run import run_eval
     from hsae_lens.evaluation.run_folder import RunFolder
 

@@ -74,7 +74,7 @@ def _demo(parsed: argparse.Namespace) -> None:
 def run_train(arguments: Sequence[str]) -> None:
     """``hsae train``: SAELens' own parser reads its flags, and prints them below our usage."""
     from hsae_lens.training.command import train_from_flags
-    from hsae_lens.training.recipe import recipe_names
+    from hsae_lens.training.recipe_flags import recipe_names
 
     if not arguments or {"-h", "--help"} & set(arguments):
         print(TRAIN_USAGE.format(recipes=", ".join(recipe_names())), flush=True)

@@ -10,18 +10,18 @@ from typing import Any
 import torch
 from sae_lens import SAE
 
-from hsae_lens.evaluation.frontier.sums import check_bootstrap
+from hsae_lens.evaluation.checks import budgets_of, check_same_hook
+from hsae_lens.evaluation.frontier.metrics import check_bootstrap
 from hsae_lens.evaluation.frontier.token_errors import TokenErrors, token_errors
 from hsae_lens.models.devices import AUTO, model_device, model_dtype
 from hsae_lens.models.hooked_model import HookedModel
 from hsae_lens.models.opening import model_name_of, open_model_of
 from hsae_lens.models.text_files import open_text
-from hsae_lens.models.tokens import sample_tokens
+from hsae_lens.models.tokenizing import sample_tokens
 from hsae_lens.releases.opening import open_sae
-from hsae_lens.sae.checks import budgets_of, check_same_hook
 from hsae_lens.sae.codes import masked_activations
 from hsae_lens.sae.controls import RANDOM_DECODER, random_decoder
-from hsae_lens.sae.inference import HierarchicalTopKSAE
+from hsae_lens.sae.inference_sae import HierarchicalTopKSAE
 
 
 @dataclass

@@ -17,18 +17,18 @@ from hsae_lens._util.tables import by_sae
 from hsae_lens._util.version import __version__
 from hsae_lens.evaluation.frontier.adaptive import adaptive_frontier
 from hsae_lens.evaluation.frontier.evaluate import evaluate_saes
-from hsae_lens.evaluation.frontier.sums import FEWEST_GROUPS
+from hsae_lens.evaluation.frontier.metrics import FEWEST_GROUPS
 from hsae_lens.evaluation.frontier.token_errors import explained_variance_curve
 from hsae_lens.evaluation.inputs import EvalConfig, EvalInputs, open_inputs
 from hsae_lens.evaluation.latents.walkthrough import token_walkthroughs
 from hsae_lens.evaluation.plots import plot_frontier
 from hsae_lens.evaluation.run_folder import TABLES, RunFolder
 from hsae_lens.evaluation.stability import contribution_stability, noise_stability
-from hsae_lens.evaluation.tasks.behaviour import evaluate_tasks
-from hsae_lens.evaluation.tasks.templates import TASKS, make_task
+from hsae_lens.evaluation.tasks.builtin import TASKS, make_task
+from hsae_lens.evaluation.tasks.evaluate import evaluate_tasks
 from hsae_lens.models.devices import dtype_name
 from hsae_lens.models.token_mask import TokenMask
-from hsae_lens.sae.inference import HierarchicalTopKSAE
+from hsae_lens.sae.inference_sae import HierarchicalTopKSAE
 
 logger = logging.getLogger(__name__)
 

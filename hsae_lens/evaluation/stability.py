@@ -14,7 +14,7 @@ from scipy.stats import spearmanr
 
 from hsae_lens.evaluation.frontier.token_errors import TokenErrors, token_errors
 from hsae_lens.objective.budgets import powers_of_two, resolve_budgets
-from hsae_lens.sae.inference import HierarchicalTopKSAE
+from hsae_lens.sae.inference_sae import HierarchicalTopKSAE
 
 
 @torch.no_grad()

@@ -6,7 +6,7 @@ from hsae_lens.models.hooks import activations_at, hook_activations, logits_with
 from hsae_lens.models.opening import open_model
 from hsae_lens.models.text_files import cpython_reference, documents_of, hold_out, open_text
 from hsae_lens.models.token_mask import TokenMask
-from hsae_lens.models.tokens import token_dataset, tokenize, tokenize_documents
+from hsae_lens.models.tokenizing import token_dataset, tokenize, tokenize_documents
 
 __all__ = [
     "HookedModel",

@@ -33,7 +33,7 @@ from safetensors import safe_open
 
 from hsae_lens._util.unavailable import SAEUnavailableError
 from hsae_lens.models.devices import model_device
-from hsae_lens.sae.inference import ARCHITECTURE
+from hsae_lens.sae.inference_sae import ARCHITECTURE
 from hsae_lens.sae.normalization import NORMALIZATIONS
 from hsae_lens.sae.saved_files import check_weights, explaining_bad_files, read_config
 

@@ -6,9 +6,9 @@ from typing import Any
 
 from hsae_lens._util.columns import LABELS, QUALITIES
 from hsae_lens.objective.budgets import powers_of_two
+from hsae_lens.releases.directory import RELEASES, Release
 from hsae_lens.releases.hub_loader import config_at_hand
 from hsae_lens.releases.model_card import frontier_rows
-from hsae_lens.releases.table import RELEASES, Release
 
 
 def list_releases() -> str:

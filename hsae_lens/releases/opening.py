@@ -14,9 +14,9 @@ from hsae_lens._util.did_you_mean import did_you_mean
 from hsae_lens._util.paths import expand_home
 from hsae_lens.models.devices import model_device
 from hsae_lens.releases import hub_loader
+from hsae_lens.releases.directory import RELEASES, fill_saelens_directory
 from hsae_lens.releases.hub_loader import explaining_the_network, read_ready
-from hsae_lens.releases.table import RELEASES, fill_saelens_directory
-from hsae_lens.sae.inference import HierarchicalTopKSAE
+from hsae_lens.sae.inference_sae import HierarchicalTopKSAE
 from hsae_lens.sae.saved_files import check_weights, explaining_bad_files
 
 

@@ -38,7 +38,7 @@ def publish_sae(
         overwrite: whether another SAE that the repository holds under that id may be replaced.
 
     Returns:
-        The card and the release entry (YAML for :func:`hsae_lens.releases.table.user_file`).
+        The card and the release entry (YAML for :func:`hsae_lens.releases.directory.user_file`).
 
     Raises:
         ValueError: if the repository holds another SAE under that id.

@@ -1,8 +1,11 @@
 """The architecture: for inference and for training, its files, and controls to compare it with."""
 
 from hsae_lens.sae.controls import neuron_basis, random_decoder
-from hsae_lens.sae.inference import HierarchicalTopKSAE, HierarchicalTopKSAEConfig
-from hsae_lens.sae.training import HierarchicalTopKTrainingSAE, HierarchicalTopKTrainingSAEConfig
+from hsae_lens.sae.inference_sae import HierarchicalTopKSAE, HierarchicalTopKSAEConfig
+from hsae_lens.sae.training_sae import (
+    HierarchicalTopKTrainingSAE,
+    HierarchicalTopKTrainingSAEConfig,
+)
 
 __all__ = [
     "HierarchicalTopKSAE",

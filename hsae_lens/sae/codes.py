@@ -13,7 +13,7 @@ from hsae_lens.models.hooked_model import HookedModel
 from hsae_lens.models.hooks import sequences_at_once
 from hsae_lens.models.token_mask import TokenMask, masked_batches
 from hsae_lens.objective.ordered_code import OrderedCode
-from hsae_lens.sae.inference import HierarchicalTopKSAE
+from hsae_lens.sae.inference_sae import HierarchicalTopKSAE
 
 
 def largest_budget(sae: Any) -> int:

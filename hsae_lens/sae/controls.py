@@ -6,7 +6,7 @@ import copy
 
 import torch
 
-from hsae_lens.sae.inference import HierarchicalTopKSAE
+from hsae_lens.sae.inference_sae import HierarchicalTopKSAE
 from hsae_lens.sae.normalization import joined_heads
 
 RANDOM_DECODER = "random decoder"

@@ -9,8 +9,11 @@ from sae_lens.registry import (
     register_sae_training_class,
 )
 
-from hsae_lens.sae.inference import ARCHITECTURE, HierarchicalTopKSAE, HierarchicalTopKSAEConfig
-from hsae_lens.sae.training import HierarchicalTopKTrainingSAE, HierarchicalTopKTrainingSAEConfig
+from hsae_lens.sae.inference_sae import ARCHITECTURE, HierarchicalTopKSAE, HierarchicalTopKSAEConfig
+from hsae_lens.sae.training_sae import (
+    HierarchicalTopKTrainingSAE,
+    HierarchicalTopKTrainingSAEConfig,
+)
 
 
 def register() -> None:

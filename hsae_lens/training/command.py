@@ -21,10 +21,10 @@ from hsae_lens.models.devices import AUTO, dtype_name, model_dtype
 from hsae_lens.models.hooked_model import HookedModel
 from hsae_lens.models.opening import open_model, opened_here
 from hsae_lens.models.text_files import FORMATS, open_text
-from hsae_lens.sae.inference import ARCHITECTURE
-from hsae_lens.training.recipe import MODEL_DTYPE, known_flags, load_recipe, recipe_flags
+from hsae_lens.sae.inference_sae import ARCHITECTURE
+from hsae_lens.training.checks import check_runner_settings
+from hsae_lens.training.recipe_flags import MODEL_DTYPE, known_flags, load_recipe, recipe_flags
 from hsae_lens.training.runner import HierarchicalTopKTrainingRunner
-from hsae_lens.training.settings import check_runner_settings
 
 ARCHITECTURE_FLAGS = ("--architecture", "--sae")  # SAELens' two names for one
 

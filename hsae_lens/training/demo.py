@@ -29,12 +29,12 @@ from hsae_lens.models.opening import open_model
 from hsae_lens.models.smollm2 import SMOLLM2
 from hsae_lens.models.text_files import cpython_reference, documents_of, hold_out
 from hsae_lens.models.token_mask import TokenMask
-from hsae_lens.models.tokens import token_dataset, tokenize
+from hsae_lens.models.tokenizing import token_dataset, tokenize
 from hsae_lens.objective.budgets import powers_of_two
-from hsae_lens.sae.inference import HierarchicalTopKSAE
-from hsae_lens.sae.training import HierarchicalTopKTrainingSAEConfig
+from hsae_lens.sae.inference_sae import HierarchicalTopKSAE
+from hsae_lens.sae.training_sae import HierarchicalTopKTrainingSAEConfig
 from hsae_lens.training.activation_cache import cache_activations
-from hsae_lens.training.demo_plan import measure_speed, plan_demo
+from hsae_lens.training.demo_timing import measure_speed, plan_demo
 from hsae_lens.training.runner import HierarchicalTopKTrainingRunner
 
 logger = logging.getLogger(__name__)

@@ -26,8 +26,8 @@ from typing_extensions import override
 
 from hsae_lens._util.atomic_files import replacing_files, replacing_folder
 from hsae_lens._util.private_names import InterruptedException
-from hsae_lens.sae.training import HierarchicalTopKTrainingSAE
-from hsae_lens.training.settings import check_hook, check_runner_settings
+from hsae_lens.sae.training_sae import HierarchicalTopKTrainingSAE
+from hsae_lens.training.checks import check_hook, check_runner_settings
 from hsae_lens.training.trainer import HierarchicalTopKTrainer, InterruptibleTrainer, check_finite
 
 CHECKPOINT_FILES = (
@@ -53,7 +53,7 @@ class HierarchicalTopKTrainingRunner(LanguageModelSAETrainingRunner):
 
     Raises:
         ValueError: before anything is collected, if a setting cannot be
-            (:mod:`hsae_lens.training.settings`), the checkpoint to go on from is not whole, or the
+            (:mod:`hsae_lens.training.checks`), the checkpoint to go on from is not whole, or the
             model has no such hook or another width there.
         FloatingPointError: before weights that are NaN or infinite are saved.
     """

@@ -15,7 +15,7 @@ from hsae_lens._util.atomic_files import replacing_folder
 from hsae_lens._util.delayed_scalar import DELAY, DelayedScalar, delay_on
 from hsae_lens._util.private_names import InterruptedException
 from hsae_lens.sae.saved_files import is_finite
-from hsae_lens.sae.training import HierarchicalTopKTrainingSAE
+from hsae_lens.sae.training_sae import HierarchicalTopKTrainingSAE
 
 MAX_GRAD_NORM = 1.0  # SAELens' trainer clips at this norm and has no setting for it
 

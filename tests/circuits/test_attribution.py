@@ -28,8 +28,8 @@ from hsae_lens.circuits import (
 )
 from hsae_lens.circuits.replacement import Replacement
 from hsae_lens.circuits.sites import sites_of
+from hsae_lens.evaluation.tasks.builtin import make_task
 from hsae_lens.evaluation.tasks.pairs import TokenizedTask
-from hsae_lens.evaluation.tasks.templates import make_task
 from hsae_lens.models.hooks import activations_at, run_changed
 from hsae_lens.models.opening import open_model
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from hsae_lens.circuits.plan import CircuitsConfig
+from hsae_lens.circuits.inputs import CircuitsConfig
 from hsae_lens.cli import Parser, main
 from hsae_lens.cli.flags import (
     add_flags,

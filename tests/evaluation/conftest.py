@@ -16,7 +16,7 @@ from hsae_lens import HierarchicalTopKSAE, load_pretrained
 from hsae_lens.cli import main
 from hsae_lens.models.hooks import hook_activations
 from hsae_lens.models.text_files import cpython_reference
-from hsae_lens.models.tokens import tokenize
+from hsae_lens.models.tokenizing import tokenize
 
 HOOK = "blocks.1.hook_resid_post"
 

@@ -11,7 +11,7 @@ from hsae_lens import load_pretrained
 from hsae_lens.evaluation.latents.dashboards import latent_dashboards
 from hsae_lens.models.hooks import hook_activations
 from hsae_lens.models.opening import open_model
-from hsae_lens.models.tokens import sample_tokens
+from hsae_lens.models.tokenizing import sample_tokens
 
 
 def test_a_dashboard_counts_what_the_sae_encodes() -> None:

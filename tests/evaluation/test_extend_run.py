@@ -16,7 +16,7 @@ from sae_lens import SAE
 
 from hsae_lens.cli import main
 from hsae_lens.evaluation.extend_run import add_autointerp
-from hsae_lens.evaluation.page import write_report
+from hsae_lens.evaluation.report import write_report
 
 
 @pytest.mark.parametrize("command", ["probe", "absorb", "interpret", "report"])

@@ -19,12 +19,12 @@ from hsae_lens.evaluation import (
     evaluate_budgets,
     evaluate_saes,
 )
-from hsae_lens.evaluation.frontier.sums import cross_entropies, kl_divergences
+from hsae_lens.evaluation.frontier.metrics import cross_entropies, kl_divergences
 from hsae_lens.models.hooks import hook_activations, sequences_at_once
 from hsae_lens.models.opening import open_model
 from hsae_lens.models.text_files import cpython_reference
 from hsae_lens.models.token_mask import TokenMask
-from hsae_lens.models.tokens import sequences_of, token_dataset
+from hsae_lens.models.tokenizing import sequences_of, token_dataset
 from hsae_lens.training.activation_cache import cache_activations
 
 

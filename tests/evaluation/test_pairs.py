@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 import torch
 
-from hsae_lens.evaluation.tasks.behaviour import check_able
+from hsae_lens.evaluation.tasks.evaluate import check_able
 from hsae_lens.evaluation.tasks.pairs import Pair, TokenizedTask, read_pairs, tokenize_pairs
 
 

@@ -13,9 +13,9 @@ from helpers import training_sae
 from sae_lens import SAE
 
 from hsae_lens import load_pretrained
-from hsae_lens.evaluation.tasks.behaviour import evaluate_tasks
+from hsae_lens.evaluation.tasks.builtin import TASKS, make_task
+from hsae_lens.evaluation.tasks.evaluate import evaluate_tasks
 from hsae_lens.evaluation.tasks.pairs import Pair, tokenize_pairs
-from hsae_lens.evaluation.tasks.templates import TASKS, make_task
 
 
 @pytest.mark.parametrize("name", TASKS)

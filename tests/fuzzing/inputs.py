@@ -33,13 +33,13 @@ from hsae_lens import (
     HierarchicalTopKTrainingSAE,
     HierarchicalTopKTrainingSAEConfig,
 )
-from hsae_lens.evaluation.page import write_report
+from hsae_lens.evaluation.report import write_report
 from hsae_lens.evaluation.run_folder import RunFolder
 from hsae_lens.evaluation.tasks.pairs import PAIR_COLUMNS, read_pairs, tokenize_pairs
 from hsae_lens.models.text_files import documents_of
+from hsae_lens.releases.directory import RELEASES, register_release
 from hsae_lens.releases.entries import read_releases
 from hsae_lens.releases.opening import load_pretrained, open_sae
-from hsae_lens.releases.table import RELEASES, register_release
 from hsae_lens.training.command import parse_train_flags
 
 D_IN, D_SAE, K = 12, 128, 6

@@ -26,7 +26,7 @@ from hsae_lens import HierarchicalTopKSAE, HierarchicalTopKTrainingSAEConfig
 from hsae_lens.models.hooks import hook_activations
 from hsae_lens.models.opening import open_model
 from hsae_lens.models.text_files import cpython_reference
-from hsae_lens.models.tokens import token_dataset, tokenize
+from hsae_lens.models.tokenizing import token_dataset, tokenize
 from hsae_lens.releases.opening import open_sae
 from hsae_lens.training.runner import HierarchicalTopKTrainingRunner
 

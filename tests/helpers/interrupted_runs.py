@@ -21,7 +21,7 @@ from sae_lens import LanguageModelSAERunnerConfig, LoggingConfig
 from sae_lens.training._interruption import InterruptedException
 
 from hsae_lens import HierarchicalTopKTrainingSAE, HierarchicalTopKTrainingSAEConfig
-from hsae_lens.models.tokens import token_dataset
+from hsae_lens.models.tokenizing import token_dataset
 from hsae_lens.training.runner import HierarchicalTopKTrainingRunner
 
 HOOK = "blocks.0.hook_resid_post"

@@ -9,14 +9,14 @@ import pytest
 from helpers import training_sae
 from sae_lens.loading.pretrained_saes_directory import get_pretrained_saes_directory
 
-from hsae_lens.releases import table
+from hsae_lens.releases import directory
 
 
 @pytest.fixture(autouse=True)
 def registry_as_before() -> Iterator[None]:
-    before = dict(table.RELEASES), dict(get_pretrained_saes_directory())
+    before = dict(directory.RELEASES), dict(get_pretrained_saes_directory())
     yield
-    tables = table.RELEASES, get_pretrained_saes_directory()
+    tables = directory.RELEASES, get_pretrained_saes_directory()
     for names, entries in zip(tables, before, strict=True):
         names.clear()
         names.update(entries)

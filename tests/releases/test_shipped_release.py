@@ -21,7 +21,7 @@ from sae_lens.loading.pretrained_saes_directory import get_pretrained_saes_direc
 from hsae_lens import load_pretrained
 from hsae_lens.evaluation import evaluate_budgets
 from hsae_lens.models.text_files import cpython_reference
-from hsae_lens.models.tokens import tokenize
+from hsae_lens.models.tokenizing import tokenize
 
 ROOT = Path(__file__).parents[2]
 

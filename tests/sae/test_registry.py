@@ -37,7 +37,7 @@ def test_an_exported_sae_needs_no_plugin(sae: HierarchicalTopKSAE, x: Any, tmp_p
 
 def test_registration_is_idempotent() -> None:
     hsae_lens.register()
-    for module in (hsae_lens.sae.inference, hsae_lens.sae.training, hsae_lens.sae.registry):
+    for module in (hsae_lens.sae.inference_sae, hsae_lens.sae.training_sae, hsae_lens.sae.registry):
         importlib.reload(module)
     reloaded = importlib.reload(hsae_lens)
     try:

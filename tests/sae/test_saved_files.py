@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 from hsae_lens import HierarchicalTopKSAE, load_pretrained, register_release
 from hsae_lens._util.yaml_files import read_yaml
 from hsae_lens.cli import main
-from hsae_lens.releases import table
+from hsae_lens.releases import directory
 from hsae_lens.releases.listing import list_releases
 from hsae_lens.releases.opening import open_sae
 
@@ -33,8 +33,8 @@ def _by_name(folder: Path, load: Callable[[str, str], Any]) -> Any:
     try:
         return load("mine", "one")
     finally:
-        table.RELEASES.pop("mine")
-        table.get_pretrained_saes_directory().pop("mine")
+        directory.RELEASES.pop("mine")
+        directory.get_pretrained_saes_directory().pop("mine")
 
 
 DOORS: dict[str, Door] = {

@@ -13,7 +13,7 @@ from helpers.training_runs import HOOK
 
 from hsae_lens.models import TokenMask
 from hsae_lens.models.hooks import hook_activations
-from hsae_lens.models.tokens import token_dataset
+from hsae_lens.models.tokenizing import token_dataset
 from hsae_lens.training.activation_cache import cache_activations
 
 

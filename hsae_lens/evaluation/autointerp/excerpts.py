@@ -9,10 +9,10 @@ from dataclasses import dataclass
 
 import torch
 
-from hsae_lens.evaluation.ranks import RANK_RANGES
+from hsae_lens.evaluation.rank_ranges import RANK_RANGES
 from hsae_lens.models.hooked_model import HookedModel
 from hsae_lens.sae.codes import each_code
-from hsae_lens.sae.inference import HierarchicalTopKSAE
+from hsae_lens.sae.inference_sae import HierarchicalTopKSAE
 
 BEFORE, AFTER = 16, 8  # tokens of context around an activation
 

@@ -10,7 +10,7 @@ import torch
 
 from hsae_lens.evaluation.frontier.token_errors import TokenErrors, token_errors, total_variance
 from hsae_lens.objective.budgets import powers_of_two
-from hsae_lens.sae.inference import HierarchicalTopKSAE
+from hsae_lens.sae.inference_sae import HierarchicalTopKSAE
 
 
 def adaptive_frontier(

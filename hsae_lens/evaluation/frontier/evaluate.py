@@ -12,7 +12,8 @@ from sae_lens import SAE
 from tqdm.auto import tqdm
 
 from hsae_lens._util.tables import by_sae
-from hsae_lens.evaluation.frontier.sums import (
+from hsae_lens.evaluation.checks import budgets_of, check_same_hook
+from hsae_lens.evaluation.frontier.metrics import (
     FrontierSums,
     TokenMetric,
     TokenSums,
@@ -29,9 +30,8 @@ from hsae_lens.models.hooks import (
     sequences_at_once,
 )
 from hsae_lens.models.token_mask import TokenMask, longest_activation
-from hsae_lens.models.tokens import sequences_of
+from hsae_lens.models.tokenizing import sequences_of
 from hsae_lens.objective.ordered_code import OrderedCode
-from hsae_lens.sae.checks import budgets_of, check_same_hook
 from hsae_lens.sae.codes import each_reconstruction
 from hsae_lens.sae.normalization import joined_heads
 

@@ -9,10 +9,10 @@ from typing import Any
 import torch
 
 from hsae_lens.evaluation.latents.describe import check_latents, logit_effects
-from hsae_lens.evaluation.ranks import rank_ranges
+from hsae_lens.evaluation.rank_ranges import rank_ranges
 from hsae_lens.models.hooked_model import HookedModel
 from hsae_lens.sae.codes import each_code
-from hsae_lens.sae.inference import HierarchicalTopKSAE
+from hsae_lens.sae.inference_sae import HierarchicalTopKSAE
 
 CONTEXT_BEFORE, CONTEXT_AFTER = 14, 6  # tokens shown around a latent's largest activation
 

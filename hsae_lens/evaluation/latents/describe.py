@@ -11,7 +11,7 @@ from sae_lens import SAE
 
 from hsae_lens.models.hooked_model import HookedModel
 from hsae_lens.sae.codes import each_code
-from hsae_lens.sae.inference import HierarchicalTopKSAE
+from hsae_lens.sae.inference_sae import HierarchicalTopKSAE
 
 WRITES_TO_STREAM = ("hook_resid_pre", "hook_resid_mid", "hook_resid_post", "hook_attn_out",
                     "hook_mlp_out")  # fmt: skip

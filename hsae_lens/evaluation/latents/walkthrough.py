@@ -11,7 +11,7 @@ from hsae_lens.models.hooked_model import HookedModel
 from hsae_lens.models.hooks import hook_activations, input_device, logits_with
 from hsae_lens.models.token_mask import TokenMask
 from hsae_lens.objective.budgets import powers_of_two
-from hsae_lens.sae.inference import HierarchicalTopKSAE
+from hsae_lens.sae.inference_sae import HierarchicalTopKSAE
 from hsae_lens.sae.normalization import joined_heads
 
 PREDICTIONS = 3  # next tokens shown for each budget

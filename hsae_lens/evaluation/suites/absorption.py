@@ -27,7 +27,7 @@ from hsae_lens.evaluation.fingerprints import model_fingerprint, sae_fingerprint
 from hsae_lens.models.hooked_model import HookedModel
 from hsae_lens.models.hooks import hook_activations
 from hsae_lens.objective.budgets import powers_of_two, resolve_budgets
-from hsae_lens.sae.inference import HierarchicalTopKSAE
+from hsae_lens.sae.inference_sae import HierarchicalTopKSAE
 
 # SAEBench's settings, but for the batch: few words in its batches of 4096 would be few steps.
 SPARSE_BATCH = 256

@@ -20,7 +20,7 @@ from hsae_lens.evaluation.fingerprints import model_fingerprint, sae_fingerprint
 from hsae_lens.models.hooked_model import HookedModel
 from hsae_lens.models.hooks import check_bare
 from hsae_lens.objective.budgets import powers_of_two, resolve_budgets
-from hsae_lens.sae.inference import HierarchicalTopKSAE
+from hsae_lens.sae.inference_sae import HierarchicalTopKSAE
 
 DATASETS = ("96_spam_is", "105_click_bait", "113_movie_sent", "36_sciq_tf")
 

@@ -1,6 +1,7 @@
 """Small behavioural tasks: pairs of prompts, and how much of a behaviour survives at k latents."""
 
-from hsae_lens.evaluation.tasks.behaviour import evaluate_tasks
+from hsae_lens.evaluation.tasks.builtin import TASKS, make_task
+from hsae_lens.evaluation.tasks.evaluate import evaluate_tasks
 from hsae_lens.evaluation.tasks.pairs import (
     LogitDiff,
     Pair,
@@ -8,7 +9,6 @@ from hsae_lens.evaluation.tasks.pairs import (
     read_pairs,
     tokenize_pairs,
 )
-from hsae_lens.evaluation.tasks.templates import TASKS, make_task
 
 __all__ = [
     "TASKS",

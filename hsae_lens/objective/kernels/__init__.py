@@ -18,7 +18,7 @@ import os
 import torch
 
 from hsae_lens._util.did_you_mean import did_you_mean
-from hsae_lens.objective.kernels import gpu, native, reference, scan
+from hsae_lens.objective.kernels import native, reference, scan, triton
 from hsae_lens.objective.kernels.interface import Implementation, NestedProblem, NestedSolution
 
 __all__ = ["IMPLEMENTATIONS", "Implementation", "NestedProblem", "NestedSolution", "check_name",
@@ -27,7 +27,8 @@ __all__ = ["IMPLEMENTATIONS", "Implementation", "NestedProblem", "NestedSolution
 logger = logging.getLogger(__name__)
 
 IMPLEMENTATIONS: dict[str, Implementation] = {
-    module.IMPLEMENTATION.name: module.IMPLEMENTATION for module in (native, gpu, scan, reference)
+    module.IMPLEMENTATION.name: module.IMPLEMENTATION
+    for module in (native, triton, scan, reference)
 }
 """By name, the fastest first."""
 KERNELS = ("auto", *IMPLEMENTATIONS)

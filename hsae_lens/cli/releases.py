@@ -51,8 +51,8 @@ def add_sharing(commands: Any) -> None:
 
 
 def _releases(_: argparse.Namespace) -> None:
+    from hsae_lens.releases.directory import read_user_file, user_file
     from hsae_lens.releases.listing import list_releases
-    from hsae_lens.releases.table import read_user_file, user_file
 
     read_user_file()
     print(list_releases())
@@ -67,8 +67,8 @@ def _export(parsed: argparse.Namespace) -> None:
 
 
 def _publish(parsed: argparse.Namespace) -> None:
+    from hsae_lens.releases.directory import user_file
     from hsae_lens.releases.publish import publish_sae
-    from hsae_lens.releases.table import user_file
 
     card, entry = publish_sae(
         parsed.path,

@@ -13,7 +13,7 @@ from sae_lens import TopKSAE, TopKSAEConfig
 from typing_extensions import override
 
 from hsae_lens.objective.budgets import check_budget, check_k, resolve_budgets, whole_number
-from hsae_lens.objective.nested import each_prefix
+from hsae_lens.objective.loss import each_prefix
 from hsae_lens.objective.ordered_code import OrderedCode
 from hsae_lens.sae.normalization import OwnInputSteps, joined_heads
 from hsae_lens.sae.saved_files import CheckedFiles

@@ -11,7 +11,7 @@ import torch
 from datasets import Dataset
 
 from hsae_lens.models.text_files import cpython_reference
-from hsae_lens.models.tokens import sample_tokens, sequences_of, tokenize
+from hsae_lens.models.tokenizing import sample_tokens, sequences_of, tokenize
 
 
 def test_tokens_are_saelens_sequences(tiny_gemma2: Any) -> None:

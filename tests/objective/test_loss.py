@@ -21,7 +21,7 @@ from hsae_lens.objective.budgets import (
 )
 from hsae_lens.objective.encode import encode_topk
 from hsae_lens.objective.kernels import IMPLEMENTATIONS, interface
-from hsae_lens.objective.nested import decode_prefixes, nested_pass
+from hsae_lens.objective.loss import decode_prefixes, nested_pass
 
 KERNELS = [
     name

@@ -12,7 +12,10 @@ from sae_lens.saes.sae import TrainStepInput
 
 from hsae_lens.models.hooked_model import HookedModel
 from hsae_lens.models.hooks import hook_activations
-from hsae_lens.sae.training import HierarchicalTopKTrainingSAE, HierarchicalTopKTrainingSAEConfig
+from hsae_lens.sae.training_sae import (
+    HierarchicalTopKTrainingSAE,
+    HierarchicalTopKTrainingSAEConfig,
+)
 
 LEAST_SHARE = 0.4
 """Of the text: with less, the SAEs learn it by heart and the picture is another one."""

@@ -18,7 +18,7 @@ from hsae_lens._util.columns import DEFINITIONS, stamp
 from hsae_lens._util.html import table_html
 from hsae_lens._util.tables import read_csv
 from hsae_lens.cli import main
-from hsae_lens.evaluation.page import write_report
+from hsae_lens.evaluation.report import write_report
 from hsae_lens.evaluation.run_folder import RunFolder
 from hsae_lens.sae.controls import RANDOM_DECODER
 

@@ -8,7 +8,7 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from hsae_lens.circuits.plan import open_task
+from hsae_lens.circuits.inputs import open_task
 from hsae_lens.cli import main
 from hsae_lens.releases.opening import open_sae
 

@@ -16,9 +16,9 @@ from hsae_lens._util.did_you_mean import did_you_mean
 from hsae_lens.circuits.curve import ErrorNodes, check_circuit_sizes
 from hsae_lens.circuits.replacement import Replacement
 from hsae_lens.circuits.sites import sites_of
-from hsae_lens.evaluation.tasks.behaviour import check_able
+from hsae_lens.evaluation.tasks.builtin import make_task, task_name
+from hsae_lens.evaluation.tasks.evaluate import check_able
 from hsae_lens.evaluation.tasks.pairs import Pair, TokenizedTask, read_pairs, tokenize_pairs
-from hsae_lens.evaluation.tasks.templates import make_task, task_name
 from hsae_lens.models.devices import model_device, model_dtype
 from hsae_lens.models.hooked_model import HookedModel
 from hsae_lens.models.hooks import activations_at
@@ -28,7 +28,7 @@ from hsae_lens.objective.budgets import resolve_budgets
 from hsae_lens.releases.opening import open_sae
 from hsae_lens.sae.codes import largest_budget
 from hsae_lens.sae.controls import RANDOM_DECODER, neuron_basis, random_decoder
-from hsae_lens.sae.inference import HierarchicalTopKSAE
+from hsae_lens.sae.inference_sae import HierarchicalTopKSAE
 
 logger = logging.getLogger(__name__)
 

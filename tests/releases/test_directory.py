@@ -16,7 +16,7 @@ from sae_lens.loading.pretrained_saes_directory import get_pretrained_saes_direc
 import hsae_lens
 from hsae_lens import HierarchicalTopKSAE, load_pretrained, register_release
 from hsae_lens._util.paths import cache_dir
-from hsae_lens.releases import table
+from hsae_lens.releases import directory
 
 
 def test_ones_own_release_loads_by_name_everywhere(folder: Path) -> None:
@@ -74,12 +74,12 @@ def test_a_broken_release_file_is_a_warning_on_import_and_an_error_when_asked(
     good = "good: {model: m, folder: f, saes: [{id: a, path: a}]}\n"
     file.write_text(good + text)
     monkeypatch.setenv("HSAE_RELEASES", str(file))
-    before = dict(table.RELEASES), set(get_pretrained_saes_directory())
+    before = dict(directory.RELEASES), set(get_pretrained_saes_directory())
     with pytest.raises(ValueError, match=message):
-        table.read_user_file()
+        directory.read_user_file()
     with pytest.warns(UserWarning, match=message):
-        table.read_tables()
-    assert (dict(table.RELEASES), set(get_pretrained_saes_directory())) == before
+        directory.read_tables()
+    assert (dict(directory.RELEASES), set(get_pretrained_saes_directory())) == before
 
 
 @pytest.mark.parametrize(
@@ -96,7 +96,7 @@ def test_a_broken_release_file_is_a_warning_on_import_and_an_error_when_asked(
 def test_bad_entries_register_nothing(change: dict[str, Any], message: str, folder: Path) -> None:
     with pytest.raises(ValueError, match=message):
         register_release("bad", model="tiny", folder=folder, saes=[entry(folder, **change)])
-    assert "bad" not in table.RELEASES
+    assert "bad" not in directory.RELEASES
     assert "bad" not in get_pretrained_saes_directory()
 
 
@@ -106,7 +106,7 @@ def test_a_name_is_given_once(folder: Path) -> None:
     with pytest.raises(ValueError, match="'mine' is taken, by .*list all SAEs of a release in one"):
         register_release("mine", model="tiny", folder=folder, saes=[entry(folder, id="b")])
     assert load_pretrained("mine", "blocks.1").budget == 8
-    assert set(table.RELEASES["mine"].saes) == {"blocks.1"}
+    assert set(directory.RELEASES["mine"].saes) == {"blocks.1"}
     with pytest.raises(ValueError, match="no such home directory"):
         register_release("other", model="tiny", folder="~nosuchuser/x", saes=[entry(folder)])
 
@@ -116,8 +116,8 @@ def test_an_empty_hsae_releases_means_unset(
 ) -> None:
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
     monkeypatch.setenv("HSAE_RELEASES", "")
-    assert table.user_file() == tmp_path / "hsae_lens" / "releases.yaml"
-    table.read_tables()
+    assert directory.user_file() == tmp_path / "hsae_lens" / "releases.yaml"
+    directory.read_tables()
     assert not [w for w in recwarn if "releases" in str(w.message)]
 
 

@@ -10,8 +10,9 @@ import torch
 from sae_lens import SAE
 from tqdm.auto import tqdm
 
+from hsae_lens.evaluation.checks import budgets_of
+from hsae_lens.evaluation.tasks.builtin import TASKS, make_task
 from hsae_lens.evaluation.tasks.pairs import TokenizedTask
-from hsae_lens.evaluation.tasks.templates import TASKS, make_task
 from hsae_lens.models.hooked_model import HookedModel
 from hsae_lens.models.hooks import (
     check_bare,
@@ -21,7 +22,6 @@ from hsae_lens.models.hooks import (
     sequences_at_once,
 )
 from hsae_lens.models.token_mask import TokenMask
-from hsae_lens.sae.checks import budgets_of
 from hsae_lens.sae.codes import each_reconstruction
 
 CHANCE = 0.5

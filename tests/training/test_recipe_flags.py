@@ -12,7 +12,7 @@ from helpers.command import SMALL, as_flags, hsae
 from sae_lens import SAE
 
 from hsae_lens.training.command import parse_train_flags
-from hsae_lens.training.recipe import load_recipe, recipe_names
+from hsae_lens.training.recipe_flags import load_recipe, recipe_names
 
 
 def config(arguments: Sequence[str]) -> Any:

@@ -19,9 +19,9 @@ from hsae_lens._util.delayed_scalar import DelayedScalar, delay_on
 from hsae_lens.objective import kernels
 from hsae_lens.objective.budgets import powers_of_two, resolve_budgets, resolve_weights
 from hsae_lens.objective.encode import encode_topk
-from hsae_lens.objective.nested import NestedOutput, nested_pass
+from hsae_lens.objective.loss import NestedOutput, nested_pass
 from hsae_lens.objective.ordered_code import OrderedCode
-from hsae_lens.sae.inference import ARCHITECTURE, check_sizes, norms_are_one
+from hsae_lens.sae.inference_sae import ARCHITECTURE, check_sizes, norms_are_one
 from hsae_lens.sae.normalization import OwnInputSteps, decoder_scale, decoder_target
 from hsae_lens.sae.saved_files import CheckedFiles, save_whole
 

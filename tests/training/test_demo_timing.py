@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from hsae_lens.training.demo_plan import LEAST_SHARE, DemoPlan, Speed, plan_demo
+from hsae_lens.training.demo_timing import LEAST_SHARE, DemoPlan, Speed, plan_demo
 
 FAST = Speed(collect=1 / 2500, predict=1 / 1500, step=0.08)
 

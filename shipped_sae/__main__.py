@@ -32,7 +32,8 @@ from hsae_lens.models.tokenizing import token_dataset, tokenize
 from hsae_lens.releases.directory import TABLE
 from hsae_lens.releases.hub_loader import checksum
 from hsae_lens.releases.model_card import store_frontier, write_card
-from hsae_lens.training.runner import HierarchicalTopKTrainingRunner, missing_from_checkpoint
+from hsae_lens.training.checkpoints import missing_from_checkpoint
+from hsae_lens.training.runner import HierarchicalTopKTrainingRunner
 from shipped_sae.corpus import documents
 
 RELEASE = "smollm2-135m-res-htopk"

@@ -3,9 +3,10 @@
 from hsae_lens.circuits.ablation import Ablator, Nodes, complement
 from hsae_lens.circuits.adapters import as_dictionary, as_featurizer
 from hsae_lens.circuits.attribution import Attribution, SiteAttribution, attribute_budgets
-from hsae_lens.circuits.curve import areas, circuit_curve, nesting
+from hsae_lens.circuits.curve import circuit_curve
 from hsae_lens.circuits.edges import latent_edges
 from hsae_lens.circuits.interventions import ablate, keep, steer
+from hsae_lens.circuits.metrics import areas, nesting
 from hsae_lens.circuits.patching import patch_nodes
 from hsae_lens.circuits.prompts import Prompts
 from hsae_lens.sae.controls import neuron_basis

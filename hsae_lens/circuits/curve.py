@@ -6,7 +6,6 @@ import logging
 from collections.abc import Sequence
 from typing import Any, Literal, get_args
 
-import numpy as np
 import pandas as pd
 import torch
 from sae_lens import SAE
@@ -14,6 +13,7 @@ from tqdm.auto import tqdm
 
 from hsae_lens.circuits.ablation import Ablator, Nodes, complement
 from hsae_lens.circuits.attribution import Attribution
+from hsae_lens.circuits.metrics import CIRCUIT_METRICS, LogitMeans
 from hsae_lens.circuits.prompts import Prompts
 from hsae_lens.circuits.replacement import Replacement
 from hsae_lens.circuits.sites import ERROR
@@ -85,16 +85,13 @@ def circuit_curve(
             circuit = {name: Nodes(nodes.latents, torch.ones_like(nodes.error))
                        for name, nodes in circuit.items()}  # fmt: skip
         inside, outside = ablator(k, circuit), ablator(k, complement(circuit))
+        means = LogitMeans(inside, outside, of_model, of_nothing)
         rows.append(
             {
                 "k": k,
                 "nodes": size,
-                "faithfulness": (inside - of_nothing) / (of_model - of_nothing),
-                "completeness": (outside - of_nothing) / (of_model - of_nothing),
-                "metric_circuit": inside,
-                "metric_complement": outside,
-                "metric_model": of_model,
-                "metric_empty": of_nothing,
+                **{name: figure(means) for name, figure in CIRCUIT_METRICS.items()},
+                **{f"metric_{of}": mean for of, mean in means._asdict().items()},
             }
         )
     return pd.DataFrame(rows)
@@ -157,68 +154,3 @@ def _check_fits(attribution: Attribution, ablator: Ablator, by_position: bool) -
             f"Nodes at positions need prompts of one length: attributed on {contexts.pop()} "
             f"tokens, judged on {ablator.context}. Or take by_position=False."
         )
-
-
-def areas(curve: pd.DataFrame) -> pd.DataFrame:
-    """Each budget's mean height over log₂(number of nodes), by trapezoids.
-
-    All are taken over the sizes that the table holds, from the smallest to the largest, so that
-    budgets and SAEs compare; one with no more nodes keeps its last value. 1 in faithfulness would
-    be the whole behaviour in one node.
-
-    Returns:
-        Columns ``k``, ``faithfulness``, ``completeness``, and ``sae`` first if the table has it.
-        NaN for a budget without any node.
-
-    Raises:
-        ValueError: if the table holds fewer than two sizes.
-    """
-    sized = curve[curve["nodes"] > 0]
-    x = np.log2(np.sort(sized["nodes"].unique()))
-    if len(x) < 2:
-        raise ValueError("An area needs circuits of at least two sizes.")
-    by = ["sae", "k"] if "sae" in curve else ["k"]
-    rows = []
-    for name, everything in curve.groupby(by, sort=False):
-        mine = everything[everything["nodes"] > 0]
-        row = dict(zip(by, name, strict=True))
-        for of in ("faithfulness", "completeness"):
-            height = np.interp(x, np.log2(mine["nodes"]), mine[of]) if len(mine) else x * np.nan
-            row[of] = float(np.trapezoid(height, x)) / (x[-1] - x[0])
-        rows.append(row)
-    return pd.DataFrame(rows)
-
-
-def nesting(
-    attribution: Attribution, share: float = 0.01, by_position: bool = True
-) -> pd.DataFrame:
-    """How much of each budget's circuit is in each larger budget's.
-
-    A budget's circuit is here the latents whose contribution is at least ``share`` of everything
-    that latents and errors contribute together, which is the same at every budget. By position, on
-    one prompt without a corrupt one, the circuits are nested exactly; over many prompts a latent
-    may come at different ranks.
-
-    Returns:
-        A row per pair of budgets: ``k``, ``larger``, ``latents`` (in the smaller's circuit) and
-        ``shared``, the share of them that the larger one's contains (NaN if there are none).
-    """
-    found = {}
-    for k in attribution.budgets:
-        nodes = attribution.nodes(k, by_position)
-        least = share * abs(nodes["effect"].sum())
-        nodes = nodes[(nodes["latent"] != ERROR) & (nodes["effect"].abs() >= least)]
-        found[k] = set(nodes.drop(columns="effect").itertuples(index=False, name=None))
-    return pd.DataFrame(
-        [
-            {
-                "k": k,
-                "larger": larger,
-                "latents": len(found[k]),
-                "shared": len(found[k] & found[larger]) / len(found[k]) if found[k] else np.nan,
-            }
-            for k in found
-            for larger in found
-            if k < larger
-        ]
-    )

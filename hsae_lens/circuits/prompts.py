@@ -2,19 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 
+from hsae_lens.evaluation.tasks.metrics import LogitMetric
 from hsae_lens.evaluation.tasks.pairs import TokenizedTask
-
-LogitMetric = Callable[[torch.Tensor], torch.Tensor]
-"""Logits ``[n, context, d_vocab]`` to one number per sequence ``[n]``.
-
-One that can be sliced like a tensor (:class:`hsae_lens.evaluation.tasks.LogitDiff`) lets its
-prompts go through the model in batches; with any other, all go at once.
-"""
 
 
 @dataclass(frozen=True)

@@ -18,9 +18,11 @@ from hsae_lens._util.columns import stamp
 from hsae_lens._util.tables import by_sae, write_csv
 from hsae_lens._util.version import __version__
 from hsae_lens.circuits.attribution import Attribution, attribute_budgets
-from hsae_lens.circuits.curve import areas, check_area, circuit_curve, nesting
+from hsae_lens.circuits.config import CircuitsConfig
+from hsae_lens.circuits.curve import check_area, circuit_curve
 from hsae_lens.circuits.edges import latent_edges
-from hsae_lens.circuits.inputs import OURS, CircuitsConfig, CircuitsPlan, open_plan
+from hsae_lens.circuits.inputs import OURS, CircuitsInputs, open_circuit_inputs
+from hsae_lens.circuits.metrics import areas, nesting
 from hsae_lens.circuits.page import write_circuits
 from hsae_lens.circuits.plots import plot_circuit, plot_curves
 from hsae_lens.circuits.result import SHARE, CircuitsResult, shown_nodes, token_texts
@@ -65,48 +67,50 @@ def find_circuits(cfg: CircuitsConfig) -> CircuitsResult:
             tables are there then.
     """
     started = time.perf_counter()
-    plan = open_plan(cfg)
-    model, saes = plan.model, plan.dictionaries[OURS]
-    found = _attributed(plan, cfg)
+    opened = open_circuit_inputs(cfg)
+    model, saes = opened.model, opened.dictionaries[OURS]
+    found = _attributed(opened, cfg)
     # The judging takes most of the time: what else could fail comes before it.
     check_area(list(found.values()), cfg.sizes, cfg.errors)
-    nodes = shown_nodes(found[OURS], plan.finding, model.tokenizer)
-    edges = _edges(plan, nodes, found[OURS])
+    nodes = shown_nodes(found[OURS], opened.finding, model.tokenizer)
+    edges = _edges(opened, nodes, found[OURS])
     latents = _described(saes, model, nodes)
-    curve = _judged(plan, found, cfg)
-    facts = _facts(plan, cfg, time.perf_counter() - started)
+    curve = _judged(opened, found, cfg)
+    facts = _facts(opened, cfg, time.perf_counter() - started)
     shared = nesting(found[OURS], SHARE)
     result = CircuitsResult(facts, nodes, curve, areas(curve), shared, edges, latents)
     _write(result, Path(cfg.out))
     return result
 
 
-def _attributed(plan: CircuitsPlan, cfg: CircuitsConfig) -> dict[str, Attribution]:
+def _attributed(opened: CircuitsInputs, cfg: CircuitsConfig) -> dict[str, Attribution]:
     """Each SAE's contributions on the pairs that find its circuits."""
     found = {}
-    for label, saes in plan.dictionaries.items():
+    for label, saes in opened.dictionaries.items():
         logger.info("Attributing to %s.", label)
         found[label] = attribute_budgets(
-            plan.model,
+            opened.model,
             saes,
-            plan.finding,
-            plan.budgets[label],
+            opened.finding,
+            opened.budgets[label],
             replace=cfg.replace,
             steps=cfg.steps,
         )
     return found
 
 
-def _judged(plan: CircuitsPlan, found: dict[str, Attribution], cfg: CircuitsConfig) -> pd.DataFrame:
+def _judged(
+    opened: CircuitsInputs, found: dict[str, Attribution], cfg: CircuitsConfig
+) -> pd.DataFrame:
     """:func:`circuit_curve` of each SAE on the pairs that have not found its circuits."""
     curves = []
-    for label, saes in plan.dictionaries.items():
+    for label, saes in opened.dictionaries.items():
         logger.info("Circuits of %s.", label)
         curve = circuit_curve(
-            plan.model,
+            opened.model,
             saes,
             found[label],
-            plan.held_out,
+            opened.held_out,
             sizes=cfg.sizes,
             replace=cfg.replace,
             errors=cfg.errors,
@@ -116,14 +120,14 @@ def _judged(plan: CircuitsPlan, found: dict[str, Attribution], cfg: CircuitsConf
 
 
 def _edges(
-    plan: CircuitsPlan, nodes: pd.DataFrame, attribution: Attribution
+    opened: CircuitsInputs, nodes: pd.DataFrame, attribution: Attribution
 ) -> pd.DataFrame | None:
     """Edges of the smallest budget's circuit, which is small enough to draw."""
-    saes, k = plan.dictionaries[OURS], attribution.budgets[0]
+    saes, k = opened.dictionaries[OURS], attribution.budgets[0]
     if len(saes) < 2:
         return None
     mine = nodes[nodes["k"] == k]
-    return latent_edges(plan.model, saes, mine, k, plan.finding, replace=attribution.replace)
+    return latent_edges(opened.model, saes, mine, k, opened.finding, replace=attribution.replace)
 
 
 def _described(saes: list[SAE[Any]], model: HookedModel, nodes: pd.DataFrame) -> pd.DataFrame:
@@ -140,16 +144,16 @@ def _described(saes: list[SAE[Any]], model: HookedModel, nodes: pd.DataFrame) ->
     return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()
 
 
-def _facts(plan: CircuitsPlan, cfg: CircuitsConfig, seconds: float) -> dict[str, Any]:
+def _facts(opened: CircuitsInputs, cfg: CircuitsConfig, seconds: float) -> dict[str, Any]:
     """What ``run.json`` says: what the tables are about, and how they were made."""
-    finding, tokenizer = plan.finding, plan.model.tokenizer
+    finding, tokenizer = opened.finding, opened.model.tokenizer
     return {
         "task": finding.name,
-        "model": cfg.model or model_name_of(plan.dictionaries[OURS][0]),
-        "dtype": dtype_name(next(plan.model.parameters()).dtype),
-        "accuracy": plan.accuracy,
+        "model": cfg.model or model_name_of(opened.dictionaries[OURS][0]),
+        "dtype": dtype_name(next(opened.model.parameters()).dtype),
+        "accuracy": opened.accuracy,
         "finding": len(finding),
-        "judging": len(plan.held_out),
+        "judging": len(opened.held_out),
         "tokens": token_texts(finding, tokenizer),
         "answer": [tokenizer.decode([int(word[0])]) for word in (finding.right, finding.wrong)],
         "settings": asdict(cfg),

@@ -20,7 +20,7 @@ def add_circuits(commands: Any) -> None:
             "on other pairs beside controls, and leaves tables, pictures and a page."
         ),
     )
-    from hsae_lens.circuits.inputs import CircuitsConfig
+    from hsae_lens.circuits.config import CircuitsConfig
 
     add_flags(circuits, CircuitsConfig)
 
@@ -40,7 +40,7 @@ def add_circuits(commands: Any) -> None:
 
 
 def _circuits(parsed: argparse.Namespace) -> None:
-    from hsae_lens.circuits.inputs import CircuitsConfig
+    from hsae_lens.circuits.config import CircuitsConfig
     from hsae_lens.circuits.run import find_circuits
 
     result = find_circuits(config_from_flags(parsed, CircuitsConfig))

@@ -25,7 +25,7 @@ def _add_eval(commands: Any) -> None:
             "same tokens: tables, a picture, and examples for `hsae report`."
         ),
     )
-    from hsae_lens.evaluation.inputs import EvalConfig
+    from hsae_lens.evaluation.config import EvalConfig
 
     evaluate.add_argument("saes", nargs="+", help=describe(EvalConfig, "saes"))
     add_flags(evaluate, EvalConfig, "saes")
@@ -100,7 +100,7 @@ def _add_reading(commands: Any) -> None:
 
 
 def _eval(parsed: argparse.Namespace) -> None:
-    from hsae_lens.evaluation.inputs import EvalConfig
+    from hsae_lens.evaluation.config import EvalConfig
     from hsae_lens.evaluation.run import run_eval
 
     table = run_eval(config_from_flags(parsed, EvalConfig))
@@ -143,7 +143,7 @@ def _interpret(parsed: argparse.Namespace) -> None:
 
 
 def _report(parsed: argparse.Namespace) -> None:
-    from hsae_lens.evaluation.inputs import EvalConfig
+    from hsae_lens.evaluation.config import EvalConfig
     from hsae_lens.evaluation.report import write_report
     from hsae_lens.evaluation.run import run_eval
     from hsae_lens.evaluation.run_folder import RunFolder

@@ -78,7 +78,7 @@ def config_from_flags(parsed: argparse.Namespace, config: Any) -> Any:
 
 def add_model_flags(parser: argparse.ArgumentParser) -> None:
     """``--device`` and ``--dtype`` of a command without a config, in the words of the others."""
-    from hsae_lens.evaluation.inputs import EvalConfig
+    from hsae_lens.evaluation.config import EvalConfig
 
     others = {field.name for field in fields(EvalConfig)} - CHECKED_FLAGS.keys()
     add_flags(parser, EvalConfig, *others)

@@ -15,11 +15,12 @@ from hsae_lens._util.atomic_files import replacing_files, write_json
 from hsae_lens._util.columns import stamp
 from hsae_lens._util.tables import by_sae
 from hsae_lens._util.version import __version__
+from hsae_lens.evaluation.config import EvalConfig
 from hsae_lens.evaluation.frontier.adaptive import adaptive_frontier
 from hsae_lens.evaluation.frontier.evaluate import evaluate_saes
 from hsae_lens.evaluation.frontier.metrics import FEWEST_GROUPS
 from hsae_lens.evaluation.frontier.token_errors import explained_variance_curve
-from hsae_lens.evaluation.inputs import EvalConfig, EvalInputs, open_inputs
+from hsae_lens.evaluation.inputs import EvalInputs, open_inputs
 from hsae_lens.evaluation.latents.walkthrough import token_walkthroughs
 from hsae_lens.evaluation.plots import plot_frontier
 from hsae_lens.evaluation.run_folder import TABLES, RunFolder

@@ -16,7 +16,7 @@ import pandas as pd
 from hsae_lens._util.atomic_files import write_json
 from hsae_lens._util.columns import stamp
 from hsae_lens._util.tables import TEXT_COLUMNS, by_sae, read_csv, write_csv
-from hsae_lens.evaluation.inputs import EvalConfig
+from hsae_lens.evaluation.config import EvalConfig
 from hsae_lens.sae.controls import RANDOM_DECODER
 
 

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import signal
 import threading
-import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -14,30 +12,17 @@ from typing import Any
 import torch
 from sae_lens import LanguageModelSAETrainingRunner, SAETrainer, TrainingSAE, logger
 from sae_lens.constants import (
-    ACTIVATION_SCALER_CFG_FILENAME,
-    ACTIVATIONS_STORE_STATE_FILENAME,
-    SAE_CFG_FILENAME,
     SAE_WEIGHTS_FILENAME,
-    TRAINER_STATE_FILENAME,
 )
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from typing_extensions import override
 
 from hsae_lens._util.atomic_files import replacing_files, replacing_folder
 from hsae_lens._util.private_names import InterruptedException
 from hsae_lens.sae.training_sae import HierarchicalTopKTrainingSAE
+from hsae_lens.training.checkpoints import check_finite, missing_from_checkpoint
 from hsae_lens.training.checks import check_hook, check_runner_settings
-from hsae_lens.training.trainer import HierarchicalTopKTrainer, InterruptibleTrainer, check_finite
-
-CHECKPOINT_FILES = (
-    SAE_CFG_FILENAME,
-    SAE_WEIGHTS_FILENAME,
-    TRAINER_STATE_FILENAME,
-    ACTIVATION_SCALER_CFG_FILENAME,
-    ACTIVATIONS_STORE_STATE_FILENAME,
-)
-"""What a run goes on from."""
+from hsae_lens.training.trainer import HierarchicalTopKTrainer, InterruptibleTrainer
 
 
 class HierarchicalTopKTrainingRunner(LanguageModelSAETrainingRunner):
@@ -116,23 +101,6 @@ class HierarchicalTopKTrainingRunner(LanguageModelSAETrainingRunner):
             super().save_final_sae(sae, str(fresh), log_feature_sparsity)
             # What was written: norms are folded into it, where finite weights may overflow.
             check_finite(load_file(fresh / SAE_WEIGHTS_FILENAME))
-
-
-def missing_from_checkpoint(folder: str | Path) -> list[str]:
-    """The files a run cannot go on without that a folder lacks, or that are cut short."""
-    return [name for name in CHECKPOINT_FILES if not _is_whole(Path(folder) / name)]
-
-
-def _is_whole(file: Path) -> bool:
-    if file.suffix == ".pt":
-        return zipfile.is_zipfile(file)  # torch.save writes the directory of its archive last
-    with contextlib.suppress(SafetensorError, ValueError, OSError):
-        if file.suffix == ".safetensors":
-            with safe_open(file, "pt"):
-                return True
-        json.loads(file.read_bytes())
-        return True
-    return False
 
 
 @contextlib.contextmanager

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Self
 
@@ -14,8 +13,8 @@ from typing_extensions import override
 from hsae_lens._util.atomic_files import replacing_folder
 from hsae_lens._util.delayed_scalar import DELAY, DelayedScalar, delay_on
 from hsae_lens._util.private_names import InterruptedException
-from hsae_lens.sae.saved_files import is_finite
 from hsae_lens.sae.training_sae import HierarchicalTopKTrainingSAE
+from hsae_lens.training.checkpoints import check_finite
 
 MAX_GRAD_NORM = 1.0  # SAELens' trainer clips at this norm and has no setting for it
 
@@ -95,19 +94,6 @@ class InterruptibleTrainer(SAETrainer[Any, Any]):
             return super().save_checkpoint(checkpoint_name, None, wandb_aliases)
         with replacing_folder(Path(base) / checkpoint_name) as fresh:
             super().save_checkpoint(checkpoint_name, fresh.parent, wandb_aliases)
-
-
-def check_finite(weights: Mapping[str, torch.Tensor]) -> None:
-    """Raises FloatingPointError for weights that are not finite.
-
-    A step looks at its loss; the weights that the last step leads to are looked at only here.
-    """
-    for name, tensor in weights.items():
-        if not is_finite(tensor):
-            raise FloatingPointError(
-                f"{name} became NaN or infinite in training and was not saved. Earlier checkpoints "
-                "are intact; go on from one with a smaller lr."
-            )
 
 
 class HierarchicalTopKTrainer(InterruptibleTrainer):

@@ -21,7 +21,7 @@ WRONG = {
     "--pairs -1": "-1 pairs show nothing",
     "--budgets 1,x": "--budgets: whole numbers with commas, as in 1,8,32; got 'x' in '1,x'",
     "--budgets 0,4": "Budgets are whole numbers of at least 1, got [0, 4]",
-    "--budgets 8,41": "The budgets [41] are outside 1..k=40 of {sae}",
+    "--budgets 8,41": "{sae} cannot be judged so: budgets [41] are outside 1..k=40",
     "--sizes 1": "two sizes above 0, got [1]",
     "--sizes few": "--sizes: whole numbers with commas",
     "--sizes 1,-4": "--sizes: whole numbers with commas",

@@ -10,7 +10,8 @@ from helpers.circuits import HOOKS
 
 from hsae_lens.circuits import Ablator, Prompts, attribute_budgets
 from hsae_lens.circuits.prompts import as_prompts
-from hsae_lens.evaluation.tasks.pairs import LogitDiff, TokenizedTask
+from hsae_lens.evaluation.tasks.metrics import LogitDiff
+from hsae_lens.evaluation.tasks.pairs import TokenizedTask
 
 
 def test_a_task_is_prompts_with_its_own_metric(model: Any, saes: Any, task: TokenizedTask) -> None:

@@ -12,7 +12,8 @@ import pytest
 from helpers.circuits import HOOKS, PAIRS, save_small
 
 from hsae_lens.circuits import attribute_budgets
-from hsae_lens.circuits.inputs import CircuitsConfig, open_task
+from hsae_lens.circuits.config import CircuitsConfig
+from hsae_lens.circuits.inputs import open_task
 from hsae_lens.circuits.plots import circuit_figure
 from hsae_lens.circuits.replacement import Replacement
 from hsae_lens.circuits.run import CIRCUIT_FILES, DRAWINGS, find_circuits

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from hsae_lens.circuits.inputs import CircuitsConfig
+from hsae_lens.circuits.config import CircuitsConfig
 from hsae_lens.cli import Parser, main
 from hsae_lens.cli.flags import (
     add_flags,
@@ -19,7 +19,7 @@ from hsae_lens.cli.flags import (
     describe,
     whole_numbers,
 )
-from hsae_lens.evaluation.inputs import EvalConfig
+from hsae_lens.evaluation.config import EvalConfig
 from hsae_lens.training.demo import DemoConfig
 
 

@@ -11,7 +11,7 @@ import torch
 from helpers import interrupted_runs
 from sae_lens import TrainingSAE
 
-from hsae_lens.training.runner import missing_from_checkpoint
+from hsae_lens.training.checkpoints import missing_from_checkpoint
 
 
 @pytest.fixture(scope="module")

@@ -26,7 +26,8 @@ from sae_lens.training._interruption import InterruptedException
 from hsae_lens import HierarchicalTopKSAE
 from hsae_lens.evaluation import evaluate_budgets
 from hsae_lens.models.hooks import hook_activations
-from hsae_lens.training.runner import HierarchicalTopKTrainingRunner, missing_from_checkpoint
+from hsae_lens.training.checkpoints import missing_from_checkpoint
+from hsae_lens.training.runner import HierarchicalTopKTrainingRunner
 from hsae_lens.training.trainer import HierarchicalTopKTrainer
 
 

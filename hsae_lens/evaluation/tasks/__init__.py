@@ -2,13 +2,8 @@
 
 from hsae_lens.evaluation.tasks.builtin import TASKS, make_task
 from hsae_lens.evaluation.tasks.evaluate import evaluate_tasks
-from hsae_lens.evaluation.tasks.pairs import (
-    LogitDiff,
-    Pair,
-    TokenizedTask,
-    read_pairs,
-    tokenize_pairs,
-)
+from hsae_lens.evaluation.tasks.metrics import LogitDiff
+from hsae_lens.evaluation.tasks.pairs import Pair, TokenizedTask, read_pairs, tokenize_pairs
 
 __all__ = [
     "TASKS",

@@ -14,6 +14,7 @@ import pandas as pd
 import torch
 
 from hsae_lens._util.paths import expand_home
+from hsae_lens.evaluation.tasks.metrics import LogitDiff
 
 logger = logging.getLogger(__name__)
 
@@ -53,34 +54,6 @@ class Pair:
     corrupt: str
     right: str
     wrong: str
-
-
-@dataclass(frozen=True)
-class LogitDiff:
-    """The metric of a task: right minus wrong logit at the last position.
-
-    ``metric(logits [n, context, d_vocab])`` gives ``[n]``; ``metric[rows]`` is that of some pairs,
-    so that pairs can go through the model in batches.
-
-    right, wrong: int64 ``[n]``.
-    """
-
-    right: torch.Tensor
-    wrong: torch.Tensor
-
-    def __call__(self, logits: torch.Tensor) -> torch.Tensor:
-        if len(logits) != len(self.right):
-            raise ValueError(f"{len(self.right)} answers for the logits of {len(logits)} prompts.")
-        # Not in bfloat16, which knows logits around 20 to an eighth.
-        last = logits[:, -1].to(torch.promote_types(logits.dtype, torch.float32))
-        right, wrong = (
-            last.gather(1, answer.to(last.device)[:, None]).squeeze(1)
-            for answer in (self.right, self.wrong)
-        )
-        return right - wrong
-
-    def __getitem__(self, rows: slice) -> LogitDiff:
-        return LogitDiff(self.right[rows], self.wrong[rows])
 
 
 @dataclass(frozen=True)
@@ -134,7 +107,7 @@ class TokenizedTask:
 
 
 def read_pairs(path: str | Path) -> list[Pair]:
-    """Pairs from a CSV, JSON-lines or parquet file with one of :data:`COLUMNS`.
+    """Pairs from a CSV, JSON-lines or parquet file with one of :data:`PAIR_COLUMNS`.
 
     Answers are taken as they stand: most tokenizers want a leading space in them.
 

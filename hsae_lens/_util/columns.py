@@ -29,6 +29,29 @@ LABELS = {
 QUALITIES = ("explained_variance", "ce_score")
 """The columns that say how good an SAE is at a budget: they are drawn, listed and advised on."""
 
+FRONTIER = (
+    ("sae", "page command demo"),
+    ("k", "page card command demo"),
+    ("tokens", "card"),
+    ("l0", "page card command demo"),
+    ("explained_variance", "page card command demo"),
+    ("fvu", ""),
+    ("adds", "page"),
+    ("mse", "page card demo"),
+    ("cosine", "page"),
+    ("l2_ratio", ""),
+    ("dead", "card"),  # here before what needs a model, on the page after
+    ("ce_score", "page card command demo"),
+    ("ce_with_sae", "page"),
+    ("ce_clean", ""),
+    ("ce_ablated", ""),
+    ("kl", "page card command"),
+    ("dead", "page"),
+    ("dense", "page"),
+)
+"""Every column of the frontier, and where people see it, in this order: the report's page, an SAE's
+card, what ``hsae eval`` prints (command), the demo's table. Their standard errors are not named."""
+
 DEFINITIONS = {
     "frontier": (
         1,
@@ -99,6 +122,11 @@ def stamp(*names: str) -> dict[str, dict[str, Any]]:
         name: {"version": version, "definition": text}
         for name, (version, text) in ((name, DEFINITIONS[name]) for name in names)
     }
+
+
+def frontier_columns(place: str) -> list[str]:
+    """The columns of the frontier that are shown at a place of :data:`FRONTIER`, in order."""
+    return [column for column, places in FRONTIER if place in places.split()]
 
 
 def axis_label(column: str) -> str:

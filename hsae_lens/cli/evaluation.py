@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
+from hsae_lens._util.columns import frontier_columns
 from hsae_lens.cli.flags import add_command, add_flags, config_from_flags, describe
 
 
@@ -104,7 +105,7 @@ def _eval(parsed: argparse.Namespace) -> None:
     from hsae_lens.evaluation.run import run_eval
 
     table = run_eval(config_from_flags(parsed, EvalConfig))
-    shown = [c for c in ("sae", "k", "l0", "explained_variance", "ce_score", "kl") if c in table]
+    shown = [column for column in frontier_columns("command") if column in table]
     print(table[shown].to_string(index=False, float_format=lambda value: f"{value:.3f}"))
 
 

@@ -1,4 +1,4 @@
-"""Tables in, pictures out; computes nothing."""
+"""The report's pictures and ``frontier.png``, from tables; computes nothing."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Ranges of ranks whose latents are shown apart."""
+"""Ranks 1–8, 9–32, 33–128 and later: the ranges that dashboards and the judge tell apart."""
 
 from __future__ import annotations
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from hsae_lens._util.columns import LABELS, QUALITIES
+from hsae_lens._util.columns import LABELS, QUALITIES, frontier_columns
 from hsae_lens._util.html import definitions_html, table_html, write_page
 from hsae_lens.evaluation.frontier.advice import Advice, advise
 from hsae_lens.evaluation.plots import (
@@ -26,9 +26,6 @@ from hsae_lens.evaluation.plots import (
     worth_svg,
 )
 from hsae_lens.evaluation.run_folder import EvalRun, RunFolder
-
-FRONTIER_SHOWN = ["sae", "k", "l0", "explained_variance", "adds", "mse", "cosine", "ce_score",
-                  "ce_with_sae", "kl", "dead", "dense"]  # fmt: skip
 
 
 def write_report(folders: Sequence[str | Path], out: str | Path) -> Path:
@@ -109,7 +106,7 @@ def _cost_of_budget(run: EvalRun, mine: pd.DataFrame, k: int) -> list[str]:
 
 def _quality(run: EvalRun) -> str:
     figures = "".join(frontier_svg(run.frontier, of) for of in QUALITIES if of in run.frontier)
-    shown = run.frontier[[column for column in FRONTIER_SHOWN if column in run.frontier]]
+    shown = run.frontier[[column for column in frontier_columns("page") if column in run.frontier]]
     bands = " Bands are two standard errors." if "explained_variance_se" in run.frontier else ""
     return (
         "<h2>Quality at every budget</h2>"

@@ -1,4 +1,4 @@
-"""The facts a saved SAE carries about itself, as a page for people."""
+"""The card of a saved SAE: the README on the hub, and the entry that makes it load by name."""
 
 from __future__ import annotations
 
@@ -8,9 +8,7 @@ import pandas as pd
 import yaml
 from sae_lens import SAE
 
-from hsae_lens._util.columns import DEFINITIONS, heading, stamp
-
-FRONTIER_COLUMNS = ["k", "tokens", "l0", "explained_variance", "mse", "dead", "ce_score", "kl"]
+from hsae_lens._util.columns import DEFINITIONS, frontier_columns, heading, stamp
 
 CARD_FACTS = {
     "dataset_path": "text",
@@ -59,7 +57,7 @@ tags: [sparse-autoencoder, hierarchical-topk]
 def store_frontier(sae: SAE[Any], table: pd.DataFrame, text: str) -> None:
     """Keeps a table of :func:`evaluate_budgets` in the SAE's metadata, under the text's name."""
     kept = [row for row in frontier_rows(sae.cfg.metadata.frontier) if row["text"] != text]
-    columns = [column for column in FRONTIER_COLUMNS if column in table]
+    columns = [column for column in frontier_columns("card") if column in table]
     for row in table[columns].to_dict("records"):
         rounded = {str(c): round(v, 4) if isinstance(v, float) else v for c, v in row.items()}
         kept.append({"text": text, **rounded})

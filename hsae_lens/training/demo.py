@@ -20,6 +20,7 @@ from sae_lens import LanguageModelSAERunnerConfig, LoggingConfig
 from sae_lens.constants import RUNNER_CFG_FILENAME
 
 from hsae_lens._util.atomic_files import replacing_files, write_json
+from hsae_lens._util.columns import frontier_columns
 from hsae_lens._util.tables import write_csv
 from hsae_lens.evaluation import evaluate_saes
 from hsae_lens.evaluation.plots import plot_frontier
@@ -42,8 +43,6 @@ logger = logging.getLogger(__name__)
 HIERARCHICAL = "hierarchical"
 
 LOSS_AT_K = "control (loss at K only)"
-
-DEMO_COLUMNS = ["sae", "k", "l0", "explained_variance", "mse", "ce_score"]
 
 CONTEXT_SIZE = 128
 
@@ -123,7 +122,7 @@ def _train_and_judge(cfg: DemoConfig, out: Path, started: float) -> pd.DataFrame
     model = open_model(cfg.model, cfg.device, cfg.dtype)
     train_tokens, held_tokens = _tokens_in_time(cfg, model, documents, started)
     saes = _train_both(cfg, model, train_tokens, out)
-    table = evaluate_saes(saes, model, held_tokens)[DEMO_COLUMNS]
+    table = evaluate_saes(saes, model, held_tokens)[frontier_columns("demo")]
     write_csv(table, out / "frontier.csv")
     title = f"One SAE, every budget: {cfg.model}, layer {cfg.layer}, {cfg.d_sae} latents"
     plot_frontier(table, out / "frontier.png", title)

@@ -13,6 +13,7 @@ from datasets import Dataset
 from sae_lens import AbsTopKSAE, AbsTopKSAEConfig, Transcoder, TranscoderConfig
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from hsae_lens._util.columns import FRONTIER
 from hsae_lens.circuits.sites import Site
 from hsae_lens.evaluation import (
     evaluate_activations,
@@ -95,14 +96,29 @@ def test_every_column_is_what_it_says(sae: Any, acts: torch.Tensor) -> None:
     assert gained.to_numpy() == pytest.approx(table["explained_variance"].to_numpy(), abs=1e-5)
 
 
+def test_every_column_stands_in_the_table_of_columns(
+    sae: Any, tiny_gemma2: Any, tiny_tokens: torch.Tensor
+) -> None:
+    settings: dict[str, Any] = {"bootstrap": 20, "progress": False}
+    table = evaluate_saes({"mine": sae}, tiny_gemma2, tiny_tokens[:12], [2], **settings)
+    computed = {name for name in table if not name.endswith("_se")}
+    assert computed == {column for column, _ in FRONTIER}
+
+
+@pytest.mark.parametrize("taken", ["mse", "sae", "predictions"])
+def test_a_metric_of_one_s_own_has_a_name_of_its_own(
+    taken: str, sae: Any, acts: torch.Tensor
+) -> None:
+    with pytest.raises(ValueError, match=f"'{taken}' is taken"):
+        evaluate_activations(sae, acts, metrics={taken: lambda x, x_hat: x[:, 0]})
+
+
 def test_a_metric_of_one_s_own_is_one_function(sae: Any, acts: torch.Tensor) -> None:
     metrics = {"largest_miss": lambda x, x_hat: (x - x_hat).abs().amax(-1)}
     table = evaluate_activations(sae, acts, [3], metrics=metrics, batch_size=50)
     with sae.using_budget(3):
         want = (acts - sae(acts)).abs().amax(-1).mean().item()
     assert table["largest_miss"][0] == pytest.approx(want, rel=1e-5)
-    with pytest.raises(ValueError, match="'mse' is taken"):
-        evaluate_activations(sae, acts, metrics={"mse": lambda x, x_hat: x[:, 0]})
     with pytest.raises(ValueError, match="must give one number per token"):
         evaluate_activations(sae, acts, metrics={"all": lambda x, x_hat: x})
 

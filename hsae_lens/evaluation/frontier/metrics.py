@@ -11,6 +11,7 @@ from typing import Any
 import pandas as pd
 import torch
 
+from hsae_lens._util.columns import FRONTIER
 from hsae_lens.objective.ordered_code import OrderedCode
 
 DENSE = 0.1  # a latent active on a larger share of the tokens is dense
@@ -18,10 +19,9 @@ DENSE = 0.1  # a latent active on a larger share of the tokens is dense
 TokenMetric = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 """A number per token ``[n]`` from its activation and reconstruction, both ``[n, d_in]``."""
 
-OWN_COLUMNS = {"k", "tokens", "l0", "explained_variance", "fvu", "adds", "mse", "cosine",
-               "l2_ratio", "dead", "dense", "active", "square_error", "square_error_before",
-               "predictions", "kl", "ce_score", "ce_clean", "ce_ablated",
-               "ce_with_sae"}  # fmt: skip
+TAKEN = {*(column for column, _ in FRONTIER), "active", "square_error", "square_error_before",
+         "predictions"}  # fmt: skip
+"""Names of columns, and of sums from which they are made."""
 
 FEWEST_GROUPS = 10  # a bootstrap over fewer says little
 
@@ -127,7 +127,7 @@ class FrontierSums:
         self.fired = torch.zeros(len(self.budgets), d_sae, dtype=torch.int64)
         self.sums: dict[str, torch.Tensor] = {}
         self.extra = dict(extra or {})
-        if taken := sorted(set(self.extra) & OWN_COLUMNS):
+        if taken := sorted(set(self.extra) & TAKEN):
             raise ValueError(f"The metric name {taken[0]!r} is taken; choose another.")
 
     def add_reconstruction(

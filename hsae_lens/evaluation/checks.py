@@ -36,11 +36,19 @@ def budgets_of(
         ValueError: for budgets it does not have, a transcoder, or an error term left on.
     """
     check_autoencoder(sae, name)
-    largest = largest_budget(sae)
     try:
-        return resolve_budgets(powers_of_two(largest) if budgets is None else budgets, largest)
+        return budgets_within(largest_budget(sae), budgets)
     except ValueError as error:
         raise ValueError(f"{name} cannot be judged so: {error}") from None
+
+
+def budgets_within(largest: int, budgets: Sequence[int] | None = None) -> list[int]:
+    """The budgets asked for, else 1, 2, 4, … largest.
+
+    Raises:
+        ValueError: if one is outside 1..largest, or there are none.
+    """
+    return resolve_budgets(powers_of_two(largest) if budgets is None else budgets, largest)
 
 
 def check_same_hook(saes: Mapping[str, SAE[Any]]) -> None:

@@ -13,7 +13,7 @@ from hsae_lens.evaluation.autointerp.scoring import asking_cost, score_latents
 from hsae_lens.evaluation.inputs import EvalInputs, open_inputs
 from hsae_lens.evaluation.latents.describe import describe_latents
 from hsae_lens.evaluation.run_folder import RunFolder
-from hsae_lens.evaluation.suites.absorption import absorption
+from hsae_lens.evaluation.suites.absorption import feature_absorption
 from hsae_lens.evaluation.suites.probing import DATASETS, sparse_probing
 
 
@@ -30,12 +30,12 @@ def add_probing(folder: str | Path, datasets: Sequence[str] = DATASETS) -> pd.Da
 
 
 def add_absorption(folder: str | Path, words: int = 100) -> pd.DataFrame:
-    """Adds ``absorption.csv`` (:func:`absorption`, a ``sae`` column first) to a run's folder."""
+    """Adds ``absorption.csv`` (:func:`feature_absorption`, a ``sae`` column first) to a run."""
     run = RunFolder(folder)
     opened = open_inputs(run.config())
     model, work, budgets = opened.model, run.work("absorption"), opened.cfg.budgets
     tables = {
-        name: absorption(sae, model, work, budgets, words)
+        name: feature_absorption(sae, model, work, budgets, words)
         for name, sae in opened.hierarchical().items()
     }
     return run.add("absorption", tables)

@@ -11,7 +11,7 @@ from sae_lens import SAE
 
 from hsae_lens.evaluation.checks import budgets_of, check_same_hook
 from hsae_lens.evaluation.config import EvalConfig, check_eval_settings
-from hsae_lens.evaluation.frontier.token_errors import TokenErrors, token_errors
+from hsae_lens.evaluation.frontier.errors import TokenErrors, token_errors
 from hsae_lens.models.hooked_model import HookedModel
 from hsae_lens.models.opening import model_name_of, open_model_of
 from hsae_lens.models.tokenizing import sample_tokens
@@ -40,15 +40,14 @@ class EvalInputs:
         return next(iter(self.saes.values()))
 
     @property
-    def first_hierarchical(self) -> HierarchicalTopKSAE:
-        """The same SAE, for what only a hierarchical one is asked."""
-        assert isinstance(self.first, HierarchicalTopKSAE)
-        return self.first
+    def about(self) -> str:
+        """Its name."""
+        return next(iter(self.saes))
 
     @cached_property
     def errors(self) -> TokenErrors:
-        """Its error on each token at every budget: several tables are made from it."""
-        return token_errors(self.first_hierarchical, self.activations)
+        """Its error on each token at every budget, if it is hierarchical: for several tables."""
+        return token_errors(self.hierarchical()[self.about], self.activations)
 
     @property
     def hook_name(self) -> str:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, replace
 from typing import Any
 
 import pandas as pd
@@ -17,9 +17,9 @@ from hsae_lens._util.tables import by_sae
 from hsae_lens._util.version import __version__
 from hsae_lens.evaluation.config import EvalConfig
 from hsae_lens.evaluation.frontier.adaptive import adaptive_frontier
+from hsae_lens.evaluation.frontier.errors import explained_variance_curve
 from hsae_lens.evaluation.frontier.evaluate import evaluate_saes
 from hsae_lens.evaluation.frontier.metrics import FEWEST_GROUPS
-from hsae_lens.evaluation.frontier.token_errors import explained_variance_curve
 from hsae_lens.evaluation.inputs import EvalInputs, open_inputs
 from hsae_lens.evaluation.latents.walkthrough import token_walkthroughs
 from hsae_lens.evaluation.plots import plot_frontier
@@ -42,7 +42,8 @@ def run_eval(cfg: EvalConfig) -> pd.DataFrame:
     Every SAE is judged on the same tokens: the positions and norms that the first one was trained
     on. Text is taken evenly from all of the documents.
 
-    Leaves what :data:`STEPS` make, ``frontier.png`` and ``run.json`` (how all this was made) in a
+    Leaves what :data:`STEPS` and, of a hierarchical SAE, :data:`STEPS_OF_THE_ORDER` make,
+    ``frontier.png`` and ``run.json`` (how all this was made) in a
     :class:`RunFolder`. They appear together at the end: what is refused or interrupted leaves
     ``out`` as it was, and what an earlier evaluation left beside these is set aside
     (:func:`replacing_files`).
@@ -57,10 +58,11 @@ def run_eval(cfg: EvalConfig) -> pd.DataFrame:
     started = time.perf_counter()
     opened = open_inputs(cfg)
     logger.info("Evaluating %s on %s tokens.", ", ".join(opened.saes), f"{opened.tokens.numel():,}")
-    hierarchical = isinstance(opened.first, HierarchicalTopKSAE)
     with replacing_files(cfg.out, RunFolder(cfg.out).owned) as fresh:
         run = RunFolder(fresh)
-        made = {s.leaves: s.make(opened) for s in STEPS if hierarchical or not s.of_the_order}
+        made = {name: make(opened) for name, make in STEPS.items()}
+        if (sae := opened.hierarchical().get(opened.about)) is not None:
+            made |= {name: make(opened, sae) for name, make in STEPS_OF_THE_ORDER.items()}
         for name, content in made.items():
             if content is not None:
                 run.write(name, content)
@@ -113,64 +115,48 @@ def _tasks(opened: EvalInputs) -> pd.DataFrame | None:
     return by_sae(tables) if tables else None
 
 
-def _curve(opened: EvalInputs) -> pd.DataFrame:
-    return explained_variance_curve(
-        opened.first_hierarchical, opened.activations, errors=opened.errors
-    )
+def _curve(opened: EvalInputs, sae: HierarchicalTopKSAE) -> pd.DataFrame:
+    return explained_variance_curve(sae, opened.activations, errors=opened.errors)
 
 
-def _adaptive(opened: EvalInputs) -> pd.DataFrame:
+def _adaptive(opened: EvalInputs, sae: HierarchicalTopKSAE) -> pd.DataFrame:
     return adaptive_frontier(
-        opened.first_hierarchical,
-        opened.activations,
-        error_targets=ERROR_TARGETS,
-        errors=opened.errors,
+        sae, opened.activations, error_targets=ERROR_TARGETS, errors=opened.errors
     )
 
 
-def _stability(opened: EvalInputs) -> pd.DataFrame:
-    return noise_stability(opened.first_hierarchical, opened.activations)
+def _stability(opened: EvalInputs, sae: HierarchicalTopKSAE) -> pd.DataFrame:
+    return noise_stability(sae, opened.activations)
 
 
-def _contributions(opened: EvalInputs) -> pd.DataFrame | None:
+def _contributions(opened: EvalInputs, sae: HierarchicalTopKSAE) -> pd.DataFrame | None:
     documents = opened.documents[opened.sequences]
     try:
-        return contribution_stability(
-            opened.first_hierarchical, opened.activations, documents, opened.errors
-        )
+        return contribution_stability(sae, opened.activations, documents, opened.errors)
     except ValueError as error:  # too little text for two halves: the rest stands
         logger.warning("Left out: %s", error)
         return None
 
 
-def _examples(opened: EvalInputs) -> list[dict[str, Any]]:
+def _examples(opened: EvalInputs, sae: HierarchicalTopKSAE) -> list[dict[str, Any]]:
     tokens = opened.tokens[: opened.cfg.examples, :64]
-    return token_walkthroughs(opened.first_hierarchical, opened.model, tokens)
+    return token_walkthroughs(sae, opened.model, tokens)
 
 
-@dataclass(frozen=True)
-class Step:
-    """A part of an evaluation.
+STEPS: Mapping[str, Callable[[EvalInputs], Any]] = {
+    "frontier": _frontier,
+    "tasks": _tasks,
+}
+"""What makes each table of any SAEs, or None where it cannot be, in the order in which they run."""
 
-    leaves: the name of its table, or ``examples``.  make: gives it, or None where that cannot be.
-    of_the_order: whether it is about the order of latents, which only a hierarchical SAE has.
-    """
-
-    leaves: str
-    make: Callable[[EvalInputs], Any]
-    of_the_order: bool = False
-
-
-STEPS = (
-    Step("frontier", _frontier),
-    Step("tasks", _tasks),
-    Step("curve", _curve, of_the_order=True),
-    Step("adaptive", _adaptive, of_the_order=True),
-    Step("stability", _stability, of_the_order=True),
-    Step("contributions", _contributions, of_the_order=True),
-    Step("examples", _examples, of_the_order=True),
-)
-"""In the order in which they run."""
+STEPS_OF_THE_ORDER: Mapping[str, Callable[[EvalInputs, HierarchicalTopKSAE], Any]] = {
+    "curve": _curve,
+    "adaptive": _adaptive,
+    "stability": _stability,
+    "contributions": _contributions,
+    "examples": _examples,
+}
+"""What is about the order of the first SAE's latents, if it is hierarchical and they have one."""
 
 
 def _facts(opened: EvalInputs, seconds: float) -> dict[str, Any]:

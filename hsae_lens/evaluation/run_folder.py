@@ -101,12 +101,12 @@ class RunFolder:
         files = (self.facts, self.picture, self.examples, *map(self.table, TABLES))
         return [file.name for file in files]
 
-    def write(self, name: str, content: pd.DataFrame | list[dict[str, Any]]) -> None:
-        """Writes a table, or the ``examples``."""
-        if isinstance(content, pd.DataFrame):
-            write_csv(content, self.table(name))
+    def write(self, name: str, content: Any) -> None:
+        """Writes a table, or the ``examples``, a list of them."""
+        if name == "examples":
+            write_json(content, self.examples)
         else:
-            write_json(content, self.path / f"{name}.json")
+            write_csv(content, self.table(name))
 
     def add(self, name: str, tables: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
         """Writes one table of the SAEs' and stamps its definitions in ``run.json``.
@@ -132,11 +132,7 @@ class RunFolder:
             FileNotFoundError: if it is not one of ``hsae eval``, or did not get finished.
             ValueError: if a file in it is damaged; which one, and the command that makes it again.
         """
-        if missing := self._missing():
-            raise FileNotFoundError(
-                f"{self.path} has no {missing[0]}, so `hsae eval` did not write it or not finish "
-                "it. Run `hsae eval` into it again."
-            )
+        self._check_finished()
         tables = {
             name: _read_table(self.table(name), about)
             for name, about in TABLES.items()
@@ -152,11 +148,7 @@ class RunFolder:
             FileNotFoundError: if `hsae eval` did not write the folder, or did not finish.
             ValueError: if its ``run.json`` is damaged or another version's.
         """
-        if missing := self._missing():
-            raise FileNotFoundError(
-                f"{self.path} has no {' and no '.join(missing)}: give a folder that `hsae eval` "
-                "finished."
-            )
+        self._check_finished()
         try:
             settings = json.loads(self.facts.read_text(encoding="utf-8"))["settings"]
             if isinstance(settings["budgets"], str):  # an earlier version's
@@ -169,9 +161,14 @@ class RunFolder:
                 f"{self.facts} is damaged or of another version ({error}): run `hsae eval` again."
             ) from error
 
-    def _missing(self) -> list[str]:
-        """Which of the files that every run has are not there."""
-        return [file.name for file in (self.facts, self.table("frontier")) if not file.exists()]
+    def _check_finished(self) -> None:
+        """Raises FileNotFoundError if a file that every run has is not there."""
+        every = self.facts, self.table("frontier")
+        if missing := [file.name for file in every if not file.exists()]:
+            raise FileNotFoundError(
+                f"{self.path} has no {' and no '.join(missing)}, so `hsae eval` did not write it "
+                "or did not finish. Run `hsae eval` into it again, or give another folder."
+            )
 
 
 def _read_table(file: Path, about: RunTable) -> pd.DataFrame:

@@ -12,8 +12,8 @@ import torch
 from scipy.optimize import linear_sum_assignment
 from scipy.stats import spearmanr
 
-from hsae_lens.evaluation.frontier.token_errors import TokenErrors, token_errors
-from hsae_lens.objective.budgets import powers_of_two, resolve_budgets
+from hsae_lens.evaluation.checks import budgets_within
+from hsae_lens.evaluation.frontier.errors import TokenErrors, token_errors
 from hsae_lens.sae.inference_sae import HierarchicalTopKSAE
 
 
@@ -175,7 +175,7 @@ def _ordered_latents(sae: HierarchicalTopKSAE, activations: torch.Tensor) -> tor
 def _agreement(a: torch.Tensor, b: torch.Tensor, budgets: Sequence[int] | None) -> pd.DataFrame:
     """Of two codes ``[n, K]``, up to the shorter one's K."""
     largest, rows = min(a.shape[1], b.shape[1]), []
-    for k in resolve_budgets(powers_of_two(largest) if budgets is None else budgets, largest):
+    for k in budgets_within(largest, budgets):
         mine, other = a[:, :k], b[:, :k]
         rows.append(
             {

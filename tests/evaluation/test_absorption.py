@@ -16,7 +16,7 @@ from sae_lens import SAE
 
 from hsae_lens import HierarchicalTopKSAE, HierarchicalTopKSAEConfig, load_pretrained
 from hsae_lens.evaluation.suites import absorption as module
-from hsae_lens.evaluation.suites.absorption import absorption
+from hsae_lens.evaluation.suites.absorption import feature_absorption
 from hsae_lens.models.opening import open_model
 
 pytest.importorskip("sae_bench")
@@ -35,7 +35,7 @@ def test_a_model_that_cannot_spell_gets_no_figure(
 ) -> None:
     sae = load_pretrained(*SHIPPED)
     state = random.getstate(), torch.get_rng_state()
-    table = absorption(sae, smollm, folder, [8], **FEW)
+    table = feature_absorption(sae, smollm, folder, [8], **FEW)
     assert state[0] == random.getstate()
     assert torch.equal(state[1], torch.get_rng_state())
     row = table.iloc[0]
@@ -69,11 +69,12 @@ def test_figures_are_sae_bench_s_over_letters_that_the_model_spells(
 ) -> None:
     monkeypatch.setattr(module, "FEWEST_LETTERS", 1)
     sae = probe_as_sae(folder)
-    table = absorption(sae, smollm, folder, [30], **FEW)
-    row, shipped = table.iloc[0], absorption(load_pretrained(*SHIPPED), smollm, folder, [8], **FEW)
+    table = feature_absorption(sae, smollm, folder, [30], **FEW)
+    shipped = feature_absorption(load_pretrained(*SHIPPED), smollm, folder, [8], **FEW)
+    row = table.iloc[0]
     assert row["letter_f1"] > shipped["letter_f1"][0], "letters have latents of their own"
     files = {file: file.stat().st_mtime_ns for file in folder.rglob("*.parquet")}
-    assert absorption(sae, smollm, folder, [30], **FEW).equals(table)
+    assert feature_absorption(sae, smollm, folder, [30], **FEW).equals(table)
     assert files == {f: f.stat().st_mtime_ns for f in folder.rglob("*.parquet")}, "done once"
 
     (probes,) = folder.rglob("k-30/*_metrics.parquet")
@@ -122,17 +123,17 @@ def test_results_of_another_model_are_not_taken(
     speller: Any, tiny_sae: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "LARGEST_PROBE", 1)  # sparse probes of ten take seconds each
-    first = absorption(tiny_sae, speller, tmp_path, [2], **FEW)
+    first = feature_absorption(tiny_sae, speller, tmp_path, [2], **FEW)
     other = copy.deepcopy(speller)
     torch.manual_seed(1)
     with torch.no_grad():
         for weight in other.parameters():
             weight.mul_(1 + torch.randn_like(weight))
-    second = absorption(tiny_sae, other, tmp_path, [2], **FEW)
+    second = feature_absorption(tiny_sae, other, tmp_path, [2], **FEW)
     assert second["probe_f1"][0] != first["probe_f1"][0]
     assert len(list(tmp_path.rglob("probe.pth"))) == 2
     stamps = {file: file.stat().st_mtime_ns for file in tmp_path.rglob("*.*")}
-    assert absorption(tiny_sae, speller, tmp_path, [2], **FEW).equals(first)
+    assert feature_absorption(tiny_sae, speller, tmp_path, [2], **FEW).equals(first)
     assert stamps == {file: file.stat().st_mtime_ns for file in tmp_path.rglob("*.*")}
 
 
@@ -143,10 +144,10 @@ def test_what_cannot_be_measured_is_said(
     sae = SAE.load_from_disk(tmp_path / "sae")
     sae.cfg.metadata.hook_name = "blocks.1.hook_mlp_out"
     with pytest.raises(ValueError, match="after a block, .*this SAE is of blocks.1.hook_mlp_out"):
-        absorption(sae, smollm, folder)
+        feature_absorption(sae, smollm, folder)
     sae.cfg.metadata.hook_name = "blocks.1.hook_resid_post"
     with pytest.raises(ValueError, match="9 words for a letter are too few"):
-        absorption(sae, smollm, folder, words=9)
+        feature_absorption(sae, smollm, folder, words=9)
     monkeypatch.setattr(module.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ModuleNotFoundError, match="--no-deps sae-bench"):
-        absorption(sae, smollm, folder)
+        feature_absorption(sae, smollm, folder)

@@ -16,7 +16,7 @@ from hsae_lens.evaluation import (
     explained_variance_curve,
 )
 from hsae_lens.evaluation.frontier.adaptive import reach_error, spend_mean
-from hsae_lens.evaluation.frontier.token_errors import token_errors
+from hsae_lens.evaluation.frontier.errors import token_errors
 from hsae_lens.evaluation.stability import contribution_stability
 
 

@@ -14,6 +14,7 @@ from sae_lens import SAE
 
 from hsae_lens import HierarchicalTopKSAE
 from hsae_lens.evaluation.fingerprints import model_fingerprint, sae_fingerprint
+from hsae_lens.evaluation.suites import feature_absorption
 from hsae_lens.evaluation.suites.probing import above_guessing, sparse_probing
 
 DATASET = "119_us_state_TX"  # the smallest
@@ -85,6 +86,12 @@ def test_a_fingerprint_sees_weights_format_and_settings(
     other = copy.deepcopy(sae)
     other.cfg.apply_b_dec_to_input = not sae.cfg.apply_b_dec_to_input
     assert sae_fingerprint(other) != mine
+
+
+def test_no_budgets_are_not_every_budget(sae: HierarchicalTopKSAE, tmp_path: Path) -> None:
+    for measure in (sparse_probing, feature_absorption):
+        with pytest.raises(ValueError, match="budgets is empty"):
+            measure(sae, None, tmp_path, budgets=[])  # before anything else is asked for
 
 
 def test_what_attached_saes_change_is_not_probed(

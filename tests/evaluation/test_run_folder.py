@@ -12,7 +12,7 @@ from helpers.eval_runs import make_run, with_order
 
 from hsae_lens._util.columns import DEFINITIONS
 from hsae_lens.cli import main
-from hsae_lens.evaluation.run import STEPS
+from hsae_lens.evaluation.run import STEPS, STEPS_OF_THE_ORDER
 from hsae_lens.evaluation.run_folder import TABLES, RunFolder
 
 
@@ -69,7 +69,13 @@ def test_a_half_finished_or_damaged_folder_is_said_with_the_file_and_the_mend(
     assert out.read_text() == "an earlier report"
 
 
+def test_what_is_no_run_is_said_so_by_whoever_reads_it(tmp_path: Path) -> None:
+    for read in (RunFolder(tmp_path).read, RunFolder(tmp_path).config):
+        with pytest.raises(FileNotFoundError, match="has no run.json and no frontier.csv, so"):
+            read()
+
+
 def test_a_run_s_files_have_one_list() -> None:
     of_eval = {name for name, table in TABLES.items() if table.command == "eval"}
-    assert {step.leaves for step in STEPS} == {*of_eval, "examples"}
+    assert {*STEPS, *STEPS_OF_THE_ORDER} == {*of_eval, "examples"}
     assert set(TABLES) == set(DEFINITIONS) - {"circuits"}, "every table has definitions"

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from hsae_lens.evaluation.frontier.token_errors import TokenErrors, token_errors, total_variance
+from hsae_lens.evaluation.frontier.errors import TokenErrors, token_errors, total_variance
 from hsae_lens.objective.budgets import powers_of_two
 from hsae_lens.sae.inference_sae import HierarchicalTopKSAE
 

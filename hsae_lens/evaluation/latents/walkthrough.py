@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from hsae_lens.evaluation.frontier.token_errors import token_errors
+from hsae_lens.evaluation.frontier.errors import token_errors
 from hsae_lens.models.hooked_model import HookedModel
 from hsae_lens.models.hooks import hook_activations, input_device, logits_with
 from hsae_lens.models.token_mask import TokenMask

@@ -23,10 +23,10 @@ import torch
 from tqdm.auto import tqdm
 
 from hsae_lens._util.atomic_files import replacing_folder
+from hsae_lens.evaluation.checks import budgets_of
 from hsae_lens.evaluation.fingerprints import model_fingerprint, sae_fingerprint
 from hsae_lens.models.hooked_model import HookedModel
 from hsae_lens.models.hooks import hook_activations
-from hsae_lens.objective.budgets import powers_of_two, resolve_budgets
 from hsae_lens.sae.inference_sae import HierarchicalTopKSAE
 
 # SAEBench's settings, but for the batch: few words in its batches of 4096 would be few steps.
@@ -48,7 +48,7 @@ INSTALL_SAE_BENCH = (
 )
 
 
-def absorption(
+def feature_absorption(
     sae: HierarchicalTopKSAE,
     model: HookedModel,
     folder: str | Path,
@@ -85,6 +85,7 @@ def absorption(
         ModuleNotFoundError: if sae-bench is not installed.
         ValueError: for another hook, bad budgets, or too few words.
     """
+    resolved = budgets_of(sae, budgets)
     if importlib.util.find_spec("sae_bench") is None:
         raise ModuleNotFoundError(INSTALL_SAE_BENCH)
     hook = re.fullmatch(r"blocks\.(\d+)\.hook_resid_post", sae.cfg.metadata.hook_name or "")
@@ -93,7 +94,6 @@ def absorption(
             "sae-bench measures absorption after a block, blocks.N.hook_resid_post; this SAE is of "
             f"{sae.cfg.metadata.hook_name}."
         )
-    resolved = resolve_budgets(budgets or powers_of_two(sae.cfg.k), sae.cfg.k)
     if words < FEWEST_WORDS:
         raise ValueError(f"{words} words for a letter are too few: give {FEWEST_WORDS} or more.")
     speller = _Speller(model, sae, words)

@@ -16,10 +16,10 @@ from tqdm.auto import tqdm
 
 from hsae_lens._util.atomic_files import replacing_files, write_json
 from hsae_lens._util.did_you_mean import did_you_mean
+from hsae_lens.evaluation.checks import budgets_of
 from hsae_lens.evaluation.fingerprints import model_fingerprint, sae_fingerprint
 from hsae_lens.models.hooked_model import HookedModel
 from hsae_lens.models.hooks import check_bare
-from hsae_lens.objective.budgets import powers_of_two, resolve_budgets
 from hsae_lens.sae.inference_sae import HierarchicalTopKSAE
 
 DATASETS = ("96_spam_is", "105_click_bait", "113_movie_sent", "36_sciq_tf")
@@ -70,6 +70,7 @@ def sparse_probing(
         ModuleNotFoundError: if sae-probes is not installed.
         ValueError: for unknown data sets, bad budgets, or SAEs attached to the model.
     """
+    resolved = budgets_of(sae, budgets)
     if importlib.util.find_spec("sae_probes") is None:
         raise ModuleNotFoundError(INSTALL_SAE_PROBES)
     from sae_probes.run_sae_evals import DATASETS as KNOWN
@@ -78,7 +79,6 @@ def sparse_probing(
     for name in datasets:
         if name not in KNOWN:
             raise ValueError(f"sae-probes has no data set {name!r}.{did_you_mean(name, KNOWN)}")
-    resolved = resolve_budgets(budgets or powers_of_two(sae.cfg.k), sae.cfg.k)
     sizes = sorted(set(probe_sizes))
     of_model = Path(folder) / model_fingerprint(model)
     of_sae = of_model / sae_fingerprint(sae) / f"probes-{'-'.join(map(str, sizes))}"

@@ -1,7 +1,7 @@
 """Small behavioural tasks: pairs of prompts, and how much of a behaviour survives at k latents."""
 
 from hsae_lens.evaluation.tasks.builtin import TASKS, make_task
-from hsae_lens.evaluation.tasks.evaluate import evaluate_tasks
+from hsae_lens.evaluation.tasks.evaluate import check_able, evaluate_tasks
 from hsae_lens.evaluation.tasks.metrics import LogitDiff
 from hsae_lens.evaluation.tasks.pairs import Pair, TokenizedTask, read_pairs, tokenize_pairs
 
@@ -10,6 +10,7 @@ __all__ = [
     "LogitDiff",
     "Pair",
     "TokenizedTask",
+    "check_able",
     "evaluate_tasks",
     "make_task",
     "read_pairs",

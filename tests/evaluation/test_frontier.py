@@ -7,6 +7,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import pandas as pd
 import pytest
 import torch
 from datasets import Dataset
@@ -172,8 +173,35 @@ def test_activations_that_would_mislead(sae: Any, acts: torch.Tensor) -> None:
         evaluate_activations(sae, acts[:, :31])
     poisoned = acts.clone()
     poisoned[3, 3] = torch.nan
-    with pytest.raises(FloatingPointError, match="activations holds NaN"):
+    with pytest.raises(FloatingPointError, match="The activations are not finite"):
         evaluate_activations(sae, poisoned)
+
+
+def test_what_is_not_judged_need_not_be_finite(
+    sae: Any, tiny_gemma2: Any, tiny_tokens: torch.Tensor
+) -> None:
+    """Special tokens may overflow in float16."""
+    tokens = tiny_tokens[:12]
+
+    def judge(spoiled: int | None, **settings: Any) -> pd.DataFrame:
+        def spoil(x: torch.Tensor, hook: Any) -> torch.Tensor:
+            return x.index_fill(1, torch.tensor([spoiled]), torch.inf)
+
+        hooks = [] if spoiled is None else [(sae.cfg.metadata.hook_name, spoil)]
+        with tiny_gemma2.hooks(hooks):
+            return evaluate_budgets(
+                sae, tiny_gemma2, tokens, [1, 8], mask=mask, progress=False, **settings
+            )
+
+    hook, mask = sae.cfg.metadata.hook_name, TokenMask.from_model(tiny_gemma2, slice(1, None))
+    assert judge(0).equals(judge(None)), "after the last block each token is on its own"
+    for settings in ({}, {"cross_entropy": False}):
+        with pytest.raises(FloatingPointError, match=f"activations at {hook} are not finite"):
+            judge(5, **settings)
+    sae.cfg.metadata.hook_name = "blocks.0.hook_resid_post"
+    assert judge(0, cross_entropy=False).equals(judge(None, cross_entropy=False))
+    with pytest.raises(FloatingPointError, match="own cross-entropies are not finite"):
+        judge(0)  # in the next block all others attend to it
 
 
 # --- several SAEs of one hook ---

@@ -98,7 +98,9 @@ def evaluate_budgets(
             text, a hook the model lacks, a width that does not match, no token left to judge, too
             few sequences for a standard error, SAEs attached to the model, a transcoder, or an
             error term left on (it would make every budget perfect).
-        FloatingPointError: if the model's activations hold NaN or infinity.
+        FloatingPointError: if activations of tokens that count, or the model's own losses at them,
+            are NaN or infinite. What special tokens hold (they may overflow in float16) is not
+            judged.
     """
     table = evaluate_saes(
         {"The SAE": sae},
@@ -202,7 +204,7 @@ def evaluate_activations(
             f"evaluate_activations judges activations [n_tokens, d_in], got a "
             f"{type(activations).__name__}. Text needs a model: evaluate_budgets."
         )
-    _check_activations(activations, sae, "activations")
+    _check_width(activations, sae, "activations")
     documents, n_groups = _group_rows(documents, len(activations), bootstrap)
     shared = TokenSums(n_groups, sae.cfg.d_in)
     sums = FrontierSums(shared, resolved, sae.cfg.d_sae, metrics)
@@ -210,7 +212,8 @@ def evaluate_activations(
     batches = zip(activations.split(batch_size), documents.split(batch_size), strict=True)
     n_batches = -(-len(activations) // batch_size)
     for x, groups in tqdm(batches, "Evaluating", n_batches, disable=not progress):
-        keep = x.norm(dim=-1) <= limit
+        keep = ~(x.norm(dim=-1) > limit)  # as a TokenMask
+        _check_finite(x[keep], "The activations")
         shared.add_activations(x[keep], groups[keep.cpu()])
         with joined_heads(sae):
             for _ in _add_reconstructions(sae, sums, x, keep, groups):
@@ -233,14 +236,17 @@ def _group_rows(documents: torch.Tensor | None, n: int, bootstrap: int) -> tuple
     return (groups, len(present)) if bootstrap else (torch.zeros_like(groups), 1)
 
 
-def _check_activations(x: torch.Tensor, sae: SAE[Any], name: str) -> None:
+def _check_width(x: torch.Tensor, sae: SAE[Any], name: str) -> None:
     if x.shape[-1] != sae.cfg.d_in:
         raise ValueError(
             f"The SAE reads width d_in={sae.cfg.d_in}, but {name} has {x.shape[-1]}. Is it of "
             "another model or hook?"
         )
-    if not torch.isfinite(x).all():
-        raise FloatingPointError(f"{name} holds NaN or infinity.")
+
+
+def _check_finite(counted: torch.Tensor, name: str) -> None:
+    if not torch.isfinite(counted).all():
+        raise FloatingPointError(f"{name} are not finite.")
 
 
 class _ModelFrontier:
@@ -261,15 +267,18 @@ class _ModelFrontier:
     def add(self, tokens: torch.Tensor, documents: torch.Tensor) -> None:
         original, clean = self._clean_pass(tokens)
         x = original.flatten(2)  # attention heads joined
-        _check_activations(x, self.first, self.hook_name)
+        _check_width(x, self.first, self.hook_name)
         keep = self.mask(tokens, x)
+        _check_finite(x[keep], f"The model's activations at {self.hook_name}")
         groups = documents[:, None].expand(tokens.shape)
         self.shared.add_activations(x[keep], groups[keep.cpu()])
         predicting = keep[:, :-1]
         here = groups[:, :-1][predicting.cpu()]
         if clean is not None:  # the same for every SAE
             ablated = cross_entropies(self._logits(tokens, torch.zeros_like(original)), tokens)
-            self.shared.add("ce_clean", cross_entropies(clean, tokens)[predicting], here)
+            losses = cross_entropies(clean, tokens)[predicting]
+            _check_finite(losses, "The model's own cross-entropies")
+            self.shared.add("ce_clean", losses, here)
             self.shared.add("ce_ablated", ablated[predicting], here)
             self.shared.add("predictions", torch.ones(len(here)), here)
         for sae, sums in self.saes:

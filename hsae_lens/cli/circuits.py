@@ -6,7 +6,7 @@ import argparse
 import re
 from typing import Any
 
-from hsae_lens.cli.flags import add_command, add_flags, add_model_flags, config_from_flags
+from hsae_lens.cli.flags import add_command, add_flags, config_from_flags
 
 
 def add_circuits(commands: Any) -> None:
@@ -21,6 +21,7 @@ def add_circuits(commands: Any) -> None:
         ),
     )
     from hsae_lens.circuits.config import CircuitsConfig
+    from hsae_lens.evaluation.latents.config import LatentsConfig
 
     add_flags(circuits, CircuitsConfig)
 
@@ -32,11 +33,7 @@ def add_circuits(commands: Any) -> None:
     )
     latents.add_argument("sae", help="a folder with a saved SAE, or RELEASE/SAE_ID")
     latents.add_argument("latents", help="numbers with commas, or a nodes.csv of `hsae circuits`")
-    latents.add_argument("--text", help="a local text, JSONL or parquet file or folder")
-    latents.add_argument("--tokens", type=int, default=16384, help="about how many to look at")
-    latents.add_argument("--model", help="hub name, local folder, or smollm2-135m")
-    add_model_flags(latents)
-    latents.add_argument("--out", default="latents.html", help="the page to write")
+    add_flags(latents, LatentsConfig)
 
 
 def _circuits(parsed: argparse.Namespace) -> None:

@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import argparse
-from typing import Any
+import time
+from typing import TYPE_CHECKING, Any
 
 from hsae_lens._util.columns import frontier_columns
 from hsae_lens.cli.flags import add_command, add_flags, config_from_flags, describe
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from hsae_lens.evaluation.config import EvalConfig
 
 
 def add_evaluation(commands: Any) -> None:
@@ -102,11 +108,19 @@ def _add_reading(commands: Any) -> None:
 
 def _eval(parsed: argparse.Namespace) -> None:
     from hsae_lens.evaluation.config import EvalConfig
-    from hsae_lens.evaluation.run import run_eval
 
-    table = run_eval(config_from_flags(parsed, EvalConfig))
+    table = _evaluate(config_from_flags(parsed, EvalConfig))
     shown = [column for column in frontier_columns("command") if column in table]
     print(table[shown].to_string(index=False, float_format=lambda value: f"{value:.3f}"))
+
+
+def _evaluate(config: EvalConfig) -> pd.DataFrame:
+    from hsae_lens.evaluation.run import run_eval
+
+    started = time.perf_counter()
+    table = run_eval(config)
+    print(f"Wrote {config.out} in {time.perf_counter() - started:.0f} s.")
+    return table
 
 
 def _probe(parsed: argparse.Namespace) -> None:
@@ -146,7 +160,6 @@ def _interpret(parsed: argparse.Namespace) -> None:
 def _report(parsed: argparse.Namespace) -> None:
     from hsae_lens.evaluation.config import EvalConfig
     from hsae_lens.evaluation.report import write_report
-    from hsae_lens.evaluation.run import run_eval
     from hsae_lens.evaluation.run_folder import RunFolder
 
     for run in map(RunFolder, parsed.runs):
@@ -156,7 +169,7 @@ def _report(parsed: argparse.Namespace) -> None:
     for n, given in enumerate(parsed.runs):
         if not RunFolder(given).is_run():
             config = EvalConfig([given], out=f"{parsed.out}.runs/{n}")
-            run_eval(config)
+            _evaluate(config)
             given = config.out
         folders.append(given)
     out = write_report(folders, parsed.out)

@@ -58,7 +58,8 @@ def _argument(field: Field[Any], kind: Any) -> dict[str, Any]:
     if kind == list[str]:  # argparse would append to a default: left out, the config has its own
         return {"action": "append", "default": argparse.SUPPRESS, "required": default is MISSING}
     if kind in (list[int], list[int] | None):
-        return {"type": whole_numbers, "default": default and ",".join(map(str, default))}
+        shown = default and ",".join(map(str, default))
+        return {"type": whole_numbers, "default": shown, "metavar": "1,8,32"}
     if field.name in CHECKED_FLAGS:
         return {"type": CHECKED_FLAGS[field.name], "default": default}
     return {"type": kind if kind in (int, float) else str, "default": default}
@@ -74,14 +75,6 @@ def config_from_flags(parsed: argparse.Namespace, config: Any) -> Any:
     """A config dataclass from the flags of the same names."""
     given = vars(parsed)
     return config(**{f.name: given[f.name] for f in fields(config) if f.name in given})
-
-
-def add_model_flags(parser: argparse.ArgumentParser) -> None:
-    """``--device`` and ``--dtype`` of a command without a config, in the words of the others."""
-    from hsae_lens.evaluation.config import EvalConfig
-
-    others = {field.name for field in fields(EvalConfig)} - CHECKED_FLAGS.keys()
-    add_flags(parser, EvalConfig, *others)
 
 
 def whole_numbers(text: str) -> list[int]:

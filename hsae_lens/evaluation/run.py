@@ -67,9 +67,7 @@ def run_eval(cfg: EvalConfig) -> pd.DataFrame:
             if content is not None:
                 run.write(name, content)
         plot_frontier(made["frontier"], run.picture, f"{opened.hook_name} of {opened.model_name}")
-        seconds = time.perf_counter() - started
-        write_json(_facts(opened, seconds), run.facts)
-    logger.info("Wrote %s in %.0f s.", cfg.out, seconds)
+        write_json(_facts(opened, time.perf_counter() - started), run.facts)
     return made["frontier"]
 
 

@@ -14,12 +14,12 @@ from hsae_lens.circuits.config import CircuitsConfig
 from hsae_lens.cli import Parser, main
 from hsae_lens.cli.flags import (
     add_flags,
-    add_model_flags,
     config_from_flags,
     describe,
     whole_numbers,
 )
 from hsae_lens.evaluation.config import EvalConfig
+from hsae_lens.evaluation.latents.config import LatentsConfig
 from hsae_lens.training.demo import DemoConfig
 
 
@@ -73,11 +73,11 @@ def test_a_field_is_described_once_below_it() -> None:
     add_flags(parser, Config, "saes")
     text = " ".join(parser.format_help().split())
     assert "--steps STEPS Of training, in hsae train: 100%. (default: 3)" in text
-    assert "--sizes SIZES Of circuits. (default: 1,2)" in text
+    assert "--sizes 1,8,32 Of circuits. (default: 1,2)" in text
     assert "--saes" not in text
 
 
-@pytest.mark.parametrize("config", [EvalConfig, CircuitsConfig, DemoConfig])
+@pytest.mark.parametrize("config", [EvalConfig, LatentsConfig, CircuitsConfig, DemoConfig])
 def test_every_setting_of_a_command_is_described(config: Any) -> None:
     assert all(describe(config, field.name) for field in fields(config))
 
@@ -85,9 +85,6 @@ def test_every_setting_of_a_command_is_described(config: Any) -> None:
 def test_a_config_gets_device_and_dtype(parse: Callable[..., Config]) -> None:
     assert parse() == Config()
     assert parse("--dtype", "bfloat16", "--device", "cpu") == Config(dtype="bfloat16")
-    parser = argparse.ArgumentParser()
-    add_model_flags(parser)
-    assert vars(parser.parse_args([])) == {"device": "cpu", "dtype": "auto"}
 
 
 @pytest.mark.parametrize(
@@ -107,7 +104,7 @@ def test_bad_flags_are_refused_before_anything_is_opened(
         parse(*arguments)
 
 
-def test_eval_circuits_and_demo_take_the_device_so(capsys: Any) -> None:
-    for command in (["eval", "x"], ["circuits", "--sae", "x"], ["demo"]):
+def test_every_command_with_a_model_takes_the_device_so(capsys: Any) -> None:
+    for command in (["eval", "x"], ["latents", "x", "1"], ["circuits", "--sae", "x"], ["demo"]):
         assert main([*command, "--device", "banana"]) == 1
         assert "argument --device: Unknown device 'banana'" in capsys.readouterr().err

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 from pathlib import Path
 from typing import Any
@@ -150,13 +151,16 @@ def test_an_interrupted_evaluation_leaves_the_folder_as_it_was(
 
 
 def test_a_new_evaluation_sets_aside_what_belongs_to_the_former(
-    finished: Path, sae_folder: Path, gemma2_folder: Path, tmp_path: Path
+    finished: Path, sae_folder: Path, gemma2_folder: Path, tmp_path: Path, capsys: Any
 ) -> None:
     before = contents(finished)
     text = documents(tmp_path / "text.jsonl", 40)
     command = ["eval", sae_folder, "--model", gemma2_folder, "--text", text, "--tokens", 320]
     command += ["--bootstrap", 0, "--tasks", 0, "--examples", 1, "--budgets", "2,8"]
     assert main([*map(str, command), "--out", str(finished)]) == 0
+    assert re.search(
+        rf"^Wrote {re.escape(str(finished))} in \d+ s\.$", capsys.readouterr().out, re.M
+    )
     after = contents(finished)
     assert set(before) <= {name.removeprefix("earlier-1/") for name in after}
     for name in ("interpretation.csv", "probing.csv", "tasks.csv"):

@@ -22,9 +22,10 @@ COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9"]
 BUDGET_AXIS = "Budget k: latents used per token"
 
 
-def finish_axes(axes: Any, x: str, y: str, largest: float) -> None:
+def finish_axes(axes: Any, x: str, y: str, largest: float, every: int = 1) -> None:
+    """Labels, and x in powers of two up to ``largest``, a tick at each ``every``-th of them."""
     axes.set_xscale("log", base=2)
-    ticks = [2**n for n in range(int(largest).bit_length()) if 2**n <= largest]
+    ticks = [2**n for n in range(0, int(largest).bit_length(), every)]
     axes.set_xticks(ticks, [str(tick) for tick in ticks])
     axes.set_xlabel(x)
     axes.set_ylabel(y)
@@ -32,9 +33,9 @@ def finish_axes(axes: Any, x: str, y: str, largest: float) -> None:
     axes.spines[["top", "right"]].set_visible(False)
 
 
-def legend_below(figure: Figure) -> None:
+def legend_below(figure: Figure, columns: int = 1) -> None:
     handles, labels = figure.axes[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", frameon=False)
+    figure.legend(handles, labels, loc="outside lower center", ncols=columns, frameon=False)
 
 
 def panel() -> tuple[Figure, Any]:

@@ -10,8 +10,15 @@ from typing import Any
 import pandas as pd
 from matplotlib.figure import Figure
 
-from hsae_lens._util.columns import LABELS
-from hsae_lens._util.figures import COLOURS, figure_svg, plain_text, save_png
+from hsae_lens._util.columns import LABELS, axis_label
+from hsae_lens._util.figures import (
+    COLOURS,
+    figure_svg,
+    finish_axes,
+    legend_below,
+    plain_text,
+    save_png,
+)
 from hsae_lens.circuits.sites import ERROR, model_order
 
 STYLES = ["-", "--", ":", "-."]
@@ -32,7 +39,7 @@ def curve_svg(curve: pd.DataFrame, measure: str) -> str:
     """One panel of :func:`curves_figure` as SVG for a page."""
     figure = Figure(figsize=(5.6, 4.4), layout="constrained")
     _curve(figure.subplots(), curve, measure)
-    _legend(figure, columns=2)
+    legend_below(figure, columns=2)
     return figure_svg(figure)
 
 
@@ -45,7 +52,7 @@ def curves_figure(curve: pd.DataFrame) -> Figure:
     figure = Figure(figsize=(10, 4.8), layout="constrained")
     for axes, measure in zip(figure.subplots(1, 2), MEASURES, strict=True):
         _curve(axes, curve, measure)
-    _legend(figure, columns=4)
+    legend_below(figure, columns=4)
     return figure
 
 
@@ -54,24 +61,14 @@ def _curve(axes: Any, curve: pd.DataFrame, measure: str) -> None:
     styles = dict(zip(curve["sae"].unique(), itertools.cycle(STYLES), strict=False))
     for (sae, k), rows in curve[curve["nodes"] > 0].groupby(["sae", "k"], sort=False):
         axes.plot(rows["nodes"], rows[measure], styles[sae], marker=".", color=budgets[k])
-    axes.set_xscale("log", base=2)
-    ticks = [2**n for n in range(0, int(curve["nodes"].max()).bit_length(), 2)]
-    axes.set_xticks(ticks, [str(tick) for tick in ticks])
-    axes.set_xlabel(LABELS["nodes"].capitalize())
-    axes.set_ylabel(f"{measure.capitalize()}: {LABELS[measure]}")
+    label = f"{measure.capitalize()}: {LABELS[measure]}"
+    finish_axes(axes, axis_label("nodes"), label, curve["nodes"].max(), every=2)
     axes.set_ylim(min(-0.1, curve[measure].clip(-0.5).min() - 0.03), 1.15)
     axes.axhline(1 if measure == "faithfulness" else 0, color="#777777", linewidth=1)
-    axes.grid(alpha=0.3)
-    axes.spines[["top", "right"]].set_visible(False)
     for sae, style in styles.items():
         axes.plot([], [], style, color="#444444", label=plain_text(sae))
     for k, colour in budgets.items():
         axes.plot([], [], color=colour, linewidth=4, label=f"k = {k}")
-
-
-def _legend(figure: Figure, columns: int) -> None:
-    handles, labels = figure.axes[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=columns, frameon=False)
 
 
 def plot_circuit(

@@ -10,6 +10,7 @@ import pytest
 import torch
 from helpers import training_sae
 from helpers.eval_runs import documents
+from helpers.variants import VARIANTS, inference_variant
 from sae_lens import SAE
 
 from hsae_lens import HierarchicalTopKSAE, load_pretrained
@@ -26,6 +27,15 @@ def sae(tmp_path: Path) -> HierarchicalTopKSAE:
     training_sae(d_in=32).save_inference_model(tmp_path / "sae")
     sae = SAE.load_from_disk(tmp_path / "sae")
     sae.cfg.metadata.hook_name = HOOK
+    return sae
+
+
+@pytest.fixture(params=VARIANTS)
+def any_sae(request: pytest.FixtureRequest) -> HierarchicalTopKSAE:
+    """Of every kind, for a hook of the tiny model whose activations it can take."""
+    sae = inference_variant(request.param, HOOK, d_in=32)
+    if sae.hook_z_reshaping_mode:
+        sae.cfg.metadata.hook_name = "blocks.1.attn.hook_z"
     return sae
 
 

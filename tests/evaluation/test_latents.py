@@ -139,3 +139,25 @@ def test_latents_described_without_a_judge(
         assert len(row["promotes"]) == 3
     nobody = next(i for i in range(sae.cfg.d_sae) if i not in table.index)
     assert describe_latents(sae, smollm, few, [nobody])["density"][0] == 0
+
+
+@torch.no_grad()
+def test_latents_of_every_kind_of_sae_are_what_it_encodes(
+    any_sae: Any, tiny_gemma2: Any, tiny_tokens: torch.Tensor
+) -> None:
+    tokens = tiny_tokens[:8]
+    acts = hook_activations(tiny_gemma2, tokens, any_sae.cfg.metadata.hook_name)
+    special = torch.isin(tokens, torch.tensor(tiny_gemma2.tokenizer.all_special_ids))
+    code = any_sae.encode(acts)[~special].double()
+    fires = code > 0
+    table = describe_latents(any_sae, tiny_gemma2, tokens).set_index("latent")
+    assert set(table.index) == set(fires.any(0).nonzero().flatten().tolist())
+    for latent in table.index[::20]:
+        mine, row = fires[:, latent], table.loc[latent]
+        assert row["density"] == pytest.approx(mine.double().mean().item())
+        assert row["activation"] == pytest.approx(code[mine, latent].mean().item(), rel=1e-4)
+        (shown,) = latent_dashboards(any_sae, tiny_gemma2, tokens, [latent])
+        assert shown.density == pytest.approx(row["density"])
+        assert max(shown.contexts[0].values) == pytest.approx(
+            code[:, latent].max().item(), rel=1e-4
+        )

@@ -16,6 +16,8 @@ from hsae_lens import load_pretrained
 from hsae_lens.evaluation.tasks.builtin import TASKS, make_task
 from hsae_lens.evaluation.tasks.evaluate import evaluate_tasks
 from hsae_lens.evaluation.tasks.pairs import Pair, tokenize_pairs
+from hsae_lens.models.hooks import hook_activations, logits_with
+from hsae_lens.models.token_mask import TokenMask
 
 
 @pytest.mark.parametrize("name", TASKS)
@@ -52,6 +54,24 @@ def test_a_model_at_chance_retains_nothing(tiny_gemma2: Any, tmp_path: Path) -> 
     assert table["model_accuracy"].iloc[0] == 0.5
     assert math.isnan(table["retention"].iloc[0])
     assert math.isnan(table["logit_retention"].iloc[0])
+
+
+@torch.no_grad()
+def test_answers_are_those_of_the_spliced_model(any_sae: Any, tiny_gemma2: Any) -> None:
+    pairs = [Pair(f"{a} {b}", f"{b} {a}", a, b) for a, b in itertools.permutations("abcdefgh", 2)]
+    task = tokenize_pairs("mine", pairs, tiny_gemma2.tokenizer, 16)
+    mask = TokenMask.from_model(tiny_gemma2)
+    table = evaluate_tasks(any_sae, tiny_gemma2, [task], [1, 8], mask=mask, progress=False)
+    hook = any_sae.cfg.metadata.hook_name
+    original = hook_activations(tiny_gemma2, task.clean, hook)
+    keep = mask(task.clean, original.flatten(2)).reshape(16, -1, *[1] * (original.ndim - 2))
+    for k, got in zip(table["k"], table["logit_diff"], strict=True):
+        with any_sae.using_budget(k):
+            new = torch.where(keep, any_sae(original).to(original), original)
+        logits = logits_with(tiny_gemma2, task.clean, hook, new)[:, -1].double()
+        diff = logits.gather(1, task.right[:, None]) - logits.gather(1, task.wrong[:, None])
+        near = 0.02 if any_sae.dtype == torch.bfloat16 else 1e-5
+        assert got == pytest.approx(diff.mean().item(), abs=near)
 
 
 def test_tasks_go_through_the_model_in_batches(tiny_gemma2: Any, tmp_path: Path) -> None:

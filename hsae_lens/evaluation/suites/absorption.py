@@ -66,7 +66,7 @@ def absorption(
         model: a hooked model in memory, run up to that block; it should know how words are spelled
             (SAEBench recommends 2B parameters or more), which the table says.
         folder: keeps probes and results, each whole or not at all, so that an interrupted run goes
-            on; apart for each model and SAE (:mod:`fingerprints`).
+            on; apart for each model and SAE (:mod:`hsae_lens.evaluation.fingerprints`).
         budgets: ascending within 1..K; None for 1, 2, 4, … K.
         words: for each letter, 10 or more, of which a fifth is held out.
 

@@ -54,7 +54,8 @@ def sparse_probing(
     Args:
         model: a hooked model in memory; its activations are made once for all budgets.
         folder: keeps activations and results, each whole or not at all, so that an interrupted run
-            goes on; apart for each model, SAE (:mod:`fingerprints`) and probe sizes.
+            goes on; apart for each model, SAE (:mod:`hsae_lens.evaluation.fingerprints`) and probe
+            sizes.
         datasets: names from sae-probes, as "96_spam_is".
         budgets: ascending within 1..K; None for 1, 2, 4, … K.
 

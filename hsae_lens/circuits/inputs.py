@@ -85,7 +85,7 @@ def open_circuit_inputs(cfg: CircuitsConfig) -> CircuitsInputs:
 
 
 def _budgets_within(label: str, saes: Sequence[SAE[Any]], wanted: list[int]) -> list[int]:
-    """The budgets that SAEs to compare with have too; says which they lack."""
+    """The budgets asked for that SAEs to compare with have; logs those they lack."""
     largest = min(largest_budget(sae) for sae in saes)
     if lacking := [k for k in wanted if k > largest]:
         logger.warning("Left out: %s at the budgets %s, above its %d.", label, lacking, largest)

@@ -11,7 +11,7 @@ import pytest
 import hsae_lens
 from hsae_lens._util import private_names
 
-USED = [(owner, name) for owner, names in private_names.OVERRIDDEN.items() for name in names]
+USED = [(owner, name) for owner, names in private_names.LEANED_ON.items() for name in names]
 FOREIGN = ("sae_lens", "transformer_lens")
 
 

@@ -17,8 +17,8 @@ def delay_on(device: torch.device) -> int:
 class DelayedScalar:
     """Takes one number per step and gives back the one from some steps ago, or 0 before that.
 
-    The lag is fixed rather than "once it has arrived", so that two runs see the same numbers at the
-    same steps.
+    The delay is fixed rather than "once it has arrived", so that two runs see the same numbers at
+    the same steps.
     """
 
     def __init__(self) -> None:

@@ -1,4 +1,4 @@
-"""Where things are: home directories written out, and the user's cache."""
+"""Paths with the home directory written out, and the user's cache folder."""
 
 from __future__ import annotations
 

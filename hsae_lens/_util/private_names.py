@@ -14,7 +14,7 @@ from sae_lens.llm_sae_training_runner import _parse_cfg_args as parse_runner_fla
 from sae_lens.training._interruption import InterruptedException
 
 __all__ = [
-    "OVERRIDDEN",
+    "LEANED_ON",
     "READ_IN",
     "InterruptedException",
     "own_hook_name",
@@ -24,7 +24,7 @@ __all__ = [
 
 READ_IN = {"sae-lens": "6.54.12", "transformer-lens": "3.9.0"}
 
-OVERRIDDEN: dict[type[Any], tuple[str, ...]] = {
+LEANED_ON: dict[type[Any], tuple[str, ...]] = {
     SAE: ("_setup_activation_normalization",),  # input steps as methods: sae/normalization.py
     SAETrainer: ("_train_step", "_is_logging_step"),  # the faster step: training/trainer.py
     LanguageModelSAETrainingRunner: ("_compile_llm_if_needed",),  # a look at the hook before it

@@ -1,4 +1,4 @@
-"""What cannot be had now: a model, an SAE, a judge. The message says what to do."""
+"""Exceptions for what cannot be had now: a model, an SAE, a judge."""
 
 from __future__ import annotations
 

@@ -1,3 +1,3 @@
-"""Read by setuptools, so a plain assignment."""
+"""The package's version. setuptools reads it too, so it is a plain assignment."""
 
 __version__ = "0.1.0"

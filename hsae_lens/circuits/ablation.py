@@ -70,7 +70,7 @@ class Ablator:
         self.model, self.sites = model, sites_of(saes, model)
         self.context = prompts.clean.shape[1]
         self._batches = list(prompts.batches(batch_size))
-        self._replacing = Replacer(model, self.sites, self._batches, self.replace)
+        self._replacer = Replacer(model, self.sites, self._batches, self.replace)
         self._counts = self._counted(prompts.clean)
 
     def __call__(self, k: int, circuit: Circuit | None = None) -> float:
@@ -134,12 +134,12 @@ class Ablator:
 
         def change(acts: torch.Tensor) -> torch.Tensor:
             own = site.split(acts, k)
-            instead = self._replacing.substitutes(site, own, batch.rows, [k])
+            substitutes = self._replacer.substitutes(site, own, batch.rows, [k])
             # With its error a position keeps all but what the latents outside lose; without, it is
             # the replacing activation and gets back what the latents inside would lose.
             kept = inside.to(own.x.dtype) - error_inside.to(own.x.dtype)
-            new = torch.where(error_inside, own.x, instead.x)
-            new = new + (kept * instead.lost(own)) @ site.W_dec
+            new = torch.where(error_inside, own.x, substitutes.x)
+            new = new + (kept * substitutes.lost(own)) @ site.W_dec
             new = torch.where(counts, new, own.x)
             return new.to(acts.device, acts.dtype).reshape(acts.shape)
 

@@ -154,14 +154,15 @@ def attribute_budgets(
     Args:
         saes: SAELens SAEs with linear decoders, each of a hook of its own. Hierarchical ones have
             every budget; a stock one is cut to its k largest.
-        prompts: a task, or :class:`Prompts` with a metric of your own; ``batch_size`` at a time if
-            the metric can be sliced like a tensor, else all at once. Where an SAE normalises its
-            input, latents are compared in the activation's units, each prompt's by its own norm.
+        prompts: a task, which brings its corrupt prompts, or :class:`Prompts` with a metric of your
+            own; ``batch_size`` at a time if the metric can be sliced like a tensor, else all at
+            once. Where an SAE normalises its input, latents are compared in the activation's units,
+            each prompt's by its own norm.
         budgets: ascending within 1..K; None for 1, 2, 4, … K.
         replace: what takes a node's place, as in :class:`Ablator`: "resample" its value in the
             pair's corrupt prompt (activation patching), "mean" its mean over all clean and corrupt
-            prompts at that position, "zero" zero. None is "resample" with corrupt prompts and
-            "zero" without.
+            prompts at that position, "zero" zero. None is "resample" with corrupt prompts (so for
+            every task) and "zero" without.
         steps: 1 for the gradient at the clean prompts; more for integrated gradients between what
             replaces and the clean activation, one site at a time (midpoint rule). The path does not
             depend on the budget either.
@@ -182,19 +183,19 @@ def attribute_budgets(
     replace = resolve_replacement(replace, prompts)
     parts, values = [], []
     batches = list(prompts.batches(batch_size))
-    replacing = Replacer(model, sites, batches, replace)
+    replacer = Replacer(model, sites, batches, replace)
     for batch in tqdm(batches, "Attributing", disable=not progress):
-        value, gradients = _gradients(model, sites, batch, replacing, steps)
+        value, gradients = _gradients(model, sites, batch, replacer, steps)
         values.append(value)
         parts.append(
             [
-                _contributions(site, batch, *gradients[n], replacing, resolved)
+                _contributions(site, batch, *gradients[n], replacer, resolved)
                 for n, site in enumerate(sites)
             ]
         )
     joined = {
         site.hook_name: _joined(
-            site, resolved, [part[n] for part in parts], replacing.means(site, resolved)
+            site, resolved, [part[n] for part in parts], replacer.means(site, resolved)
         )
         for n, site in enumerate(sites)
     }
@@ -214,7 +215,7 @@ def _gradients(
     model: HookedModel,
     sites: list[Site],
     batch: Batch,
-    replacing: Replacer,
+    replacer: Replacer,
     steps: int,
 ) -> tuple[torch.Tensor, list[tuple[torch.Tensor, torch.Tensor]]]:
     """The metric ``[n]``, and each site's activations with the metric's gradient there."""
@@ -226,7 +227,7 @@ def _gradients(
         counts = site.counts(batch.prompts.clean, x)[..., None].to(x.device)
         end = x.flatten(2).to(torch.promote_types(x.dtype, torch.float32))
         with torch.no_grad():
-            start = replacing.activation(site, site.split(x, 1), batch.rows)
+            start = replacer.activation(site, site.split(x, 1), batch.rows)
         way = torch.where(counts, end - start.to(end), torch.zeros_like(end))
         total = torch.zeros_like(end)
         for step in range(steps):
@@ -316,24 +317,24 @@ def _contributions(
     batch: Batch,
     x: torch.Tensor,
     gradient: torch.Tensor,
-    replacing: Replacer,
+    replacer: Replacer,
     budgets: list[int],
 ) -> _Part:
     own, counts = site.split(x, budgets[-1]), site.counts(batch.prompts.clean, x)
     site.check_fit(own, counts)
-    instead = replacing.substitutes(site, own, batch.rows, budgets)
+    substitutes = replacer.substitutes(site, own, batch.rows, budgets)
     gradient = gradient.flatten(2).to(own.x) * counts[..., None]
     toward = gradient @ site.W_dec.T  # ⟨W_dec[i], g⟩ of every latent
     terms, latents = [_terms(own.code, toward)], [own.code.indices]
-    if instead.code is not None:
-        terms.append(-_terms(instead.code, toward))
-        latents.append(instead.code.indices)
+    if substitutes.code is not None:
+        terms.append(-_terms(substitutes.code, toward))
+        latents.append(substitutes.code.indices)
     explained = torch.stack(terms).sum(0).cumsum(-1)
     by_latents = torch.stack([explained[..., k - 1] for k in budgets])
-    if instead.means is not None:
-        by_latents -= torch.einsum("kpf,npf->knp", instead.means, toward)
+    if substitutes.means is not None:
+        by_latents -= torch.einsum("kpf,npf->knp", substitutes.means, toward)
     # The error node contributes what the first k latents do not.
-    errors = ((own.x - instead.x) * gradient).sum(-1) - by_latents
+    errors = ((own.x - substitutes.x) * gradient).sum(-1) - by_latents
     return _Part(
         torch.cat(terms, -1).cpu(), torch.cat(latents, -1).cpu(), errors.cpu(), gradient.cpu()
     )

@@ -48,8 +48,8 @@ def circuit_curve(
     circuit explains the behaviour if the first is near 1 and the second near 0.
 
     Args:
-        attribution: of the same SAEs, best made on other pairs than those judged here.
-        prompts: the pairs to judge on; see :func:`attribute_budgets`.
+        attribution: of the same SAEs, best made on other pairs than these prompts.
+        prompts: the pairs to measure on; see :func:`attribute_budgets`.
         sizes: numbers of nodes; those beyond what contributes are cut to it, and the log says so.
         replace: see :class:`Ablator`; None is what the attribution was made for. ∅ does not depend
             on the budget, except with "zero" on SAEs of different biases.

@@ -60,10 +60,10 @@ def latent_edges(
     prompts = as_prompts(prompts)
     check_nodes(nodes, sites, prompts.clean.shape[1])
     batches = list(prompts.batches(batch_size))
-    replacing = Replacer(model, sites, batches, resolve_replacement(replace, prompts))
+    replacer = Replacer(model, sites, batches, resolve_replacement(replace, prompts))
     sums: dict[tuple[Any, ...], float] = {}
     for batch in tqdm(batches, "Edges", disable=not progress):
-        for key, effect in _edges(model, sites, nodes, k, batch, replacing):
+        for key, effect in _edges(model, sites, nodes, k, batch, replacer):
             sums[key] = sums.get(key, 0.0) + effect / len(prompts)
     columns = ["site", "position", "latent", "to_site", "to_position", "to_latent"]
     table = pd.DataFrame([(*key, effect) for key, effect in sums.items() if effect],
@@ -77,7 +77,7 @@ def _edges(
     nodes: pd.DataFrame,
     k: int,
     batch: Batch,
-    replacing: Replacer,
+    replacer: Replacer,
 ) -> list[tuple[tuple[Any, ...], float]]:
     """Edges summed over the pairs of one batch, each with its two ends."""
     names = [site.hook_name for site in sites]
@@ -88,11 +88,11 @@ def _edges(
         for n in range(1, len(sites)):
             before, after = sites[n - 1], sites[n]
             counts = before.counts(batch.prompts.clean, seen[n - 1])
-            removed = _removed(before, seen[n - 1].detach(), replacing, k, batch)
+            removed = _removed(before, seen[n - 1].detach(), replacer, k, batch)
             split = after.split(seen[n], k)
-            toward = gradients[n].flatten(2).to(split.x)
+            gradient = gradients[n].flatten(2).to(split.x)
             for _, down in nodes[nodes["site"] == after.hook_name].iterrows():
-                through = _worth(after, split, toward, int(down["position"]), int(down["latent"]))
+                through = _worth(after, split, gradient, int(down["position"]), int(down["latent"]))
                 (back,) = torch.autograd.grad(
                     through, leaves[n - 1], retain_graph=True, allow_unused=True
                 )
@@ -112,20 +112,20 @@ def _edges(
 
 @torch.no_grad()
 def _removed(
-    site: Site, x: torch.Tensor, replacing: Replacer, k: int, batch: Batch
+    site: Site, x: torch.Tensor, replacer: Replacer, k: int, batch: Batch
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """What replacing takes away: of latents ``[n, context, d_sae]``, of the error ``[…, d_in]``."""
     own = site.split(x, k)
-    instead = replacing.substitutes(site, own, batch.rows, [k])
-    lost = instead.lost(own)
-    return lost, own.x - instead.x - lost @ site.W_dec
+    substitutes = replacer.substitutes(site, own, batch.rows, [k])
+    lost = substitutes.lost(own)
+    return lost, own.x - substitutes.x - lost @ site.W_dec
 
 
 def _worth(
-    site: Site, split: Split, toward: torch.Tensor, position: int, latent: int
+    site: Site, split: Split, gradient: torch.Tensor, position: int, latent: int
 ) -> torch.Tensor:
     """A node's value times the metric's gradient there, summed over pairs; differentiable."""
-    gradient = toward[:, position]
+    gradient = gradient[:, position]
     if latent == ERROR:
         return (split.rest[:, position] * gradient).sum()
     mine = split.code.indices[:, position] == latent

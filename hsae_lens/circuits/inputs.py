@@ -33,9 +33,12 @@ OURS, NEURONS = "the SAE", "neurons"
 class CircuitsInputs:
     """Everything a run needs, opened and checked before time is spent.
 
-    finding, held_out: the pairs that find the circuits, and those that judge them.
-    dictionaries: SAEs by label, one per site; the circuit's own first, then what they are compared
-    with.  budgets: by the same labels.
+    model: without SAEs attached.  accuracy: its share of right answers on all pairs of the task.
+    finding, held_out: the pairs that circuits are found on, and those that their curves are drawn
+    on; no prompt is in both.  dictionaries: a label's SAEs, one per site in the model's order:
+    first :data:`OURS`, the circuit's own, then those to compare them with (from the settings'
+    ``beside``, :data:`RANDOM_DECODER`, :data:`NEURONS`).  budgets: the label's, ascending; those
+    asked for that its SAEs have.
     """
 
     model: HookedModel
@@ -54,34 +57,35 @@ def open_circuit_inputs(cfg: CircuitsConfig) -> CircuitsInputs:
             the model cannot do.
     """
     check_circuit_settings(cfg)
-    wanted = cfg.budgets
     saes = [open_sae(name, cfg.device, "float32") for name in cfg.sae]
     for name, sae in zip(cfg.sae, saes, strict=True):
-        budgets_of(sae, wanted, name)
-    dictionaries, budgets = {OURS: saes}, {OURS: wanted}
+        budgets_of(sae, cfg.budgets, name)
+    dictionaries, budgets = {OURS: saes}, {OURS: cfg.budgets}
     for name in cfg.beside:
         if name in (*dictionaries, RANDOM_DECODER, NEURONS):
             raise ValueError(f"Two SAEs here would be called {name!r}: give another path.")
         dictionaries[name] = [_open_at_same_hook(name, saes[0], cfg.device), *saes[1:]]
-        budgets[name] = _budgets_within(name, dictionaries[name], wanted)
+        budgets[name] = _budgets_within(name, dictionaries[name], cfg.budgets)
         if not budgets[name]:
-            raise ValueError(f"{name} has none of the budgets {wanted}: its k is smaller.")
+            raise ValueError(f"{name} has none of the budgets {cfg.budgets}: its k is smaller.")
     model = open_model_of(saes[0], cfg.model, cfg.device, cfg.dtype)
-    saes = dictionaries[OURS] = [site.sae for site in sites_of(saes, model)]
+    for label, some in dictionaries.items():
+        dictionaries[label] = [site.sae for site in sites_of(some, model)]
     task = open_task(cfg.task, model.tokenizer, cfg.pairs)
     accuracy = check_able(task, model)
     finding, held_out = task.halves()
     logger.info("%s: the model is right on %.0f%% of %d pairs. %d find the circuits, %d others "
                 "judge them.", task.name, 100 * accuracy, len(task), len(finding),
                 len(held_out))  # fmt: skip
-    for label, control in _controls(saes, model, finding).items() if cfg.controls else ():
-        if within := _budgets_within(label, control, wanted):
+    controls = _controls(dictionaries[OURS], model, finding) if cfg.controls else {}
+    for label, control in controls.items():
+        if within := _budgets_within(label, control, cfg.budgets):
             dictionaries[label], budgets[label] = control, within
     return CircuitsInputs(model, accuracy, finding, held_out, dictionaries, budgets)
 
 
 def _budgets_within(label: str, saes: Sequence[SAE[Any]], wanted: list[int]) -> list[int]:
-    """The budgets that SAEs to compare with have too; says which they lack."""
+    """The budgets asked for that SAEs to compare with have; logs those they lack."""
     largest = min(largest_budget(sae) for sae in saes)
     if lacking := [k for k in wanted if k > largest]:
         logger.warning("Left out: %s at the budgets %s, above its %d.", label, lacking, largest)
@@ -89,6 +93,7 @@ def _budgets_within(label: str, saes: Sequence[SAE[Any]], wanted: list[int]) -> 
 
 
 def _open_at_same_hook(name: str, like: SAE[Any], device: str) -> SAE[Any]:
+    """An SAE to compare with another of the same hook."""
     sae = open_sae(name, device, "float32")
     if sae.cfg.metadata.hook_name != like.cfg.metadata.hook_name:
         raise ValueError(
@@ -113,7 +118,10 @@ def open_task(name: str, tokenizer: Any, n: int) -> TokenizedTask:
 def _controls(
     saes: list[SAE[Any]], model: HookedModel, task: TokenizedTask
 ) -> dict[str, list[SAE[Any]]]:
-    """A random decoder and the model's neurons for each site, if all SAEs are hierarchical."""
+    """A random decoder and the model's neurons for each site, if all SAEs are hierarchical.
+
+    The activations of ``task`` set the random decoder's gain and the neurons' centre.
+    """
     ours = [sae for sae in saes if isinstance(sae, HierarchicalTopKSAE)]
     if len(ours) < len(saes):
         logger.warning("No controls: they are made from hierarchical SAEs.")

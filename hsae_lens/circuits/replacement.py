@@ -1,6 +1,6 @@
-"""What takes a node's place: one rule for attribution, which predicts, and ablation, which judges.
+"""What takes a node's place: one rule for attribution, which predicts, and ablation, which tests.
 
-Were they to differ, circuits would be found for one question and judged by another.
+Were they to differ, circuits would be found for one question and tested for another.
 """
 
 from __future__ import annotations

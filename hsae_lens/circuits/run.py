@@ -11,7 +11,6 @@ from typing import Any
 
 import pandas as pd
 import torch
-from sae_lens import SAE
 
 from hsae_lens._util.atomic_files import replacing_files, write_json
 from hsae_lens._util.columns import stamp
@@ -29,7 +28,6 @@ from hsae_lens.circuits.result import SHARE, CircuitsResult, shown_nodes, token_
 from hsae_lens.circuits.sites import ERROR
 from hsae_lens.evaluation.latents.describe import describe_latents
 from hsae_lens.models.devices import dtype_name
-from hsae_lens.models.hooked_model import HookedModel
 from hsae_lens.models.opening import model_name_of
 from hsae_lens.models.tokenizing import sample_tokens
 from hsae_lens.sae.inference_sae import HierarchicalTopKSAE
@@ -53,7 +51,7 @@ CIRCUIT_FILES = (*(f"{table}.csv" for table in CIRCUIT_TABLES), "run.json", *DRA
 
 
 def find_circuits(cfg: CircuitsConfig) -> CircuitsResult:
-    """Finds and judges a task's circuits at every budget and writes them to ``cfg.out``.
+    """Finds a task's circuits at every budget, draws their curves, writes both to ``cfg.out``.
 
     Leaves ``nodes.csv`` (a row per budget and node that contributes a hundredth of everything or
     more), ``curve.csv`` (:func:`circuit_curve`, an ``sae`` column first), ``areas.csv``,
@@ -67,50 +65,49 @@ def find_circuits(cfg: CircuitsConfig) -> CircuitsResult:
             tables are there then.
     """
     started = time.perf_counter()
-    opened = open_circuit_inputs(cfg)
-    model, saes = opened.model, opened.dictionaries[OURS]
-    found = _attributed(opened, cfg)
-    # The judging takes most of the time: what else could fail comes before it.
-    check_area(list(found.values()), cfg.sizes, cfg.errors)
-    nodes = shown_nodes(found[OURS], opened.finding, model.tokenizer)
-    edges = _edges(opened, nodes, found[OURS])
-    latents = _described(saes, model, nodes)
-    curve = _judged(opened, found, cfg)
-    facts = _facts(opened, cfg, time.perf_counter() - started)
-    shared = nesting(found[OURS], SHARE)
-    result = CircuitsResult(facts, nodes, curve, areas(curve), shared, edges, latents)
+    inputs = open_circuit_inputs(cfg)
+    attributions = _attributions(inputs, cfg)
+    ours = attributions[OURS]
+    # The curves take most of the time: what else could fail comes before them.
+    check_area(list(attributions.values()), cfg.sizes, cfg.errors)
+    nodes = shown_nodes(ours, inputs.finding, inputs.model.tokenizer)
+    edges = _edges(inputs, nodes, ours)
+    latents = _described(inputs, nodes)
+    curve = _held_out_curves(inputs, attributions, cfg)
+    facts = _facts(inputs, cfg, time.perf_counter() - started)
+    result = CircuitsResult(facts, nodes, curve, areas(curve), nesting(ours, SHARE), edges, latents)
     _write(result, Path(cfg.out))
     return result
 
 
-def _attributed(opened: CircuitsInputs, cfg: CircuitsConfig) -> dict[str, Attribution]:
-    """Each SAE's contributions on the pairs that find its circuits."""
-    found = {}
-    for label, saes in opened.dictionaries.items():
+def _attributions(inputs: CircuitsInputs, cfg: CircuitsConfig) -> dict[str, Attribution]:
+    """By label, contributions on the pairs that circuits are found on."""
+    attributions = {}
+    for label, saes in inputs.dictionaries.items():
         logger.info("Attributing to %s.", label)
-        found[label] = attribute_budgets(
-            opened.model,
+        attributions[label] = attribute_budgets(
+            inputs.model,
             saes,
-            opened.finding,
-            opened.budgets[label],
+            inputs.finding,
+            inputs.budgets[label],
             replace=cfg.replace,
             steps=cfg.steps,
         )
-    return found
+    return attributions
 
 
-def _judged(
-    opened: CircuitsInputs, found: dict[str, Attribution], cfg: CircuitsConfig
+def _held_out_curves(
+    inputs: CircuitsInputs, attributions: dict[str, Attribution], cfg: CircuitsConfig
 ) -> pd.DataFrame:
-    """:func:`circuit_curve` of each SAE on the pairs that have not found its circuits."""
+    """:func:`circuit_curve` of each label on the held-out pairs, in one table."""
     curves = []
-    for label, saes in opened.dictionaries.items():
+    for label, saes in inputs.dictionaries.items():
         logger.info("Circuits of %s.", label)
         curve = circuit_curve(
-            opened.model,
+            inputs.model,
             saes,
-            found[label],
-            opened.held_out,
+            attributions[label],
+            inputs.held_out,
             sizes=cfg.sizes,
             replace=cfg.replace,
             errors=cfg.errors,
@@ -120,20 +117,20 @@ def _judged(
 
 
 def _edges(
-    opened: CircuitsInputs, nodes: pd.DataFrame, attribution: Attribution
+    inputs: CircuitsInputs, nodes: pd.DataFrame, attribution: Attribution
 ) -> pd.DataFrame | None:
-    """Edges of the smallest budget's circuit, which is small enough to draw."""
-    saes, k = opened.dictionaries[OURS], attribution.budgets[0]
+    """Edges of the smallest budget's circuit, small enough to draw; None for a single site."""
+    saes, k = inputs.dictionaries[OURS], attribution.budgets[0]
     if len(saes) < 2:
         return None
     mine = nodes[nodes["k"] == k]
-    return latent_edges(opened.model, saes, mine, k, opened.finding, replace=attribution.replace)
+    return latent_edges(inputs.model, saes, mine, k, inputs.finding, replace=attribution.replace)
 
 
-def _described(saes: list[SAE[Any]], model: HookedModel, nodes: pd.DataFrame) -> pd.DataFrame:
+def _described(inputs: CircuitsInputs, nodes: pd.DataFrame) -> pd.DataFrame:
     """What each shown latent fires on in CPython's reference, and which tokens it promotes."""
-    tables = []
-    for sae in saes:
+    tables, model = [], inputs.model
+    for sae in inputs.dictionaries[OURS]:
         name = sae.cfg.metadata.hook_name
         latents = nodes.loc[(nodes["site"] == name) & (nodes["latent"] != ERROR), "latent"]
         if isinstance(sae, HierarchicalTopKSAE):
@@ -144,16 +141,16 @@ def _described(saes: list[SAE[Any]], model: HookedModel, nodes: pd.DataFrame) ->
     return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()
 
 
-def _facts(opened: CircuitsInputs, cfg: CircuitsConfig, seconds: float) -> dict[str, Any]:
+def _facts(inputs: CircuitsInputs, cfg: CircuitsConfig, seconds: float) -> dict[str, Any]:
     """What ``run.json`` says: what the tables are about, and how they were made."""
-    finding, tokenizer = opened.finding, opened.model.tokenizer
+    finding, tokenizer = inputs.finding, inputs.model.tokenizer
     return {
         "task": finding.name,
-        "model": cfg.model or model_name_of(opened.dictionaries[OURS][0]),
-        "dtype": dtype_name(next(opened.model.parameters()).dtype),
-        "accuracy": opened.accuracy,
+        "model": cfg.model or model_name_of(inputs.dictionaries[OURS][0]),
+        "dtype": dtype_name(next(inputs.model.parameters()).dtype),
+        "accuracy": inputs.accuracy,
         "finding": len(finding),
-        "judging": len(opened.held_out),
+        "judging": len(inputs.held_out),
         "tokens": token_texts(finding, tokenizer),
         "answer": [tokenizer.decode([int(word[0])]) for word in (finding.right, finding.wrong)],
         "settings": asdict(cfg),
@@ -182,7 +179,7 @@ def _write(result: CircuitsResult, out: Path) -> None:
 
 
 def _draw(result: CircuitsResult, out: Path) -> list[str]:
-    """Draws what it can; which files are missing, and why."""
+    """Draws what it can; returns which files are missing, and why."""
     failed = []
     for name, draw in DRAWINGS.items():
         try:

@@ -1,4 +1,4 @@
-"""What is asked of a language model: the few methods that both of SAELens' hooked models have."""
+"""HookedModel, a Protocol: the few methods that are asked of a language model."""
 
 from __future__ import annotations
 

@@ -88,15 +88,15 @@ def run_changed(
 
         return run
 
-    hooks = [(own_hook_name(model, name), hook(name, change)) for name, change in changes.items()]
-    try:
-        logits: torch.Tensor = model.run_with_hooks(
-            tokens.to(input_device(model)), prepend_bos=False, fwd_hooks=hooks
-        )
-    except KeyError as error:  # a HookedTransformer's; a bridge says nothing
-        if error.args[0] in dict(hooks):
-            raise ValueError(missing_hook(error.args[0])) from error
-        raise
+    own = {name: own_hook_name(model, name) for name in changes}
+    for name in changes:
+        if own[name] not in model.hook_dict:
+            raise ValueError(missing_hook(name))
+    logits: torch.Tensor = model.run_with_hooks(
+        tokens.to(input_device(model)),
+        prepend_bos=False,
+        fwd_hooks=[(own[name], hook(name, change)) for name, change in changes.items()],
+    )
     for name in changes:
         if name not in fired:
             raise ValueError(missing_hook(name))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from sae_lens import HookedSAETransformer, SAETransformerBridge
@@ -11,15 +11,17 @@ from sae_lens import HookedSAETransformer, SAETransformerBridge
 from hsae_lens._util.paths import expand_home
 from hsae_lens._util.unavailable import ModelUnavailableError
 from hsae_lens.models.devices import AUTO, model_device, model_dtype
-from hsae_lens.models.hooked_model import HookedModel
 from hsae_lens.models.smollm2 import SMOLLM2, SMOLLM2_HUB_NAME, smollm2_folder
+
+OpenedModel: TypeAlias = HookedSAETransformer | SAETransformerBridge
+"""Both of SAELens' models with hooks; all here take any :class:`HookedModel`."""
 
 
 def open_model(
     name_or_path: str | Path,
     device: str | torch.device = "cpu",
     dtype: str | torch.dtype = AUTO,
-) -> HookedModel:
+) -> OpenedModel:
     """Opens a hooked model that SAELens trains on, evaluates with and attaches SAEs to.
 
     Args:
@@ -59,7 +61,7 @@ def open_model_of(
     name: str | None = None,
     device: str = "cpu",
     dtype: str | torch.dtype = AUTO,
-) -> HookedModel:
+) -> OpenedModel:
     """The model that an SAE says it is for, or the one named.
 
     Raises:
@@ -100,14 +102,14 @@ def opened_here(name: str) -> bool:
     return name.lower() == SMOLLM2 or local_folder(name) is not None
 
 
-def _bridge(source: str, device: str | torch.device, dtype: torch.dtype) -> HookedModel:
+def _bridge(source: str, device: str | torch.device, dtype: torch.dtype) -> OpenedModel:
     model = SAETransformerBridge.boot_transformers(source, device=device, dtype=dtype)
     # Without this, TransformerLens' hook names are aliases that caches and hooks silently miss.
     model.enable_compatibility_mode(no_processing=True)
     return model
 
 
-def _from_hub(name: str, device: str | torch.device, dtype: torch.dtype) -> HookedModel:
+def _from_hub(name: str, device: str | torch.device, dtype: torch.dtype) -> OpenedModel:
     try:
         if _in_transformer_lens(name):
             return HookedSAETransformer.from_pretrained_no_processing(

@@ -15,7 +15,7 @@ from hsae_lens.models.hooked_model import HookedModel
 from hsae_lens.models.hooks import hook_activations
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # tensors do not compare as a whole
 class TokenMask:
     """Leaves out special tokens, positions outside a slice, and outlier norms.
 
@@ -34,7 +34,11 @@ class TokenMask:
     def from_model(
         cls, model: HookedModel, positions: slice = slice(None), max_norm: float = float("inf")
     ) -> TokenMask:
-        """Leaves out the special tokens of the model's tokenizer, and what else is asked."""
+        """Leaves out the special tokens of the model's tokenizer, and what else is asked.
+
+        To ask for other positions and keep the limit that an SAE was trained with:
+        ``dataclasses.replace(TokenMask.from_sae(sae, model), positions=slice(4, None))``.
+        """
         return cls(torch.tensor(get_special_token_ids(model.tokenizer)), positions, max_norm)
 
     @classmethod
@@ -59,14 +63,16 @@ def longest_activation(sae: SAE[Any]) -> float:
 
 @dataclass(frozen=True)
 class MaskedBatch:
-    """Some sequences at a hook. tokens, keep: ``[batch, context]``, on the CPU; keep: which count.
+    """Some sequences at a hook.
 
-    x: ``[batch, context, d_in]``, heads joined, where the model has it.
+    tokens, keep: ``[batch, context]``, on the CPU; keep: which count.  x: ``[batch, context,
+    d_in]``, heads joined, and kept: those that count ``[n, d_in]``, both where the model has them.
     """
 
     tokens: torch.Tensor
-    x: torch.Tensor
     keep: torch.Tensor
+    x: torch.Tensor
+    kept: torch.Tensor
 
 
 def masked_batches(
@@ -88,7 +94,8 @@ def masked_batches(
     for batch in tqdm(tokens.split(batch_size), doing, disable=doing is None):
         batch = batch.cpu()
         x = hook_activations(model, batch, hook_name).flatten(2)
-        keep = mask(batch, x.cpu())
-        if not torch.isfinite(x[keep.to(x.device)]).all():
+        keep = mask(batch.to(x.device), x)
+        kept = x[keep]
+        if not torch.isfinite(kept).all():
             raise FloatingPointError(f"The model's activations at {hook_name} are not finite.")
-        yield MaskedBatch(batch, x, keep)
+        yield MaskedBatch(batch, keep.cpu(), x, kept)

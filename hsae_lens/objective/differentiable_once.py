@@ -1,4 +1,4 @@
-"""Backward passes that work on numbers, not on a graph."""
+"""A decorator for backward passes, which refuses to be differentiated a second time."""
 
 from __future__ import annotations
 

@@ -36,8 +36,9 @@ def decode_first(sae: SAE[Any], code: OrderedCode, j: int) -> torch.Tensor:
     """x̂ from the first j latents of the SAE's latest code; at 0 what it makes of none, the bias."""
     if isinstance(sae, HierarchicalTopKSAE):
         return next(sae.each_budget(code, [j]))
-    nothing = code.values.new_zeros(*code.values.shape[:-1], sae.cfg.d_sae)
-    return sae.decode(code.prefix(j).to_dense(sae.cfg.d_sae) if j else nothing)
+    if j == 0:
+        return sae.decode(code.values.new_zeros(*code.values.shape[:-1], sae.cfg.d_sae))
+    return sae.decode(code.prefix(j).to_dense(sae.cfg.d_sae))
 
 
 def each_reconstruction(
@@ -96,6 +97,7 @@ def masked_activations(
 
     Raises:
         ValueError: if none does.
+        FloatingPointError: as :func:`masked_batches`.
     """
     batch_size = batch_size or sequences_at_once(model, tokens.shape[1])
     mask, name = TokenMask.from_sae(sae, model), str(sae.cfg.metadata.hook_name)
@@ -103,7 +105,7 @@ def masked_activations(
     numbers = torch.arange(len(tokens)).split(batch_size)
     kept, sequences = [], []
     for batch, here in zip(batches, numbers, strict=True):
-        kept.append(batch.x.cpu()[batch.keep].float())
+        kept.append(batch.kept.cpu().float())
         sequences.append(here[:, None].expand(batch.keep.shape)[batch.keep])
     if not any(map(len, kept)):
         raise ValueError(

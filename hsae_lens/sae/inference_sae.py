@@ -97,14 +97,10 @@ class HierarchicalTopKSAE(OwnInputSteps, CheckedFiles, TopKSAE):
     def budget(self, budget: int) -> None:
         self._budget = check_budget(budget, self.cfg.k)
 
-    @property
-    def k(self) -> NoReturn:
-        """Not here: an assignment would pass unnoticed, as to any module."""
-        raise AttributeError("sae.budget is the budget in use, sae.cfg.k the largest one.")
-
-    @k.setter
-    def k(self, _: int) -> NoReturn:
+    def _set_k(self, _: int) -> NoReturn:
         raise AttributeError("Set sae.budget; sae.cfg.k is the largest budget, and stays.")
+
+    k = property(fset=_set_k)  # else sae.k = 8 would pass, as to any module, and do nothing
 
     @contextmanager
     def using_budget(self, budget: int) -> Iterator[HierarchicalTopKSAE]:
@@ -150,7 +146,7 @@ class HierarchicalTopKSAE(OwnInputSteps, CheckedFiles, TopKSAE):
 
     @override
     def decode(self, feature_acts: torch.Tensor) -> torch.Tensor:
-        """Reconstruction ``[..., d_in]``; it uses every non-zero activation, whatever ``k`` is.
+        """Reconstruction ``[..., d_in]`` from every non-zero activation, whatever the budget is.
 
         What ``encode`` returned is decoded to the dtype of its ``x``, any other tensor to the
         SAE's.

@@ -65,7 +65,7 @@ def cache_activations(
         for group in tokens[order].split(SEQUENCES_PER_SHARD):
             kept_acts, kept_ids = [], []
             for batch in masked_batches(model, group, hook_name, mask, batch_size):
-                kept_acts.append(batch.x.cpu()[batch.keep].float())
+                kept_acts.append(batch.kept.cpu().float())
                 kept_ids.append(batch.tokens[batch.keep])
                 bar.update(batch.tokens.numel())
             acts, ids = torch.cat(kept_acts), torch.cat(kept_ids)

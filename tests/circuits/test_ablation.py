@@ -3,43 +3,58 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, get_args
 
 import pandas as pd
 import pytest
 import torch
-from helpers.circuits import BUDGETS, HOOKS, dictionary
+from helpers.circuits import (
+    BUDGETS,
+    CLOSE,
+    HOOKS,
+    dictionary,
+    scale_and_bias,
+    variant_on_model,
+)
+from helpers.variants import VARIANTS
 
 from hsae_lens.circuits import Ablator, Prompts, complement
+from hsae_lens.circuits.replacement import Replacement
 from hsae_lens.evaluation.tasks.pairs import TokenizedTask
 from hsae_lens.models.hooks import activations_at, run_changed
 
 
-@pytest.mark.parametrize("replace", ["resample", "mean", "zero"])
+@pytest.mark.parametrize("replace", get_args(Replacement))
+@pytest.mark.parametrize("variant", VARIANTS)
 def test_everything_kept_and_everything_replaced(
-    model: Any, saes: Any, task: TokenizedTask, replace: Any
+    model: Any, task: TokenizedTask, variant: str, replace: Replacement
 ) -> None:
+    saes = [dictionary(model, HOOKS[0], task.clean), variant_on_model(variant)]
     ablator = Ablator(model, saes, task, replace, batch_size=4)
-    whole = complement(ablator.empty_circuit())
+    whole, near = complement(ablator.empty_circuit()), CLOSE[saes[1].dtype]
     for k in BUDGETS:
-        assert ablator(k, whole) == pytest.approx(ablator(k), abs=1e-9)
+        assert ablator(k, whole) == pytest.approx(ablator(k), abs=near)
     names = [site.hook_name for site in ablator.sites]
     clean = activations_at(model, task.clean, names)
     corrupt = activations_at(model, task.corrupt, names)
 
     def replaced(name: str, sae: Any) -> Callable[[torch.Tensor], torch.Tensor]:
-        new = {
-            "resample": corrupt[name],
-            "mean": torch.cat([clean[name], corrupt[name]]).mean(0).expand(clean[name].shape),
-            "zero": sae.b_dec.expand(clean[name].shape),
-        }[replace]
-        return lambda x: torch.cat([x[:, :1], new[:, 1:]], 1)  # BOS stays
+        def change(x: torch.Tensor) -> torch.Tensor:
+            _, bias = scale_and_bias(sae, x.flatten(2).to(sae.dtype))
+            new = {
+                "resample": corrupt[name],
+                "mean": torch.cat([clean[name], corrupt[name]]).mean(0).expand(x.shape),
+                "zero": bias.to(x).reshape(x.shape),
+            }[replace]
+            return torch.cat([x[:, :1], new[:, 1:]], 1)  # BOS stays
+
+        return change
 
     changes = {name: replaced(name, sae) for name, sae in zip(names, saes, strict=True)}
     with torch.no_grad():
         by_hand = task.metric(run_changed(model, task.clean, changes)).mean().item()
     for k in BUDGETS:
-        assert ablator(k, ablator.empty_circuit()) == pytest.approx(by_hand, abs=1e-9)
+        assert ablator(k, ablator.empty_circuit()) == pytest.approx(by_hand, abs=near)
 
 
 def test_positions_are_settled_by_the_clean_prompts(model: Any, saes: Any, task: Any) -> None:

@@ -7,9 +7,11 @@ from typing import Any
 
 import pytest
 import torch
+from helpers.variants import VARIANTS, activations_for, assert_near, inference_variant
 
 from hsae_lens import HierarchicalTopKSAE, HierarchicalTopKSAEConfig
 from hsae_lens.circuits import as_dictionary, as_featurizer
+from hsae_lens.sae.normalization import normalization_of
 
 
 @pytest.fixture
@@ -81,12 +83,24 @@ def test_a_featurizer_takes_apart_and_puts_together(sae: Any, x: torch.Tensor) -
     assert {id(p) for p in featurize.parameters()} == {id(p) for p in sae.parameters()}
 
 
-def test_what_these_tools_could_not_use_is_refused(sae: Any) -> None:
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_an_sae_of_any_kind_round_trips_or_is_refused(variant: str) -> None:
+    """A decoder that needs the norms of its input cannot be called on its own."""
+    sae = inference_variant(variant)
     with pytest.raises(ValueError, match="outside 1..8"):
         as_dictionary(sae, 9)
-    sae.cfg.normalize_activations = "layer_norm"
-    with pytest.raises(ValueError, match="norms of the latest input"):
-        as_featurizer(sae, 4)
+    if normalization_of(sae).kept:
+        for adapter in (as_dictionary, as_featurizer):
+            with pytest.raises(ValueError, match="norms of the latest input"):
+                adapter(sae, 4)
+        return
+    x = activations_for(sae, 2, 5)
+    with sae.using_budget(4):
+        whole = sae(x).reshape(2, 5, -1)
+    x = x.reshape(2, 5, -1)
+    assert_near(as_dictionary(sae, 4)(x), whole)
+    featurize, unfeaturize, _ = as_featurizer(sae, 4)
+    assert_near(unfeaturize(*featurize(x)), x)
 
 
 def test_the_nnsight_recipe(sae: Any, gemma2_folder: Path) -> None:

@@ -7,7 +7,16 @@ from typing import Any, get_args
 
 import pytest
 import torch
-from helpers.circuits import BUDGETS, CONTEXT, HOOKS, dictionary, slow_attribution
+from helpers.circuits import (
+    BUDGETS,
+    CONTEXT,
+    HOOKS,
+    assert_close,
+    dictionary,
+    slow_attribution,
+    variant_on_model,
+)
+from helpers.variants import VARIANTS
 from sae_lens import (
     AbsTopKSAE,
     AbsTopKSAEConfig,
@@ -35,22 +44,24 @@ from hsae_lens.models.opening import open_model
 
 
 @pytest.mark.parametrize("replace", get_args(Replacement))
-@pytest.mark.parametrize("n_sites", [1, 2])
-@pytest.mark.parametrize("rescale", [True, False])
+@pytest.mark.parametrize("variant", VARIANTS)
 def test_one_pass_equals_each_budget_alone(
-    model: Any, task: TokenizedTask, n_sites: int, replace: Replacement, rescale: bool
+    model: Any, task: TokenizedTask, variant: str, replace: Replacement
 ) -> None:
-    settings = {"rescale_acts_by_decoder_norm": rescale}
-    saes = [dictionary(model, hook, task.clean, **settings) for hook in HOOKS[-n_sites:]]
+    """Of an SAE of any kind, and one at an earlier site."""
+    saes = [dictionary(model, HOOKS[0], task.clean), variant_on_model(variant)]
     found = attribute_budgets(
         model, saes, task, BUDGETS, replace=replace, batch_size=4, progress=False
     )
     for k in BUDGETS:
-        for name, (latents, error) in slow_attribution(model, saes, task, k, replace).items():
-            site = found.sites[name]
-            torch.testing.assert_close(site.per_pair(k), latents, rtol=1e-9, atol=1e-12)
-            torch.testing.assert_close(site.mean(k), latents.mean(0), rtol=1e-9, atol=1e-12)
-            torch.testing.assert_close(site.error(k), error.mean(0), rtol=1e-9, atol=1e-12)
+        slow = slow_attribution(model, saes, task, k, replace)
+        for sae in saes:
+            site = found.sites[sae.cfg.metadata.hook_name]
+            latents, error = slow[site.hook_name]
+            assert_close(site.per_pair(k), latents, sae)
+            assert_close(site.mean(k), latents.mean(0), sae)
+            if sae.dtype != torch.bfloat16:  # its decode rounds by as much as the prompts differ
+                assert_close(site.error(k), error.mean(0), sae)
     torch.testing.assert_close(found.metric, task.metric(model(task.clean, prepend_bos=False)))
 
 
@@ -87,39 +98,6 @@ def test_a_mean_does_not_grow_with_the_prompts(model: Any, saes: Any, task: Any)
         assert site.terms.shape[-1] == BUDGETS[-1]
     assert sizes[0] == sizes[1] == (len(BUDGETS), CONTEXT, 48)
     torch.testing.assert_close(*means)
-
-
-@pytest.mark.parametrize("mode", ["layer_norm", "constant_norm_rescale"])
-def test_normalised_inputs_too(model: Any, task: TokenizedTask, mode: str) -> None:
-    sae = dictionary(model, HOOKS[1], task.clean, normalize_activations=mode)
-    found = attribute_budgets(model, sae, task, BUDGETS, replace="zero", progress=False)
-    site, x = found.sites[HOOKS[1]], activations_at(model, task.clean, HOOKS[1:])[HOOKS[1]]
-    for k in BUDGETS:
-        latents, _ = slow_attribution(model, [sae], task, k, "zero")[HOOKS[1]]
-        torch.testing.assert_close(site.per_pair(k), latents, rtol=1e-9, atol=1e-12)
-    # With its own latents and rest put together a site gives the activation back.
-    for replace in ("resample", "zero"):
-        ablator = Ablator(model, sae, task, replace)  # type: ignore[arg-type]
-        whole = complement(ablator.empty_circuit())
-        assert ablator(3, whole) == pytest.approx(ablator(3), abs=1e-9)
-        split = ablator.sites[0].split(x, 3)
-        torch.testing.assert_close(split.latents @ sae.W_dec + split.rest, x)
-        with torch.no_grad(), sae.using_budget(3):
-            torch.testing.assert_close(x - split.rest + split.bias, sae(x))
-
-
-def test_attention_heads_are_joined(model: Any, task: TokenizedTask) -> None:
-    hook = "blocks.1.attn.hook_z"
-    joined = dictionary(model, hook, task.clean)
-    sae = dictionary(model, hook, task.clean, reshape_activations="hook_z")
-    found = attribute_budgets(model, sae, task, BUDGETS, progress=False)
-    for k in BUDGETS:
-        latents, error = slow_attribution(model, [joined], task, k, "resample")[hook]
-        torch.testing.assert_close(found.sites[hook].per_pair(k), latents, rtol=1e-9, atol=1e-12)
-        torch.testing.assert_close(found.sites[hook].error(k), error.mean(0), rtol=1e-9, atol=1e-12)
-    ablator = Ablator(model, sae, task)
-    whole = complement(ablator.empty_circuit())
-    assert ablator(3, whole) == pytest.approx(ablator(3), abs=1e-9)
 
 
 @pytest.mark.parametrize("kind", ["standard", "jumprelu", "abstopk"])

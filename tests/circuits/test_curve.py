@@ -6,7 +6,8 @@ from typing import Any, get_args
 
 import pandas as pd
 import pytest
-from helpers.circuits import BUDGETS
+from helpers.circuits import BUDGETS, CLOSE, HOOKS, dictionary, variant_on_model
+from helpers.variants import VARIANTS
 
 from hsae_lens.circuits import (
     Ablator,
@@ -21,32 +22,42 @@ from hsae_lens.circuits.replacement import Replacement
 from hsae_lens.evaluation.tasks.pairs import TokenizedTask
 
 
-@pytest.mark.parametrize("errors", ["default", "keep", "remove"])
-def test_the_curve_ends_where_it_must(
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_everything_is_faithful_and_nothing_is_not(
+    model: Any, task: TokenizedTask, variant: str
+) -> None:
+    """Of an SAE of any kind, with error nodes as nodes like others; completeness mirrors it."""
+    saes = [dictionary(model, HOOKS[0], task.clean), variant_on_model(variant)]
+    found = attribute_budgets(model, saes, task, BUDGETS, progress=False)
+    curve = circuit_curve(
+        model, saes, found, task, sizes=[0, 1, 4, 10_000], errors="default", progress=False
+    )
+    near = CLOSE[saes[1].dtype]
+    for _, rows in curve.groupby("k"):
+        first, last = rows.iloc[0], rows.iloc[-1]
+        assert (first["faithfulness"], last["completeness"]) == pytest.approx((0, 0), abs=near)
+        assert (last["faithfulness"], first["completeness"]) == pytest.approx((1, 1), abs=near)
+    assert set(areas(curve)["k"]) == set(BUDGETS)
+
+
+@pytest.mark.parametrize("errors", ["keep", "remove"])
+def test_error_nodes_are_in_every_circuit_or_in_none(
     model: Any, saes: Any, task: TokenizedTask, errors: Any
 ) -> None:
     found = attribute_budgets(model, saes, task, BUDGETS, progress=False)
     curve = circuit_curve(
-        model, saes, found, task, sizes=[0, 1, 4, 10_000], errors=errors, progress=False
+        model, saes, found, task, sizes=[0, 10_000], errors=errors, progress=False
     )
     for _, rows in curve.groupby("k"):
         first, last = rows.iloc[0], rows.iloc[-1]
-        if errors == "default":
-            assert first["faithfulness"] == pytest.approx(0, abs=1e-9)
+        if errors == "keep":
             assert last["faithfulness"] == pytest.approx(1, abs=1e-9)
             assert last["completeness"] == pytest.approx(0, abs=1e-9)
-        elif errors == "keep":
-            assert last["faithfulness"] == pytest.approx(1, abs=1e-9)
             assert abs(first["faithfulness"]) > 1e-6
         else:
             assert first["faithfulness"] == pytest.approx(0, abs=1e-9)
-            assert abs(last["faithfulness"] - 1) > 1e-6
-        # What is in the circuit is not in its complement.
-        if errors != "keep":
             assert first["completeness"] == pytest.approx(1, abs=1e-9)
-        else:
-            assert last["completeness"] == pytest.approx(0, abs=1e-9)
-    assert set(areas(curve)["k"]) == set(BUDGETS)
+            assert abs(last["faithfulness"] - 1) > 1e-6
 
 
 @pytest.mark.parametrize("replace", get_args(Replacement))

@@ -6,7 +6,8 @@ from typing import Any, get_args
 
 import pandas as pd
 import pytest
-from helpers.circuits import CONTEXT, HOOKS
+from helpers.circuits import CLOSE, CONTEXT, HOOKS, dictionary, variant_on_model
+from helpers.variants import VARIANTS
 
 from hsae_lens.circuits import attribute_budgets, latent_edges
 from hsae_lens.circuits.replacement import Replacement
@@ -49,3 +50,19 @@ def test_edges_add_up_to_the_attribution(
             latent_edges(model, saes, every.assign(**wrong), 3, task)
     with pytest.raises(ValueError, match="two SAEs or more"):
         latent_edges(model, saes[:1], upper, 3, task)
+
+
+@pytest.mark.parametrize("variant", [name for name in VARIANTS if "heads" not in name])
+def test_edges_into_an_sae_of_any_kind_add_up(
+    model: Any, task: TokenizedTask, variant: str
+) -> None:
+    """In the residual stream nothing goes past it; replaced by zero, only active nodes matter."""
+    saes = [dictionary(model, HOOKS[0], task.clean), variant_on_model(variant)]
+    nodes = attribute_budgets(model, saes, task, [3], replace="zero", progress=False).nodes(3)
+    upper = nodes[nodes["site"] == HOOKS[0]].head(3)
+    both = pd.concat([upper, nodes[nodes["site"] == HOOKS[1]]])
+    edges = latent_edges(model, saes, both, 3, task, replace="zero", progress=False)
+    sums = edges.groupby(["site", "position", "latent"])["effect"].sum()
+    for row in upper.itertuples():
+        near = max(1e-5, CLOSE[saes[1].dtype])  # Gemma's norms compute in float32
+        assert sums[(row.site, row.position, row.latent)] == pytest.approx(row.effect, rel=near)

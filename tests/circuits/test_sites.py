@@ -6,12 +6,14 @@ from typing import Any
 
 import pytest
 import torch
-from helpers.circuits import CONTEXT, HOOKS, dictionary
+from helpers.circuits import CONTEXT, HOOKS, assert_close, dictionary, variant_on_model
+from helpers.variants import VARIANTS
 
 from hsae_lens import HierarchicalTopKSAE, HierarchicalTopKSAEConfig
 from hsae_lens.circuits import attribute_budgets, latent_edges
 from hsae_lens.circuits.sites import model_order, sites_of
 from hsae_lens.evaluation.tasks.pairs import TokenizedTask
+from hsae_lens.models.hooks import activations_at
 
 
 def test_sites_are_in_the_model_s_order(model: Any, task: TokenizedTask) -> None:
@@ -26,6 +28,21 @@ def test_sites_are_in_the_model_s_order(model: Any, task: TokenizedTask) -> None
     found = attribute_budgets(model, saes[::-1], task, [3], progress=False)
     edges = latent_edges(model, saes[::-1], found.nodes(3).head(9), 3, task, progress=False)
     assert set(edges["to_site"]) == {hooks[1]}
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_an_activation_is_the_sum_of_latents_bias_and_error(
+    model: Any, task: TokenizedTask, variant: str
+) -> None:
+    sae = variant_on_model(variant)
+    (site,) = sites_of(sae, model)
+    x = activations_at(model, task.clean, [site.hook_name])[site.hook_name]
+    split = site.split(x, 3)
+    assert ((split.latents != 0).sum(-1) <= 3).all()
+    assert_close(split.latents @ split.W_dec + split.rest, x.flatten(2), sae)
+    with torch.no_grad(), sae.using_budget(3):
+        x_hat = sae(x.to(sae.dtype)).flatten(2)
+    assert_close(split.x - split.rest + split.bias, x_hat.to(split.x), sae)
 
 
 def test_an_sae_that_does_not_fit_is_said(model: Any, saes: Any, task: TokenizedTask) -> None:

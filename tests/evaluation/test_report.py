@@ -15,7 +15,6 @@ import pytest
 from helpers.eval_runs import make_run, with_order
 
 from hsae_lens._util.columns import DEFINITIONS, stamp
-from hsae_lens._util.html import table_html
 from hsae_lens._util.tables import read_csv
 from hsae_lens.cli import main
 from hsae_lens.evaluation.report import write_report
@@ -115,11 +114,6 @@ def test_an_sae_may_have_any_name(
     capsys.readouterr()
     assert main(["advise", str(run / "frontier.csv")]) == 0
     assert capsys.readouterr().out.startswith(f"{name}: k=")
-
-
-def test_names_and_explanations_are_shown_to_the_end() -> None:
-    long = "/home/me/" + 30 * "long/" + "layer-12"
-    assert long in table_html(pd.DataFrame({"sae": [long]}))
 
 
 def test_the_page_of_a_stock_sae_says_what_is_true_of_it(tmp_path: Path) -> None:

@@ -18,9 +18,9 @@ from typing import Any
 import torch
 from datasets import Array2D, Dataset, Features
 from sae_lens import LanguageModelSAERunnerConfig, LoggingConfig
-from sae_lens.training._interruption import InterruptedException
 
 from hsae_lens import HierarchicalTopKTrainingSAE, HierarchicalTopKTrainingSAEConfig
+from hsae_lens._util.private_names import InterruptedException
 from hsae_lens.models.tokenizing import token_dataset
 from hsae_lens.training.runner import HierarchicalTopKTrainingRunner
 

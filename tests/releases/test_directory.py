@@ -15,7 +15,6 @@ from sae_lens.loading.pretrained_saes_directory import get_pretrained_saes_direc
 
 import hsae_lens
 from hsae_lens import HierarchicalTopKSAE, load_pretrained, register_release
-from hsae_lens._util.paths import cache_dir
 from hsae_lens.releases import directory
 
 
@@ -151,16 +150,6 @@ except OSError as error:
     done = python("import hsae_lens", HSAE_RELEASES=str(file))
     assert done.returncode == 0, done.stderr
     assert "~nosuchuser/f: there is no such home directory" in done.stderr
-
-
-def test_the_cache_may_be_below_the_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("HOME", str(tmp_path))
-    monkeypatch.setenv("HSAE_CACHE_DIR", "~/x")
-    assert cache_dir("models") == tmp_path / "x" / "models"
-    (tmp_path / "file").touch()
-    monkeypatch.setenv("HSAE_CACHE_DIR", str(tmp_path / "file"))
-    with pytest.raises(OSError, match="No folder for the cache .*Set HSAE_CACHE_DIR to one that"):
-        cache_dir("models")
 
 
 def test_taken_names(folder: Path) -> None:

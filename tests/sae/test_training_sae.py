@@ -93,7 +93,7 @@ def test_a_loss_at_k_only_is_saelens_topk(variant: str, dead_share: float) -> No
 @pytest.fixture
 def late_by_two(monkeypatch: pytest.MonkeyPatch) -> None:
     """What a GPU does to the numbers a step needs to know, on the CPU."""
-    for module in ("_util.delayed_scalar", "sae.training", "training.trainer"):
+    for module in ("_util.delayed_scalar", "sae.training_sae", "training.trainer"):
         monkeypatch.setattr(f"hsae_lens.{module}.delay_on", lambda device: 2)
 
 

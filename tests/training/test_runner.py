@@ -21,9 +21,9 @@ from sae_lens import (
     TopKTrainingSAEConfig,
     TrainingSAE,
 )
-from sae_lens.training._interruption import InterruptedException
 
 from hsae_lens import HierarchicalTopKSAE
+from hsae_lens._util.private_names import InterruptedException
 from hsae_lens.evaluation import evaluate_budgets
 from hsae_lens.models.hooks import hook_activations
 from hsae_lens.training.checkpoints import missing_from_checkpoint

@@ -1,4 +1,4 @@
-"""What every implementation of the objective computes, and in which words."""
+"""What every kernel is given and gives back: NestedProblem, NestedSolution, Implementation."""
 
 from __future__ import annotations
 

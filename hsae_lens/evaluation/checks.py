@@ -37,12 +37,12 @@ def budgets_of(
     """
     check_autoencoder(sae, name)
     try:
-        return budgets_within(largest_budget(sae), budgets)
+        return budgets_up_to(largest_budget(sae), budgets)
     except ValueError as error:
         raise ValueError(f"{name} cannot be judged so: {error}") from None
 
 
-def budgets_within(largest: int, budgets: Sequence[int] | None = None) -> list[int]:
+def budgets_up_to(largest: int, budgets: Sequence[int] | None = None) -> list[int]:
     """The budgets asked for, else 1, 2, 4, … largest.
 
     Raises:

@@ -12,7 +12,7 @@ import torch
 from scipy.optimize import linear_sum_assignment
 from scipy.stats import spearmanr
 
-from hsae_lens.evaluation.checks import budgets_within
+from hsae_lens.evaluation.checks import budgets_up_to
 from hsae_lens.evaluation.frontier.errors import TokenErrors, token_errors
 from hsae_lens.sae.inference_sae import HierarchicalTopKSAE
 
@@ -175,7 +175,7 @@ def _ordered_latents(sae: HierarchicalTopKSAE, activations: torch.Tensor) -> tor
 def _agreement(a: torch.Tensor, b: torch.Tensor, budgets: Sequence[int] | None) -> pd.DataFrame:
     """Of two codes ``[n, K]``, up to the shorter one's K."""
     largest, rows = min(a.shape[1], b.shape[1]), []
-    for k in budgets_within(largest, budgets):
+    for k in budgets_up_to(largest, budgets):
         mine, other = a[:, :k], b[:, :k]
         rows.append(
             {

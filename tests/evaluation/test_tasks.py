@@ -70,7 +70,7 @@ def test_answers_are_those_of_the_spliced_model(any_sae: Any, tiny_gemma2: Any) 
             new = torch.where(keep, any_sae(original).to(original), original)
         logits = logits_with(tiny_gemma2, task.clean, hook, new)[:, -1].double()
         diff = logits.gather(1, task.right[:, None]) - logits.gather(1, task.wrong[:, None])
-        near = 0.02 if any_sae.dtype == torch.bfloat16 else 1e-5
+        near = 0.001 if any_sae.dtype == torch.bfloat16 else 1e-5
         assert got == pytest.approx(diff.mean().item(), abs=near)
 
 

@@ -22,7 +22,7 @@ LABELS = {
     "test_auc": "test AUC",
     "nodes": "nodes in the circuit",
     "faithfulness": "what the circuit keeps",
-    "completeness": "what everything but the circuit keeps",
+    "completeness": "what the rest keeps",
 }
 """What people read for a column: on axes, pages and cards, in advice and in ``hsae releases``."""
 

@@ -59,7 +59,7 @@ def _fails_with(error: Exception, monkeypatch: pytest.MonkeyPatch) -> int:
     def fail(_: argparse.Namespace) -> None:
         raise error
 
-    monkeypatch.setattr(cli.sharing, "_releases", fail)
+    monkeypatch.setattr(cli.releases, "_releases", fail)
     return main(["releases"])
 
 

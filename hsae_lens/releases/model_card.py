@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pandas as pd
@@ -31,7 +32,7 @@ are a good reconstruction for each k (HierarchicalTopK, arXiv 2505.24473).
 ```python
 import hsae_lens
 
-sae = hsae_lens.load_pretrained({release!r}, {sae_id!r}, k={half})
+sae = hsae_lens.load_pretrained({quoted}, k={half})
 ```
 
 ## What it is
@@ -93,8 +94,7 @@ def write_card(sae: SAE[Any], release: str, sae_id: str, title: str | None = Non
     notes = metadata.notes or []
     return PAGE.format(
         title=title or f"{release}: {sae_id}",
-        release=release,
-        sae_id=sae_id,
+        quoted=", ".join(json.dumps(text) for text in (release, sae_id)),
         k=cfg.k,
         half=max(1, cfg.k // 4),
         facts=_markdown_table(pd.DataFrame(facts.items(), columns=["", " "])),

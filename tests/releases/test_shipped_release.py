@@ -22,8 +22,15 @@ from hsae_lens import load_pretrained
 from hsae_lens.evaluation import evaluate_budgets
 from hsae_lens.models.text_files import cpython_reference
 from hsae_lens.models.tokenizing import tokenize
+from hsae_lens.releases.model_card import write_card
 
 ROOT = Path(__file__).parents[2]
+
+
+def test_its_card_is_what_it_says_of_itself() -> None:
+    (folder,) = (ROOT / "hsae_lens" / "releases" / "pretrained" / SHIPPED[0]).iterdir()
+    sae = SAE.load_from_disk(folder)
+    assert (folder / "README.md").read_text(encoding="utf-8") == write_card(sae, *SHIPPED)
 
 
 def test_the_shipped_sae_loads_through_saelens_without_a_network() -> None:

@@ -33,6 +33,11 @@ def test_the_rooms_are_these() -> None:
     assert names == {*ROOMS, "__init__.py", "py.typed"}
 
 
+def test_tests_have_the_same_rooms() -> None:
+    rooms = {path.name for path in Path(__file__).parent.iterdir() if path.is_dir()}
+    assert set(ROOMS) <= rooms
+
+
 def test_each_room_imports_only_rooms_below_it() -> None:
     wrong = []
     for file in FILES:

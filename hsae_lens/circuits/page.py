@@ -10,7 +10,8 @@ import pandas as pd
 
 from hsae_lens._util.html import definitions_html, table_html, write_page
 from hsae_lens.circuits.inputs import NEURONS, OURS
-from hsae_lens.circuits.plots import MEASURES, circuit_svg, curve_svg
+from hsae_lens.circuits.metrics import CIRCUIT_METRICS
+from hsae_lens.circuits.plots import circuit_svg, curve_svg
 from hsae_lens.circuits.result import CircuitsResult
 from hsae_lens.circuits.sites import ERROR, model_order
 from hsae_lens.sae.controls import RANDOM_DECODER
@@ -58,7 +59,7 @@ def _summary(result: CircuitsResult) -> str:
 
 
 def _curves(result: CircuitsResult) -> str:
-    figures = "".join(curve_svg(result.curve, measure) for measure in MEASURES)
+    figures = "".join(curve_svg(result.curve, measure) for measure in CIRCUIT_METRICS)
     return (
         "<h2>How small a circuit is enough</h2>"
         "<p>First, how much of the preference is left when only the circuit’s nodes keep their "

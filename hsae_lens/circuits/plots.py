@@ -19,11 +19,10 @@ from hsae_lens._util.figures import (
     plain_text,
     save_png,
 )
+from hsae_lens.circuits.metrics import CIRCUIT_METRICS
 from hsae_lens.circuits.sites import ERROR, model_order
 
 STYLES = ["-", "--", ":", "-."]
-
-MEASURES = ("faithfulness", "completeness")
 
 POSITIVE, NEGATIVE = "#0072B2", "#D55E00"
 
@@ -49,8 +48,9 @@ def curves_figure(curve: pd.DataFrame) -> Figure:
     Args:
         curve: columns ``sae``, ``k``, ``nodes``, ``faithfulness``, ``completeness``.
     """
-    figure = Figure(figsize=(10, 4.8), layout="constrained")
-    for axes, measure in zip(figure.subplots(1, 2), MEASURES, strict=True):
+    figure = Figure(figsize=(5 * len(CIRCUIT_METRICS), 4.8), layout="constrained")
+    panels = figure.subplots(1, len(CIRCUIT_METRICS))
+    for axes, measure in zip(panels, CIRCUIT_METRICS, strict=True):
         _curve(axes, curve, measure)
     legend_below(figure, columns=4)
     return figure

@@ -6,7 +6,8 @@ import argparse
 import logging
 from collections.abc import Callable
 from dataclasses import MISSING, Field, fields
-from typing import Any, get_type_hints
+from types import UnionType
+from typing import Any, get_args, get_type_hints
 
 from simple_parsing.docstring import get_attribute_docstring
 
@@ -37,7 +38,7 @@ def add_flags(parser: argparse.ArgumentParser, config: Any, *but: str) -> None:
     """A flag for each field of a config dataclass, ``but`` some; its docstring is the help.
 
     ``d_sae`` is ``--d-sae``, a bool also ``--no-…``, ``list[int]`` numbers with commas, and
-    ``list[str]`` a flag that is given again for each. What may be None is text.
+    ``list[str]`` a flag that is given again for each. None is what is left out.
     """
     types = get_type_hints(config)
     for field in fields(config):
@@ -53,11 +54,13 @@ def _argument(field: Field[Any], kind: Any) -> dict[str, Any]:
     """What argparse must know of a field besides its name and help."""
     factory = field.default_factory
     default: Any = field.default if factory is MISSING else factory()
+    if isinstance(kind, UnionType):  # of int | None, int
+        kind = get_args(kind)[0]
     if kind is bool:
         return {"action": argparse.BooleanOptionalAction, "default": default}
     if kind == list[str]:  # argparse would append to a default: left out, the config has its own
         return {"action": "append", "default": argparse.SUPPRESS, "required": default is MISSING}
-    if kind in (list[int], list[int] | None):
+    if kind == list[int]:
         shown = default and ",".join(map(str, default))
         return {"type": whole_numbers, "default": shown, "metavar": "1,8,32"}
     if field.name in CHECKED_FLAGS:

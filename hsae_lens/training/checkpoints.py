@@ -1,4 +1,7 @@
-"""What a checkpoint is made of, and whether one is whole and its weights are numbers."""
+"""What a checkpoint is made of, and whether one is whole and its weights are numbers.
+
+``trainer`` writes them (``save_checkpoint``), ``runner`` on a signal (``_save_interrupted``).
+"""
 
 from __future__ import annotations
 

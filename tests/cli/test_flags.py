@@ -43,6 +43,8 @@ class Config:
     in ``hsae train``: 100%."""
     budgets: list[int] | None = None
     """Some."""
+    limit: int | None = None
+    """Perhaps."""
     sizes: list[int] = field(default_factory=lambda: [1, 2])
     """Of circuits."""
     saes: list[str] = field(default_factory=list)
@@ -66,6 +68,7 @@ def test_fields_are_flags(parse: Callable[..., Config]) -> None:
     lists = parse("--budgets", "8,4", "--sizes", "0,3", "--saes", "a", "--saes", "b")
     assert lists == Config(budgets=[4, 8], sizes=[0, 3], saes=["a", "b"])
     assert parse("--no-controls", "--steps", "4") == Config(steps=4, controls=False)
+    assert parse("--limit", "5") == Config(limit=5)
 
 
 def test_a_field_is_described_once_below_it() -> None:

@@ -5,8 +5,8 @@ the fastest that runs on the tensors' device and dtype is taken. The choice is l
 
 To add one, write a module beside these with an ``IMPLEMENTATION`` (:class:`Implementation` says
 what it computes and what is checked before it; ``reference`` computes it by the definition) and
-name the module in :data:`IMPLEMENTATIONS`. ``tests/objective/test_kernels.py`` then holds it to the
-reference, output by output and gradient by gradient, and ``python -m benchmarks`` times it.
+put the module into :data:`IMPLEMENTATIONS`. ``tests/objective/test_kernels.py`` then holds it to
+the reference, output by output and gradient by gradient, and ``python -m benchmarks`` times it.
 """
 
 from __future__ import annotations

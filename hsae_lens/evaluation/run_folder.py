@@ -197,7 +197,7 @@ def _read_facts(file: Path) -> dict[str, Any]:
     facts = _read_json(file)
     if not isinstance(facts, dict):
         raise _damaged(file, "is damaged (it is no table of facts)")
-    wrong = [name for name, kind in RUN_FACTS.items() if not isinstance(facts.get(name), kind)]
+    wrong = [n for n, kind in RUN_FACTS.items() if n not in facts or not isinstance(facts[n], kind)]
     if wrong:
         raise _damaged(file, f"is damaged (it lacks {', '.join(wrong)}, or says it wrongly)")
     stamped = facts.get("definitions", {})

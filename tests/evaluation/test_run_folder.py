@@ -13,7 +13,7 @@ from helpers.eval_runs import make_run, with_order
 from hsae_lens._util.columns import DEFINITIONS
 from hsae_lens.cli import main
 from hsae_lens.evaluation.run import STEPS, STEPS_OF_THE_ORDER
-from hsae_lens.evaluation.run_folder import TABLES, RunFolder
+from hsae_lens.evaluation.run_folder import RUN_FACTS, TABLES, RunFolder
 
 
 def test_runs_of_an_earlier_version_can_be_added_to(run_folder: Path, tmp_path: Path) -> None:
@@ -67,6 +67,16 @@ def test_a_half_finished_or_damaged_folder_is_said_with_the_file_and_the_mend(
     assert str(run) in error
     assert error.count("\n") == 1
     assert out.read_text() == "an earlier report"
+
+
+@pytest.mark.parametrize("name", RUN_FACTS)
+def test_every_fact_of_a_run_is_needed(name: str, tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run")
+    facts = json.loads((run / "run.json").read_text())
+    del facts[name]
+    (run / "run.json").write_text(json.dumps(facts))
+    with pytest.raises(ValueError, match=f"run.json is damaged .*lacks {name}"):
+        RunFolder(run).read()
 
 
 def test_what_is_no_run_is_said_so_by_whoever_reads_it(tmp_path: Path) -> None:

@@ -352,6 +352,8 @@ def _same_setting(got: Any, said: Any) -> bool:
             and len(got) == len(said)
             and all(map(_same_setting, got, said))
         )
+    if isinstance(got, tuple):  # seqpos_slice: 3 is (3,), as on the command line
+        return len(got) == 1 and _same_setting(got[0], said)
     if said == "all" and got is None:  # budgets
         return True
     if isinstance(got, bool):

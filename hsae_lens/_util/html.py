@@ -42,6 +42,11 @@ def table_html(table: pd.DataFrame, digits: int = 3) -> str:
     return f'<div class="scroll">{html}</div>'
 
 
+def folded_table_html(summary: str, table: pd.DataFrame) -> str:
+    """A table behind a line that opens it."""
+    return f"<details><summary>{summary}</summary>{table_html(table)}</details>"
+
+
 def definitions_html(facts: Mapping[str, Any], tables: Iterable[str]) -> str:
     """By which definitions some tables were made, as ``run.json`` says."""
     stamped, items = facts.get("definitions", {}), []

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from hsae_lens._util.html import definitions_html, table_html, write_page
+from hsae_lens._util.html import definitions_html, folded_table_html, table_html, write_page
 from hsae_lens.circuits.inputs import NEURONS, OURS
 from hsae_lens.circuits.metrics import CIRCUIT_METRICS
 from hsae_lens.circuits.plots import circuit_svg, curve_svg
@@ -69,7 +69,7 @@ def _curves(result: CircuitsResult) -> str:
         f'<div class="figures">{figures}</div>'
         "<p>Mean height over log₂ of the number of nodes: more is better for faithfulness, less "
         f"for completeness.</p>{table_html(result.areas)}"
-        f"<details><summary>All figures</summary>{table_html(result.curve)}</details>"
+        f"{folded_table_html('All figures', result.curve)}"
     )
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 import pandas as pd
 
 from hsae_lens._util.columns import LABELS, QUALITIES, frontier_columns
-from hsae_lens._util.html import definitions_html, table_html, write_page
+from hsae_lens._util.html import definitions_html, folded_table_html, table_html, write_page
 from hsae_lens.evaluation.frontier.advice import Advice, advise
 from hsae_lens.evaluation.plots import (
     adaptive_svg,
@@ -114,7 +114,7 @@ def _quality(run: EvalRun) -> str:
         "much of the model’s behaviour survives when it goes on from the reconstruction: 1 is the "
         f"model itself, 0 is the layer set to zero.{bands}</p>"
         f'<div class="figures">{figures}</div>'
-        f"<details><summary>All figures</summary>{table_html(shown)}</details>"
+        f"{folded_table_html('All figures', shown)}"
     )
 
 
@@ -137,7 +137,7 @@ def _behaviour(run: EvalRun) -> str:
         "<p>Small tasks with one right and one wrong next word: how much of the model’s preference "
         f"for the right one is left when it goes on from k latents. 1 is the model.{left_out}"
         f'</p><div class="figures">{figure}</div>'
-        f"<details><summary>All figures, and the controls</summary>{table_html(shown)}</details>"
+        f"{folded_table_html('All figures, and the controls', shown)}"
     )
 
 
@@ -195,7 +195,7 @@ def _adaptive_budgets(run: EvalRun) -> str:
         "<p>The same mean number of latents, spent where it helps: with one threshold on the "
         "activations, or with latents added to each token until its error is small enough.</p>"
         f'<div class="figures">{adaptive_svg(table)}</div>'
-        f"<details><summary>All figures</summary>{table_html(table)}</details>"
+        f"{folded_table_html('All figures', table)}"
     )
 
 
@@ -220,7 +220,7 @@ def _autointerp(run: EvalRun) -> str:
         "token’s code; unanswered counts questions without an answer in the form asked for, which "
         "are left out of the means.</p>"
         f"{table_html(scores.reset_index())}"
-        f"<details><summary>Each latent and its explanation</summary>{table_html(table)}</details>"
+        f"{folded_table_html('Each latent and its explanation', table)}"
     )
 
 
@@ -236,7 +236,7 @@ def _probing(run: EvalRun) -> str:
         "last token, when the token has k latents. 0.5 is guessing; model_auc is a probe on the "
         "whole activation, and retention how much of what it is above guessing is kept.</p>"
         f'<div class="figures">{figures}</div>'
-        f"<details><summary>All figures</summary>{table_html(table)}</details>"
+        f"{folded_table_html('All figures', table)}"
     )
 
 

@@ -19,7 +19,7 @@ def token_errors(
     activations: torch.Tensor,
     batch_size: int = 1024,
     progress: bool = True,
-) -> tuple[torch.Tensor, torch.Tensor]:
+) -> TokenErrors:
     """The squared error of each token at every budget, and the activations of its latents.
 
     Args:

@@ -7,10 +7,12 @@ SAELens, so that its runners, ``SAE.load_from_disk`` and ``SAE.from_pretrained``
 from typing import TYPE_CHECKING, Any
 
 from hsae_lens._util.version import __version__
+from hsae_lens.objective.budgets import ErrorTarget, MeanBudget
 from hsae_lens.objective.loss import nested_loss
 from hsae_lens.objective.ordered_code import OrderedCode
 from hsae_lens.releases.directory import read_tables, register_release
 from hsae_lens.releases.opening import load_pretrained
+from hsae_lens.sae.calibration import calibrate
 from hsae_lens.sae.inference_sae import HierarchicalTopKSAE, HierarchicalTopKSAEConfig
 from hsae_lens.sae.registry import register
 from hsae_lens.sae.training_sae import (
@@ -40,13 +42,16 @@ def __getattr__(name: str) -> Any:
 
 
 __all__ = [
+    "ErrorTarget",
     "HierarchicalTopKSAE",
     "HierarchicalTopKSAEConfig",
     "HierarchicalTopKTrainingSAE",
     "HierarchicalTopKTrainingSAEConfig",
+    "MeanBudget",
     "OrderedCode",
     "__version__",
     "attribute_budgets",
+    "calibrate",
     "evaluate_budgets",
     "load_pretrained",
     "nested_loss",

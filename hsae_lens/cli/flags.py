@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import math
 from collections.abc import Callable
 from dataclasses import MISSING, Field, fields
 from types import UnionType
@@ -37,8 +38,8 @@ def add_command(
 def add_flags(parser: argparse.ArgumentParser, config: Any, *but: str) -> None:
     """A flag for each field of a config dataclass, ``but`` some; its docstring is the help.
 
-    ``d_sae`` is ``--d-sae``, a bool also ``--no-…``, ``list[int]`` numbers with commas, and
-    ``list[str]`` a flag that is given again for each. None is what is left out.
+    ``d_sae`` is ``--d-sae``, a bool also ``--no-…``, ``list[int]`` and ``list[float]`` numbers with
+    commas, and ``list[str]`` a flag that is given again for each. None is what is left out.
     """
     types = get_type_hints(config)
     for field in fields(config):
@@ -60,9 +61,10 @@ def _argument(field: Field[Any], kind: Any) -> dict[str, Any]:
         return {"action": argparse.BooleanOptionalAction, "default": default}
     if kind == list[str]:  # argparse would append to a default: left out, the config has its own
         return {"action": "append", "default": argparse.SUPPRESS, "required": default is MISSING}
-    if kind == list[int]:
-        shown = default and ",".join(map(str, default))
-        return {"type": whole_numbers, "default": shown, "metavar": "1,8,32"}
+    if kind in (list[int], list[float]):
+        shown = ",".join(map(str, default)) if default else default
+        read = whole_numbers if kind == list[int] else numbers
+        return {"type": read, "default": shown, "metavar": "1,8,32"}
     if field.name in CHECKED_FLAGS:
         return {"type": CHECKED_FLAGS[field.name], "default": default}
     return {"type": kind if kind in (int, float) else str, "default": default}
@@ -92,11 +94,35 @@ def whole_numbers(text: str) -> list[int]:
         raise argparse.ArgumentTypeError(
             f"whole numbers with commas, as in 1,8,32; got {bad[0]!r} in {text!r}"
         )
-    asked = [int(part) for part in parts]
-    numbers = sorted(set(asked))
-    if numbers != asked:
-        logger.warning("Took %s as %s.", text, ",".join(map(str, numbers)))
-    return numbers
+    return _ascending([int(part) for part in parts], text)
+
+
+def numbers(text: str) -> list[float]:
+    """Numbers with commas, as :func:`whole_numbers`; whole ones are ints.
+
+    Raises:
+        argparse.ArgumentTypeError: if one is not a finite number.
+    """
+    asked = []
+    for part in text.split(","):
+        try:
+            value = float(part)
+            asked.append(int(value) if value.is_integer() else value)
+        except (ValueError, OverflowError):
+            raise argparse.ArgumentTypeError(
+                f"numbers with commas, as in 1,8.5,32; got {part.strip()!r} in {text!r}"
+            ) from None
+    if not all(map(math.isfinite, asked)):
+        raise argparse.ArgumentTypeError(f"finite numbers with commas, got {text!r}")
+    return _ascending(asked, text)
+
+
+def _ascending(asked: list[Any], text: str) -> list[Any]:
+    """Each once and in order; says so where that is not what was asked."""
+    taken = sorted(set(asked))
+    if taken != asked:
+        logger.warning("Took %s as %s.", text, ",".join(map(str, taken)))
+    return taken
 
 
 def _device(text: str) -> str:

@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sae_lens import SAE
 
-from hsae_lens.objective.budgets import powers_of_two, resolve_budgets
-from hsae_lens.sae.codes import largest_budget
+from hsae_lens.objective.budgets import (
+    Budget,
+    ErrorTarget,
+    MeanBudget,
+    powers_of_two,
+    resolve_budgets,
+    resolve_spending,
+)
+from hsae_lens.sae.codes import check_budget_of, largest_budget
+from hsae_lens.sae.inference_sae import HierarchicalTopKSAE
+
+logger = logging.getLogger(__name__)
 
 
 def check_autoencoder(sae: SAE[Any], name: str = "The SAE") -> None:
@@ -28,22 +39,44 @@ def check_autoencoder(sae: SAE[Any], name: str = "The SAE") -> None:
 
 
 def budgets_of(
-    sae: SAE[Any], budgets: Sequence[int] | None = None, name: str = "The SAE"
-) -> list[int]:
-    """The budgets to judge an SAE at: those asked for, else 1, 2, 4, … k.
+    sae: SAE[Any], budgets: Sequence[Budget] | None = None, name: str = "The SAE"
+) -> list[Budget]:
+    """The budgets to judge an SAE at: those asked for, fixed ones first, else 1, 2, 4, … k.
 
     Raises:
         ValueError: for budgets it does not have, a transcoder, or an error term left on.
     """
     check_autoencoder(sae, name)
     try:
-        return budgets_up_to(largest_budget(sae), budgets)
+        asked = powers_of_two(largest_budget(sae)) if budgets is None else budgets
+        resolved = resolve_spending(asked, largest_budget(sae))
+        return [check_budget_of(sae, budget) for budget in resolved]
     except ValueError as error:
         raise ValueError(f"{name} cannot be judged so: {error}") from None
 
 
+def all_budgets(
+    sae: SAE[Any],
+    fixed: Sequence[int] | None,
+    mean: Sequence[float] = (),
+    errors: Sequence[float] = (),
+    name: str = "The SAE",
+) -> list[Budget]:
+    """The budgets that settings ask of an SAE; of a stock one the fixed ones, and the log says so.
+
+    Raises:
+        ValueError: as :func:`budgets_of`.
+    """
+    asked: list[Budget] = list(budgets_of(sae, fixed, name))
+    others: list[Budget] = [*map(MeanBudget, mean), *map(ErrorTarget, errors)]
+    if others and not isinstance(sae, HierarchicalTopKSAE):
+        logger.warning("Left out: mean budgets and error targets of %s, a stock SAE.", name)
+        return asked
+    return budgets_of(sae, [*asked, *others], name)
+
+
 def budgets_up_to(largest: int, budgets: Sequence[int] | None = None) -> list[int]:
-    """The budgets asked for, else 1, 2, 4, … largest.
+    """The fixed budgets asked for, else 1, 2, 4, … largest.
 
     Raises:
         ValueError: if one is outside 1..largest, or there are none.

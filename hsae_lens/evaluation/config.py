@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from hsae_lens.evaluation.frontier.metrics import check_bootstrap
@@ -29,6 +29,11 @@ class EvalConfig:
     """About how many tokens to judge."""
     budgets: list[int] | None = None
     """The budgets to judge at, ascending. None is 1, 2, 4, … K of each SAE."""
+    mean_budgets: list[float] = field(default_factory=list)
+    """Budgets to be spent on average too, ascending: tokens share them by one threshold. Of
+    hierarchical SAEs that are calibrated."""
+    error_targets: list[float] = field(default_factory=list)
+    """Shares of unexplained variance to which each token takes latents too, ascending."""
     bootstrap: int = 200
     """Resamples of documents for the standard errors, 0 for none."""
     tasks: int = 24

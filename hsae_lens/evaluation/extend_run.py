@@ -21,9 +21,9 @@ def add_probing(folder: str | Path, datasets: Sequence[str] = DATASETS) -> pd.Da
     """Adds ``probing.csv`` (:func:`sparse_probing`, a ``sae`` column first) to a run's folder."""
     run = RunFolder(folder)
     opened = open_inputs(run.config())
-    model, work, budgets = opened.model, run.work("probing"), opened.cfg.budgets
+    model, work = opened.model, run.work("probing")
     tables = {
-        name: sparse_probing(sae, model, work, datasets, budgets)
+        name: sparse_probing(sae, model, work, datasets, opened.budgets[name])
         for name, sae in opened.hierarchical().items()
     }
     return run.add("probing", tables)
@@ -33,9 +33,9 @@ def add_absorption(folder: str | Path, words: int = 100) -> pd.DataFrame:
     """Adds ``absorption.csv`` (:func:`feature_absorption`, a ``sae`` column first) to a run."""
     run = RunFolder(folder)
     opened = open_inputs(run.config())
-    model, work, budgets = opened.model, run.work("absorption"), opened.cfg.budgets
+    model, work = opened.model, run.work("absorption")
     tables = {
-        name: feature_absorption(sae, model, work, budgets, words)
+        name: feature_absorption(sae, model, work, opened.budgets[name], words)
         for name, sae in opened.hierarchical().items()
     }
     return run.add("absorption", tables)

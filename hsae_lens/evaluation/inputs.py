@@ -9,13 +9,15 @@ from typing import Any
 import torch
 from sae_lens import SAE
 
-from hsae_lens.evaluation.checks import budgets_of, check_same_hook
+from hsae_lens.evaluation.checks import all_budgets, check_same_hook
 from hsae_lens.evaluation.config import EvalConfig, check_eval_settings
 from hsae_lens.evaluation.frontier.errors import TokenErrors, token_errors
 from hsae_lens.models.hooked_model import HookedModel
 from hsae_lens.models.opening import model_name_of, open_model_of
 from hsae_lens.models.tokenizing import sample_tokens
+from hsae_lens.objective.budgets import Budget
 from hsae_lens.releases.opening import open_sae
+from hsae_lens.sae.calibration import calibrate
 from hsae_lens.sae.codes import masked_activations
 from hsae_lens.sae.controls import RANDOM_DECODER, random_decoder
 from hsae_lens.sae.inference_sae import HierarchicalTopKSAE
@@ -23,10 +25,14 @@ from hsae_lens.sae.inference_sae import HierarchicalTopKSAE
 
 @dataclass(frozen=True)
 class EvalInputs:
-    """What an evaluation works on. The last of ``saes`` is a random control, if there is one."""
+    """What an evaluation works on. The last of ``saes`` is a random control, if there is one.
+
+    budgets: of each of ``saes``, those to judge it at.
+    """
 
     cfg: EvalConfig
     saes: dict[str, SAE[Any]]
+    budgets: dict[str, list[Budget]]
     model: HookedModel
     model_name: str
     tokens: torch.Tensor
@@ -67,14 +73,19 @@ def open_inputs(cfg: EvalConfig) -> EvalInputs:
     check_eval_settings(cfg)
     saes = {name: open_sae(name, cfg.device, "float32") for name in cfg.saes}
     check_same_hook(saes)
-    for name, sae in saes.items():
-        budgets_of(sae, cfg.budgets, name)
+    asked = cfg.budgets, cfg.mean_budgets, cfg.error_targets
+    budgets = {name: all_budgets(sae, *asked, name) for name, sae in saes.items()}
     first = next(iter(saes.values()))
     model = open_model_of(first, cfg.model, cfg.device, cfg.dtype)
     context = first.cfg.metadata.context_size
     tokens, documents = sample_tokens(cfg.text, model.tokenizer, context, cfg.tokens)
     activations, sequences = masked_activations(first, model, tokens, cfg.batch_size or None)
     if isinstance(first, HierarchicalTopKSAE):
-        saes[RANDOM_DECODER] = random_decoder(first, activations[:2048])
+        control = saes[RANDOM_DECODER] = random_decoder(first, activations[:2048])
+        if cfg.mean_budgets or cfg.error_targets:
+            calibrate(control, activations[:2048], progress=False)
+        budgets[RANDOM_DECODER] = all_budgets(control, *asked, RANDOM_DECODER)
     model_name = str(cfg.model or model_name_of(first))
-    return EvalInputs(cfg, saes, model, model_name, tokens, documents, activations, sequences)
+    return EvalInputs(
+        cfg, saes, budgets, model, model_name, tokens, documents, activations, sequences
+    )

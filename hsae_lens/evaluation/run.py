@@ -85,7 +85,7 @@ def _frontier(opened: EvalInputs) -> pd.DataFrame:
         opened.saes,
         opened.model,
         opened.tokens,
-        opened.cfg.budgets,
+        opened.budgets,
         bootstrap=bootstrap,
         documents=opened.documents,
         batch_size=opened.cfg.batch_size or None,
@@ -103,7 +103,7 @@ def _tasks(opened: EvalInputs) -> pd.DataFrame | None:
                     sae,
                     opened.model,
                     [task],
-                    cfg.budgets,
+                    opened.budgets[label],
                     mask=mask,
                     batch_size=cfg.batch_size or None,
                 )

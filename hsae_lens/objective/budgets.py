@@ -6,6 +6,7 @@ import itertools
 import math
 import numbers
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from hsae_lens._util.did_you_mean import did_you_mean
@@ -20,6 +21,53 @@ SCHEDULES = {
 ``uniform`` is the paper's (arXiv 2505.24473). The others favour small budgets: they buy explained
 variance at the sparse end of the frontier and pay for it at K.
 """
+
+
+@dataclass(frozen=True, order=True)
+class MeanBudget:
+    """``k`` latents per token on average: a token uses all that exceed one threshold.
+
+    Tokens differ in how many they need; the same threshold for all spends more where more latents
+    are large. It is calibrated once (:func:`hsae_lens.calibrate`), and a token's own number does
+    not depend on the tokens beside it.
+    """
+
+    k: float
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "k", _tidy(self.k, "A mean budget"))
+
+    def __str__(self) -> str:
+        return f"mean-{self.k:g}"
+
+
+@dataclass(frozen=True, order=True)
+class ErrorTarget:
+    """The fewest latents with which a token's error is at most ``share``, up to K.
+
+    ``share`` is of the mean squared distance of activations from their mean, so that it is the
+    unexplained share that each token is brought to, if K latents can.
+    """
+
+    share: float
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "share", _tidy(self.share, "An error target"))
+
+    def __str__(self) -> str:
+        return f"error-{self.share:g}"
+
+
+Budget = int | MeanBudget | ErrorTarget
+"""How many latents tokens use: each the same number, or by a rule that asks every token alone."""
+
+
+def _tidy(value: Any, name: str) -> int | float:
+    """A positive number as Python has it, whole ones as int; ValueError for anything else."""
+    number = isinstance(value, numbers.Real) and not isinstance(value, bool)
+    if not number or not 0 < float(value) < math.inf:
+        raise ValueError(f"{name} must be a number above 0, got {value!r}.")
+    return int(value) if float(value).is_integer() else float(value)
 
 
 def whole_number(value: Any, name: str) -> int:
@@ -57,6 +105,66 @@ def check_budget(
     if not 1 <= budget <= k:
         raise ValueError(f"{name} {budget} is outside 1..{k}, {range_is}.")
     return budget
+
+
+def check_spending(budget: Budget, k: int) -> Budget:
+    """A budget of any rule, if an SAE with the budgets 1..k can be asked for it.
+
+    Raises:
+        ValueError: for a fixed or mean budget outside 1..k.
+    """
+    if isinstance(budget, ErrorTarget):
+        return budget
+    if not isinstance(budget, MeanBudget):
+        return check_budget(budget, k)
+    if not 1 <= budget.k <= k:
+        raise ValueError(
+            f"A mean budget of {budget.k:g} is outside 1..{k}, this SAE's trained budgets."
+        )
+    return budget
+
+
+def resolve_spending(budgets: Sequence[Budget], k: int) -> list[Budget]:
+    """Budgets of any rule: the fixed ones first, then mean ones, then error targets.
+
+    Raises:
+        ValueError: if there are none, one is outside 1..k, or those of one rule do not ascend.
+    """
+    by_rule: list[list[Any]] = [
+        [b for b in budgets if not isinstance(b, MeanBudget | ErrorTarget)],
+        [b for b in budgets if isinstance(b, MeanBudget)],
+        [b for b in budgets if isinstance(b, ErrorTarget)],
+    ]
+    fixed, *others = by_rule
+    if fixed or not any(others):
+        by_rule[0] = resolve_budgets(fixed, k)
+    for some in others:
+        if any(b <= a for a, b in itertools.pairwise(some)):
+            raise ValueError(
+                f"Budgets of one rule must be ascending without repeats, got "
+                f"{', '.join(map(str, some))}."
+            )
+    return [check_spending(budget, k) for some in by_rule for budget in some]
+
+
+def budget_rows(budgets: Sequence[Budget], k: int) -> list[dict[str, Any]]:
+    """How budgets stand in a table, the first columns of a row each.
+
+    ``k`` is the number asked for: of each token, on average, or at most (of an error target: K,
+    which is ``k`` here). Where not all are fixed, ``rule`` ("fixed", "mean" or "error") and
+    ``target`` (that number, or the error's share) follow.
+    """
+    if all(isinstance(budget, int) for budget in budgets):
+        return [{"k": budget} for budget in budgets]
+    rows = []
+    for budget in budgets:
+        if isinstance(budget, ErrorTarget):
+            rows.append({"k": k, "rule": "error", "target": budget.share})
+        elif isinstance(budget, MeanBudget):
+            rows.append({"k": budget.k, "rule": "mean", "target": budget.k})
+        else:
+            rows.append({"k": budget, "rule": "fixed", "target": budget})
+    return rows
 
 
 def resolve_budgets(budgets: Sequence[int] | None, k: int) -> list[int]:

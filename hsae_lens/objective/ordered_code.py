@@ -50,6 +50,16 @@ class OrderedCode:
         k = check_budget(k, self.k, "Budget", "the latents this code holds")
         return OrderedCode(self.values[..., :k], self.indices[..., :k])
 
+    def prefixes(self, lengths: torch.Tensor) -> OrderedCode:
+        """The first ``lengths`` ``[...]`` latents of each token, each its own number, 0..K.
+
+        The result is as long as the longest of them (1 at least); shorter ones end in zeros.
+        """
+        longest = max(1, int(lengths.max())) if lengths.numel() else 1
+        values, indices = self.values[..., :longest], self.indices[..., :longest]
+        used = torch.arange(longest, device=values.device) < lengths[..., None]
+        return OrderedCode(values * used, indices)
+
     def to_dense(self, d_sae: int) -> torch.Tensor:
         """The code as SAELens' ``feature_acts``: shape ``[..., d_sae]``, zero elsewhere."""
         dense = self.values.new_zeros(*self.values.shape[:-1], d_sae)

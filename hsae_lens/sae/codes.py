@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +12,7 @@ from sae_lens import SAE
 from hsae_lens.models.hooked_model import HookedModel
 from hsae_lens.models.hooks import sequences_at_once
 from hsae_lens.models.token_mask import TokenMask, masked_batches
+from hsae_lens.objective.budgets import Budget, ErrorTarget, MeanBudget, check_spending
 from hsae_lens.objective.ordered_code import OrderedCode
 from hsae_lens.sae.inference_sae import HierarchicalTopKSAE
 
@@ -21,15 +22,45 @@ def largest_budget(sae: Any) -> int:
     return int(getattr(sae.cfg, "k", sae.cfg.d_sae))
 
 
-def ordered_code(sae: SAE[Any], x: torch.Tensor, k: int) -> OrderedCode:
-    """The k largest latents of any SAE, in order, for ``x`` as its ``encode`` takes it.
+def check_budget_of(sae: SAE[Any], budget: Budget) -> Any:
+    """The budget, if the SAE, of any architecture, has it.
+
+    Raises:
+        ValueError: if not: a stock SAE has fixed budgets only.
+    """
+    if isinstance(sae, HierarchicalTopKSAE):
+        return sae.check_budget(budget)
+    if isinstance(budget, MeanBudget | ErrorTarget):
+        raise ValueError(
+            f"A {sae.cfg.architecture()!r} SAE is cut to a fixed number of latents per token; the "
+            f"budget {budget} needs a hierarchical SAE."
+        )
+    return check_spending(budget, largest_budget(sae))
+
+
+def ordered_code(sae: SAE[Any], x: torch.Tensor, budget: Budget) -> OrderedCode:
+    """What any SAE uses of ``x``, as its ``encode`` takes it, at a budget: latents in order.
 
     Raises:
         ValueError: if the SAE has no such budget.
     """
+    return each_length(sae, x, [budget])[0]
+
+
+def each_length(
+    sae: SAE[Any], x: torch.Tensor, budgets: Sequence[Budget]
+) -> tuple[OrderedCode, torch.Tensor]:
+    """As :meth:`HierarchicalTopKSAE.encode_budgets`, of any SAE: a code, no longer than needed.
+
+    Raises:
+        ValueError: if the SAE has not all of the budgets.
+    """
     if isinstance(sae, HierarchicalTopKSAE):
-        return sae.encode_ordered(x).prefix(k)
-    return OrderedCode.from_activations(sae.encode(x), k)
+        code, lengths = sae.encode_budgets(x, budgets)
+        return code.prefix(max(1, int(lengths.max()))) if lengths.numel() else code, lengths
+    fixed = [check_budget_of(sae, budget) for budget in budgets]  # ints: it refuses others
+    code = OrderedCode.from_activations(sae.encode(x), max(fixed))
+    return code, torch.stack([torch.full_like(code.indices[..., 0], k) for k in fixed])
 
 
 def decode_first(sae: SAE[Any], code: OrderedCode, j: int) -> torch.Tensor:
@@ -42,20 +73,30 @@ def decode_first(sae: SAE[Any], code: OrderedCode, j: int) -> torch.Tensor:
 
 
 def each_reconstruction(
-    sae: SAE[Any], original: torch.Tensor, batch_dims: int, budgets: list[int]
-) -> Iterator[tuple[int, OrderedCode, torch.Tensor]]:
-    """(budget, its ordered code, x̂) for ascending budgets, 0 included, never two at a time."""
+    sae: SAE[Any], original: torch.Tensor, batch_dims: int, budgets: Sequence[Budget]
+) -> Iterator[tuple[Budget, OrderedCode, torch.Tensor]]:
+    """(budget, its ordered code, x̂), never two at a time.
+
+    Args:
+        budgets: fixed ones first, ascending, 0 among them if asked.
+    """
     joined = original if sae.hook_z_reshaping_mode else original.flatten(batch_dims)
     sae_in = joined.to(sae.device)
-    if isinstance(sae, HierarchicalTopKSAE):
+    fixed = [budget for budget in budgets if isinstance(budget, int)]
+    if isinstance(sae, HierarchicalTopKSAE) and fixed:
         code = sae.encode_ordered(sae_in)
-        for j, x_hat in zip(budgets, sae.each_budget(code, budgets), strict=True):
+        for j, x_hat in zip(fixed, sae.each_budget(code, fixed), strict=True):
             yield j, code.prefix(max(1, j)), x_hat
-        return
-    for j in budgets:
+        budgets = budgets[len(fixed) :]
+    for budget in budgets:
         # Encoded for every budget: some normalisations are undone by one decode only.
-        code = ordered_code(sae, sae_in, max(1, j))
-        yield j, code, decode_first(sae, code, j)
+        if isinstance(budget, int):
+            code = ordered_code(sae, sae_in, max(1, budget))
+            yield budget, code, decode_first(sae, code, budget)
+        else:
+            code, (lengths,) = each_length(sae, sae_in, [budget])
+            code = code.prefixes(lengths)
+            yield budget, code, decode_first(sae, code, code.k)
 
 
 @dataclass(frozen=True)

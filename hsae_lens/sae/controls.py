@@ -20,7 +20,7 @@ def random_decoder(sae: HierarchicalTopKSAE, activations: torch.Tensor) -> Hiera
     number that serves all budgets best. What it scores, a dictionary of this size scores without
     having learnt anything.
     """
-    control = HierarchicalTopKSAE.from_dict(sae.cfg.to_dict())
+    control = HierarchicalTopKSAE.from_dict({**sae.cfg.to_dict(), "calibration": None})
     generator = torch.Generator().manual_seed(0)
     directions = torch.randn(sae.cfg.d_sae, sae.cfg.d_in, generator=generator)
     directions /= directions.norm(dim=-1, keepdim=True)
@@ -55,6 +55,7 @@ def neuron_basis(sae: HierarchicalTopKSAE, centre: torch.Tensor) -> Hierarchical
     d_in = sae.cfg.d_in
     cfg = sae.cfg.to_dict()
     cfg |= {"d_sae": 2 * d_in, "k": d_in, "default_budget": None, "normalize_activations": "none"}
+    cfg["calibration"] = None
     basis = HierarchicalTopKSAE.from_dict(cfg)
     basis.cfg.metadata = copy.deepcopy(sae.cfg.metadata)
     both = torch.stack([torch.eye(d_in), -torch.eye(d_in)], 1).reshape(2 * d_in, d_in)

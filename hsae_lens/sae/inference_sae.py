@@ -9,12 +9,22 @@ from dataclasses import dataclass
 from typing import Any, NoReturn
 
 import torch
-from sae_lens import TopKSAE, TopKSAEConfig
+from sae_lens import JumpReLUSAE, JumpReLUSAEConfig, TopKSAE, TopKSAEConfig
 from typing_extensions import override
 
-from hsae_lens.objective.budgets import check_budget, check_k, resolve_budgets, whole_number
+from hsae_lens.objective.budgets import (
+    Budget,
+    ErrorTarget,
+    MeanBudget,
+    check_budget,
+    check_k,
+    check_spending,
+    resolve_budgets,
+    whole_number,
+)
 from hsae_lens.objective.loss import each_prefix
 from hsae_lens.objective.ordered_code import OrderedCode
+from hsae_lens.sae.calibration import HOW_TO_CALIBRATE, Calibration, check_calibration
 from hsae_lens.sae.normalization import OwnInputSteps, joined_heads
 from hsae_lens.sae.saved_files import CheckedFiles
 
@@ -31,6 +41,8 @@ class HierarchicalTopKSAEConfig(TopKSAEConfig):
         k (int): The largest budget: how many latents an ordered code holds per token.
         default_budget (int | None): The budget ``encode`` uses when the SAE is loaded, in 1..k.
             None means k.
+        calibration (dict | None): What mean budgets and error targets need
+            (:class:`hsae_lens.sae.calibration.Calibration`); None of an SAE without.
         rescale_acts_by_decoder_norm (bool): As in SAELens' TopK: latents are chosen and reported
             as pre-activation times decoder norm. False for SAEs saved from training, whose
             decoder norms are folded to 1.
@@ -45,10 +57,11 @@ class HierarchicalTopKSAEConfig(TopKSAEConfig):
     """
 
     default_budget: int | None = None
+    calibration: dict[str, Any] | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_sizes(self)
+        check_budget_fields(self)
 
     @override
     @classmethod
@@ -56,16 +69,19 @@ class HierarchicalTopKSAEConfig(TopKSAEConfig):
         return ARCHITECTURE
 
 
-def check_sizes(cfg: Any) -> None:
+def check_budget_fields(cfg: Any) -> None:
     """Makes a config's widths, k and default_budget Python ints: a config is saved as JSON.
 
     Raises:
-        ValueError: if one is no whole number, or they do not fit together.
+        ValueError: if one is no whole number, they do not fit together, or the calibration is
+            damaged.
     """
     cfg.d_in, cfg.d_sae = whole_number(cfg.d_in, "d_in"), whole_number(cfg.d_sae, "d_sae")
     cfg.k = check_k(cfg.k, cfg.d_sae)
     if cfg.default_budget is not None:
         cfg.default_budget = check_budget(cfg.default_budget, cfg.k, "default_budget")
+    if cfg.calibration is not None:
+        check_calibration(cfg.calibration, cfg.k)
 
 
 class HierarchicalTopKSAE(OwnInputSteps, CheckedFiles, TopKSAE):
@@ -77,7 +93,10 @@ class HierarchicalTopKSAE(OwnInputSteps, CheckedFiles, TopKSAE):
 
     >>> sae.budget = 8                     # from now on  # doctest: +SKIP
     >>> with sae.using_budget(32): ...     # for a while
+    >>> sae.budget = MeanBudget(32)        # 32 on average: each token what exceeds one threshold
+    >>> sae.budget = ErrorTarget(0.2)      # each token until a fifth is unexplained
     >>> stock = sae.at_k(16)               # a stock SAELens TopK SAE on the same weights
+    >>> stock = sae.at_mean_k(16)          # a stock JumpReLU SAE that uses 16 on average
     >>> code = sae.encode_ordered(x)       # all cfg.k latents, largest first
     >>> sae.decode_budgets(code, [8, 32])  # [2, ..., d_in]
     """
@@ -86,16 +105,42 @@ class HierarchicalTopKSAE(OwnInputSteps, CheckedFiles, TopKSAE):
 
     def __init__(self, cfg: HierarchicalTopKSAEConfig, use_error_term: bool = False) -> None:
         super().__init__(cfg, use_error_term)
-        self._budget = cfg.default_budget or cfg.k
+        self._budget: Budget = cfg.default_budget or cfg.k
 
     @property
-    def budget(self) -> int:
-        """The budget in use: how many latents ``encode`` keeps per token, in 1..cfg.k."""
+    def budget(self) -> Budget:
+        """The budget in use, of which ``encode`` keeps a token's latents: how many, in 1..cfg.k;
+        or a :class:`MeanBudget` or :class:`ErrorTarget`, which ask each token.
+        """
         return self._budget
 
     @budget.setter
-    def budget(self, budget: int) -> None:
-        self._budget = check_budget(budget, self.cfg.k)
+    def budget(self, budget: Budget) -> None:
+        self._budget = self.check_budget(budget)
+
+    def check_budget(self, budget: Budget) -> Budget:
+        """The budget, if this SAE has it.
+
+        Raises:
+            ValueError: if it is outside 1..cfg.k, or asks every token and the SAE is not calibrated
+                for that.
+        """
+        if isinstance(budget, MeanBudget | ErrorTarget):
+            _ = self.calibration
+        return check_spending(budget, self.cfg.k)
+
+    @property
+    def calibration(self) -> Calibration:
+        """The thresholds of mean budgets, as :func:`hsae_lens.calibrate` has set them.
+
+        Raises:
+            ValueError: if it has not.
+        """
+        if self.cfg.calibration is None:
+            raise ValueError(
+                "This SAE has no thresholds for mean budgets and error targets. " + HOW_TO_CALIBRATE
+            )
+        return check_calibration(self.cfg.calibration, self.cfg.k)
 
     def _set_k(self, _: int) -> NoReturn:
         raise AttributeError("Set sae.budget; sae.cfg.k is the largest budget, and stays.")
@@ -103,7 +148,7 @@ class HierarchicalTopKSAE(OwnInputSteps, CheckedFiles, TopKSAE):
     k = property(fset=_set_k)  # else sae.k = 8 would pass, as to any module, and do nothing
 
     @contextmanager
-    def using_budget(self, budget: int) -> Iterator[HierarchicalTopKSAE]:
+    def using_budget(self, budget: Budget) -> Iterator[HierarchicalTopKSAE]:
         """Uses this budget inside the block and restores the former one after it."""
         before = self.budget
         self.budget = budget
@@ -114,12 +159,11 @@ class HierarchicalTopKSAE(OwnInputSteps, CheckedFiles, TopKSAE):
 
     @override
     def encode(self, x: torch.Tensor) -> torch.Tensor:
-        """Feature activations ``[..., d_sae]`` of ``x`` ``[..., d_in]``, up to ``budget`` non-zero.
+        """Feature activations ``[..., d_sae]`` of ``x`` ``[..., d_in]``; zero outside the budget.
 
         They have the SAE's dtype; :meth:`decode` gives their reconstruction in that of ``x``.
         """
-        code = self.encode_ordered(x).prefix(self.budget)
-        acts = self.hook_sae_acts_post(code.to_dense(self.cfg.d_sae))
+        acts = self.hook_sae_acts_post(self._acts_at(x, self.budget))
         if x.dtype != self.dtype and x.is_floating_point():
             # SAELens' hooked models pass encode's result to decode, and decode's into the model as
             # it is: most layers raise where that is of another dtype. The result says which dtype
@@ -138,11 +182,86 @@ class HierarchicalTopKSAE(OwnInputSteps, CheckedFiles, TopKSAE):
         Raises:
             ValueError: if the last axis of ``x`` is not d_in.
         """
+        return OrderedCode.from_pre_activations(self._scaled_pre(x), self.cfg.k)
+
+    def encode_at(self, x: torch.Tensor, budget: Budget) -> OrderedCode:
+        """The latents that each token uses at a budget, in order; shorter codes end in zeros.
+
+        Of a mean budget all that exceed its threshold, which may be more than cfg.k.
+
+        Raises:
+            ValueError: if the last axis of ``x`` is not d_in, or as :meth:`check_budget`.
+        """
+        code, lengths = self.encode_budgets(x, [budget])
+        return code.prefixes(lengths[0])
+
+    def encode_budgets(
+        self, x: torch.Tensor, budgets: Sequence[Budget]
+    ) -> tuple[OrderedCode, torch.Tensor]:
+        """One code for several budgets, and how many of its latents tokens use at each.
+
+        Returns:
+            A code ``[..., K]``, where K is cfg.k or what the hungriest token uses, if that is
+            more; and the numbers ``[len(budgets), ...]``, int64: whatever the rule, what a token
+            uses is a prefix of its code.
+        """
+        budgets = [self.check_budget(budget) for budget in budgets]
+        acts = self._scaled_pre(x)
+        above = {
+            budget: (acts > self._threshold(budget)).sum(-1)
+            for budget in budgets
+            if isinstance(budget, MeanBudget)
+        }
+        longest = max([self.cfg.k, *(int(n.max()) for n in above.values() if n.numel())])
+        code = OrderedCode.from_pre_activations(acts, longest)
+        return code, torch.stack([self._lengths(code, x, b, above) for b in budgets])
+
+    def _lengths(
+        self,
+        code: OrderedCode,
+        x: torch.Tensor,
+        budget: Budget,
+        above: dict[MeanBudget, torch.Tensor],
+    ) -> torch.Tensor:
+        """How many latents tokens use at a budget ``[...]``; ``above``: what exceeds thresholds."""
+        if isinstance(budget, MeanBudget):
+            return above[budget]
+        if isinstance(budget, ErrorTarget):
+            return self._until(code, x, budget)
+        return torch.full(code.values.shape[:-1], budget, device=code.values.device)
+
+    def _acts_at(self, x: torch.Tensor, budget: Budget) -> torch.Tensor:
+        """What ``encode`` reports, before its hook."""
+        if isinstance(budget, MeanBudget):  # no sort
+            acts = self._scaled_pre(x)
+            return acts * (acts > self._threshold(budget))
+        if isinstance(budget, ErrorTarget):
+            return self.encode_at(x, budget).to_dense(self.cfg.d_sae)
+        return self.encode_ordered(x).prefix(budget).to_dense(self.cfg.d_sae)
+
+    def _scaled_pre(self, x: torch.Tensor) -> torch.Tensor:
+        """Pre-activations ``[..., d_sae]`` as latents are ordered by them."""
         self._check_width(x)
         hidden_pre = self.hook_sae_acts_pre(self.process_sae_in(x) @ self.W_enc + self.b_enc)
         if self.cfg.rescale_acts_by_decoder_norm:
             hidden_pre = hidden_pre * self.W_dec.norm(dim=-1)
-        return OrderedCode.from_pre_activations(hidden_pre, self.cfg.k)
+        return hidden_pre
+
+    def _threshold(self, budget: MeanBudget) -> torch.Tensor:
+        # In the SAE's dtype, as a stock JumpReLU SAE would hold it.
+        threshold = self.calibration.threshold(budget)
+        return torch.full((), threshold, dtype=self.dtype, device=self.device)
+
+    @torch.no_grad()
+    def _until(self, code: OrderedCode, x: torch.Tensor, target: ErrorTarget) -> torch.Tensor:
+        """The fewest of a token's first cfg.k latents that meet the target, else all: ``[...]``."""
+        enough = target.share * self.calibration.variance
+        lengths = torch.full(code.values.shape[:-1], self.cfg.k, device=code.values.device)
+        x = x.to(self.device, torch.promote_types(x.dtype, torch.float32))
+        for j, x_hat in enumerate(self.each_budget(code, range(self.cfg.k))):
+            error = (x_hat.to(x.dtype) - x).flatten(lengths.ndim).square().sum(-1)
+            lengths = torch.where(error <= enough, lengths.clamp(max=j), lengths)
+        return lengths
 
     @override
     def decode(self, feature_acts: torch.Tensor) -> torch.Tensor:
@@ -195,9 +314,32 @@ class HierarchicalTopKSAE(OwnInputSteps, CheckedFiles, TopKSAE):
         loads and runs without this package. As all of SAELens' it does not fit a model of another
         dtype, and gives NaN for a token of zeros under "constant_norm_rescale".
         """
-        cfg = TopKSAEConfig(
-            k=check_budget(k, self.cfg.k),
-            rescale_acts_by_decoder_norm=self.cfg.rescale_acts_by_decoder_norm,
+        k = check_budget(k, self.cfg.k)
+        rescale = self.cfg.rescale_acts_by_decoder_norm
+        return self._stock(TopKSAE, TopKSAEConfig, k=k, rescale_acts_by_decoder_norm=rescale)
+
+    def at_mean_k(self, k: float) -> JumpReLUSAE:
+        """A stock SAELens JumpReLU SAE that uses ``k`` latents on average, on the same weights.
+
+        As :meth:`at_k`; its thresholds, one for each latent, are its own. What it reports is what
+        ``encode`` does at ``MeanBudget(k)``, bit for bit; with ``rescale_acts_by_decoder_norm``,
+        which JumpReLU SAEs lack, activations are not multiplied by the decoder norm, and the
+        reconstruction is the same up to rounding.
+
+        Raises:
+            ValueError: if ``k`` is outside 1..cfg.k, or the SAE is not calibrated.
+        """
+        threshold = self._threshold(MeanBudget(k)).expand(self.cfg.d_sae)
+        if self.cfg.rescale_acts_by_decoder_norm:
+            threshold = threshold / self.W_dec.detach().norm(dim=-1)
+        view = self._stock(JumpReLUSAE, JumpReLUSAEConfig)
+        view.threshold = torch.nn.Parameter(threshold.clone())
+        return view
+
+    def _stock(self, kind: Any, config: Any, **own: Any) -> Any:
+        """An SAE of SAELens' own class that shares the weights; ``own`` are its config's fields."""
+        cfg = config(
+            **own,
             d_in=self.cfg.d_in,
             d_sae=self.cfg.d_sae,
             dtype=self.cfg.dtype,
@@ -207,7 +349,7 @@ class HierarchicalTopKSAE(OwnInputSteps, CheckedFiles, TopKSAE):
             reshape_activations=self.cfg.reshape_activations,
             metadata=copy.deepcopy(self.cfg.metadata),
         )
-        view = TopKSAE(cfg)
+        view = kind(cfg)
         view.W_enc, view.W_dec, view.b_enc, view.b_dec = (
             self.W_enc,
             self.W_dec,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import logging
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -21,9 +22,14 @@ from hsae_lens.objective.budgets import powers_of_two, resolve_budgets, resolve_
 from hsae_lens.objective.encode import encode_topk
 from hsae_lens.objective.loss import NestedOutput, nested_pass
 from hsae_lens.objective.ordered_code import OrderedCode
-from hsae_lens.sae.inference_sae import ARCHITECTURE, check_sizes, norms_are_one
+from hsae_lens.sae.calibration import RecentActivations, calibrate
+from hsae_lens.sae.inference_sae import ARCHITECTURE, check_budget_fields, norms_are_one
 from hsae_lens.sae.normalization import OwnInputSteps, decoder_scale, decoder_target
 from hsae_lens.sae.saved_files import CheckedFiles, save_whole
+
+logger = logging.getLogger(__name__)
+
+CALIBRATION_TOKENS = 8192  # of the end of training: a mean of latents is then within a per cent
 
 # SAELens' runners make a flag of each field of the config below; how its text is read must stand on
 # the field. From Python both hold lists.
@@ -71,6 +77,8 @@ class HierarchicalTopKTrainingSAEConfig(TopKTrainingSAEConfig):
         b_dec_init ("zeros" | "mean"): What b_dec starts as: zeros, as in SAELens, or the mean of
             the first batch. The mean saves the steps Adam would need to walk there. A b_dec that
             is not zeros, of an SAE trained before, stays as it is.
+        calibration (dict | None): Not to be given: a training step takes it away, and at the end
+            the saved SAE has what :func:`hsae_lens.calibrate` finds in the latest activations.
         decoder_init_norm (float | None): Norm the decoder rows start with. Inherited.
         d_in (int): Width of the activations. Inherited from SAEConfig.
         d_sae (int): Number of latents. Inherited from SAEConfig.
@@ -90,9 +98,10 @@ class HierarchicalTopKTrainingSAEConfig(TopKTrainingSAEConfig):
     default_budget: int | None = None
     kernel: str = "auto"
     b_dec_init: Literal["zeros", "mean"] = "zeros"
+    calibration: dict[str, Any] | None = simple_parsing.field(default=None, cmd=False)
 
     def __post_init__(self) -> None:
-        check_sizes(self)
+        check_budget_fields(self)
         self._check_budgets()
         super().__post_init__()  # copies the settings into the metadata, which is saved as JSON too
         if not 0 <= self.aux_loss_coefficient < math.inf:
@@ -148,6 +157,7 @@ class HierarchicalTopKTrainingSAE(OwnInputSteps, CheckedFiles, TopKTrainingSAE):
         self.budget_weights = resolve_weights(cfg.budget_weights, self.budgets)
         self.checks_activations = True  # False where the trainer does it without waiting for a GPU
         self._n_dead = DelayedScalar()
+        self._recent = RecentActivations(CALIBRATION_TOKENS, cfg.d_in)
 
     @override
     def get_activation_fn(self) -> Callable[[torch.Tensor], torch.Tensor]:
@@ -170,6 +180,8 @@ class HierarchicalTopKTrainingSAE(OwnInputSteps, CheckedFiles, TopKTrainingSAE):
         if checks:
             self._check_activations(step_input)
         x = self.hook_sae_input(self.reshape_fn_in(step_input.sae_in.to(self.dtype)))
+        self._recent.add(x)
+        self.cfg.calibration = None  # that of an SAE trained before: the weights change now
         normed = self.run_time_activation_norm_fn_in(x)
         if step_input.n_training_steps == 0 and self.cfg.b_dec_init == "mean":
             self._start_b_dec(normed)
@@ -335,5 +347,33 @@ class HierarchicalTopKTrainingSAE(OwnInputSteps, CheckedFiles, TopKTrainingSAE):
 
     @override
     def save_inference_model(self, path: str | Path) -> tuple[Path, Path]:
-        """As SAELens' ``save_inference_model``; the files appear whole or not at all."""
+        """As SAELens' ``save_inference_model``; the files appear whole or not at all.
+
+        The saved SAE is calibrated with the latest activations of the training.
+        """
+        self._calibrate()
         return save_whole(super().save_inference_model, path)
+
+    def _calibrate(self) -> None:
+        """Thresholds for mean budgets, from activations of the latest steps, if there were any."""
+        if self._recent.n == 0:
+            return
+        try:
+            calibrate(self, self._recent.batches(), progress=False)
+        except ValueError as error:  # a short trial's, whose SAE is to be saved all the same
+            logger.warning("Saved without thresholds for mean budgets: %s", error)
+
+    @override
+    def fold_activation_norm_scaling_factor(self, scaling_factor: float) -> None:
+        super().fold_activation_norm_scaling_factor(scaling_factor)
+        self._recent.change(lambda x: x / scaling_factor)
+
+    @override
+    def fold_activation_whitening(
+        self,
+        mean: torch.Tensor,
+        whitening_matrix: torch.Tensor,
+        unwhitening_matrix: torch.Tensor,
+    ) -> None:
+        super().fold_activation_whitening(mean, whitening_matrix, unwhitening_matrix)
+        self._recent.change(lambda z: z @ unwhitening_matrix.to(z) + mean.to(z))

@@ -31,8 +31,9 @@ from hsae_lens.models.hooks import (
 )
 from hsae_lens.models.token_mask import TokenMask, longest_activation
 from hsae_lens.models.tokenizing import sequences_of
+from hsae_lens.objective.budgets import Budget
 from hsae_lens.objective.ordered_code import OrderedCode
-from hsae_lens.sae.codes import each_reconstruction
+from hsae_lens.sae.codes import each_reconstruction, largest_budget
 from hsae_lens.sae.normalization import joined_heads
 
 
@@ -41,7 +42,7 @@ def evaluate_budgets(
     sae: SAE[Any],
     model: HookedModel,
     tokens: torch.Tensor | Dataset,
-    budgets: Sequence[int] | None = None,
+    budgets: Sequence[Budget] | None = None,
     *,
     mask: TokenMask | None = None,
     cross_entropy: bool = True,
@@ -64,7 +65,8 @@ def evaluate_budgets(
         tokens: int64 ``[n_sequences, context_size]``, or a data set with a column ``text``,
             ``tokens`` or ``input_ids``: it is cut into sequences of the SAE's context size, and
             ``documents`` come from it.
-        budgets: ascending within 1..k; None for 1, 2, 4, … k.
+        budgets: ascending within 1..k; None for 1, 2, 4, … k. :class:`MeanBudget` and
+            :class:`ErrorTarget` may be among them, of a hierarchical SAE that is calibrated.
         mask: which tokens to judge; None for those the SAE was trained on (its metadata). Another:
             ``TokenMask.from_model(model, slice(2, None), max_norm=500)``.
         cross_entropy: whether to splice the reconstruction into the model; without it only the
@@ -81,9 +83,12 @@ def evaluate_budgets(
     Returns:
         One row per budget:
 
-        - ``k``, ``tokens`` (judged), ``l0`` (mean active latents);
+        - ``k``; with budgets that are not fixed ``rule`` ("fixed", "mean", "error") and ``target``
+          (the number asked for, or the share of error); of an error target ``k`` is K;
+        - ``tokens`` (judged), ``l0`` (mean active latents);
         - ``explained_variance`` (1 − Σ‖x−x̂‖² / Σ‖x−mean x‖², pooled over tokens and dimensions),
-          ``fvu`` (1 − that), ``adds`` (what the k-th latent adds to it);
+          ``fvu`` (1 − that), ``adds`` (what the k-th latent adds to it, of
+          fixed budgets);
         - ``mse`` (mean over tokens of ‖x−x̂‖², summed over d_in), ``cosine`` and ``l2_ratio``
           (‖x̂‖/‖x‖), means over tokens;
         - with ``cross_entropy``: ``ce_score`` ((ablated − with SAE) / (ablated − clean)),
@@ -123,7 +128,7 @@ def evaluate_saes(
     saes: Mapping[str, SAE[Any]],
     model: HookedModel,
     tokens: torch.Tensor | Dataset,
-    budgets: Sequence[int] | None = None,
+    budgets: Sequence[Budget] | Mapping[str, Sequence[Budget]] | None = None,
     *,
     mask: TokenMask | None = None,
     cross_entropy: bool = True,
@@ -140,7 +145,7 @@ def evaluate_saes(
     Args:
         saes: by the name that stands in the table. All are judged on the same tokens: where
             ``mask`` or the context size are not given, the first SAE's.
-        budgets: None for 1, 2, 4, … k of each.
+        budgets: for all, or by name; None for 1, 2, 4, … k of each.
 
     Returns:
         The rows of all, a column ``sae`` first.
@@ -149,7 +154,8 @@ def evaluate_saes(
         ValueError: as there, and for SAEs of several hooks or widths.
     """
     check_same_hook(saes)
-    resolved = {name: budgets_of(sae, budgets, name) for name, sae in saes.items()}
+    asked = budgets if isinstance(budgets, Mapping) else dict.fromkeys(saes, budgets)
+    resolved = {name: budgets_of(sae, asked[name], name) for name, sae in saes.items()}
     first = next(iter(saes.values()))
     if model is None:
         raise ValueError("Tokens and text need a model; without one use evaluate_activations.")
@@ -160,7 +166,7 @@ def evaluate_saes(
     documents, n_groups = _group_rows(documents, len(tokens), bootstrap)
     shared = TokenSums(n_groups, first.cfg.d_in)
     sums = {
-        name: FrontierSums(shared, resolved[name], sae.cfg.d_sae, metrics)
+        name: FrontierSums(shared, resolved[name], largest_budget(sae), sae.cfg.d_sae, metrics)
         for name, sae in saes.items()
     }
     mask = mask or TokenMask.from_sae(first, model)
@@ -179,7 +185,7 @@ def evaluate_saes(
 def evaluate_activations(
     sae: SAE[Any],
     activations: torch.Tensor,
-    budgets: Sequence[int] | None = None,
+    budgets: Sequence[Budget] | None = None,
     *,
     max_norm: float | None = None,
     bootstrap: int = 0,
@@ -207,7 +213,7 @@ def evaluate_activations(
     _check_width(activations, sae, "activations")
     documents, n_groups = _group_rows(documents, len(activations), bootstrap)
     shared = TokenSums(n_groups, sae.cfg.d_in)
-    sums = FrontierSums(shared, resolved, sae.cfg.d_sae, metrics)
+    sums = FrontierSums(shared, resolved, largest_budget(sae), sae.cfg.d_sae, metrics)
     limit = max_norm or longest_activation(sae)
     batches = zip(activations.split(batch_size), documents.split(batch_size), strict=True)
     n_batches = -(-len(activations) // batch_size)
@@ -324,10 +330,13 @@ def _add_reconstructions(
     """
     x = original.flatten(keep.ndim)
     here, kept = groups[keep.cpu()], x[keep]
-    wanted = sorted({j for k in sums.budgets for j in (k - 1, k)})
+    fixed = sorted({j for k in sums.budgets if isinstance(k, int) for j in (k - 1, k)})
+    wanted = [*fixed, *(budget for budget in sums.budgets if not isinstance(budget, int))]
     for j, code, x_hat in each_reconstruction(sae, original, keep.ndim, wanted):
         x_hat = x_hat.flatten(keep.ndim).to(x.device)
-        if j + 1 in sums.budgets:  # what the next latent adds starts from here
+        if (
+            isinstance(j, int) and j + 1 in sums.budgets
+        ):  # what the next latent adds starts from here
             error = (kept.float() - x_hat[keep].float()).square().sum(-1)
             sums.add("square_error_before", sums.budgets.index(j + 1), error, here)
         if j in sums.budgets:

@@ -6,12 +6,12 @@ Pure tensors in, a table out; where activations and losses come from is ``evalua
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
 
 import pandas as pd
 import torch
 
 from hsae_lens._util.columns import FRONTIER
+from hsae_lens.objective.budgets import Budget, budget_rows
 from hsae_lens.objective.ordered_code import OrderedCode
 
 DENSE = 0.1  # a latent active on a larger share of the tokens is dense
@@ -111,7 +111,8 @@ class FrontierSums:
 
     Args:
         shared: the sums over the same tokens without an SAE.
-        budgets: ascending.
+        budgets: in the order of the table's rows.
+        k: the SAE's largest budget.
         d_sae: number of latents.
         extra: metrics of the user's own, by column name; their mean over tokens is reported.
     """
@@ -119,13 +120,15 @@ class FrontierSums:
     def __init__(
         self,
         shared: TokenSums,
-        budgets: Sequence[int],
+        budgets: Sequence[Budget],
+        k: int,
         d_sae: int,
         extra: Mapping[str, TokenMetric] | None = None,
     ) -> None:
-        self.shared, self.budgets = shared, list(budgets)
+        self.shared, self.budgets, self.k = shared, list(budgets), k
         self.fired = torch.zeros(len(self.budgets), d_sae, dtype=torch.int64)
-        self.sums: dict[str, torch.Tensor] = {}
+        zeros = torch.zeros(len(self.budgets), len(shared.tokens), dtype=torch.float64)
+        self.sums: dict[str, torch.Tensor] = {"square_error_before": zeros}
         self.extra = dict(extra or {})
         if taken := sorted(set(self.extra) & TAKEN):
             raise ValueError(f"The metric name {taken[0]!r} is taken; choose another.")
@@ -172,8 +175,14 @@ class FrontierSums:
         alive = self.fired.double()
         columns["dead"] = (alive == 0).double().mean(-1)
         columns["dense"] = (alive > DENSE * self.shared.tokens.sum()).double().mean(-1)
-        table: dict[str, Any] = {"k": self.budgets, "tokens": int(self.shared.tokens.sum())}
-        return pd.DataFrame(table | {name: column.tolist() for name, column in columns.items()})
+        columns["adds"] = columns["adds"].where(self._fixed(), torch.nan)
+        table = pd.DataFrame(budget_rows(self.budgets, self.k))
+        table["tokens"] = int(self.shared.tokens.sum())
+        return table.assign(**{name: column.tolist() for name, column in columns.items()})
+
+    def _fixed(self) -> torch.Tensor:
+        """Where the budget is a fixed one: only there a k-th latent adds something."""
+        return torch.tensor([isinstance(budget, int) for budget in self.budgets])
 
     def _standard_errors(self, bootstrap: int, seed: int) -> dict[str, torch.Tensor]:
         present = self.shared.tokens > 0

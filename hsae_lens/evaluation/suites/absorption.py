@@ -27,6 +27,7 @@ from hsae_lens.evaluation.checks import budgets_of
 from hsae_lens.evaluation.fingerprints import model_fingerprint, sae_fingerprint
 from hsae_lens.models.hooked_model import HookedModel
 from hsae_lens.models.hooks import hook_activations
+from hsae_lens.objective.budgets import Budget, budget_rows
 from hsae_lens.sae.inference_sae import HierarchicalTopKSAE
 
 # SAEBench's settings, but for the batch: few words in its batches of 4096 would be few steps.
@@ -52,7 +53,7 @@ def feature_absorption(
     sae: HierarchicalTopKSAE,
     model: HookedModel,
     folder: str | Path,
-    budgets: Sequence[int] | None = None,
+    budgets: Sequence[Budget] | None = None,
     words: int = 100,
     progress: bool = True,
 ) -> pd.DataFrame:
@@ -67,7 +68,7 @@ def feature_absorption(
             (SAEBench recommends 2B parameters or more), which the table says.
         folder: keeps probes and results, each whole or not at all, so that an interrupted run goes
             on; apart for each model and SAE (:mod:`hsae_lens.evaluation.fingerprints`).
-        budgets: ascending within 1..K; None for 1, 2, 4, … K.
+        budgets: as :func:`evaluate_budgets` takes them; None for 1, 2, 4, … K.
         words: for each letter, 10 or more, of which a fifth is held out.
 
     Returns:
@@ -110,10 +111,11 @@ def feature_absorption(
     with _quiet():
         _train_probes(shared)
     rows, of_sae = [], folder / sae_fingerprint(sae)
-    for k in tqdm(resolved, "Absorption", disable=not progress):
-        with sae.using_budget(k), _quiet():
-            rows.append({"k": k, **_absorption_at_budget(sae, shared, of_sae, f"k-{k}")})
-    return pd.DataFrame(rows)
+    for budget in tqdm(resolved, "Absorption", disable=not progress):
+        with sae.using_budget(budget), _quiet():
+            rows.append(_absorption_at_budget(sae, shared, of_sae, f"k-{budget}"))
+    in_table = budget_rows(resolved, sae.cfg.k)
+    return pd.DataFrame([budget | row for budget, row in zip(in_table, rows, strict=True)])
 
 
 def _train_probes(shared: dict[str, Any]) -> None:

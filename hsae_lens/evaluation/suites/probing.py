@@ -20,6 +20,7 @@ from hsae_lens.evaluation.checks import budgets_of
 from hsae_lens.evaluation.fingerprints import model_fingerprint, sae_fingerprint
 from hsae_lens.models.hooked_model import HookedModel
 from hsae_lens.models.hooks import check_bare
+from hsae_lens.objective.budgets import Budget, budget_rows
 from hsae_lens.sae.inference_sae import HierarchicalTopKSAE
 
 DATASETS = ("96_spam_is", "105_click_bait", "113_movie_sent", "36_sciq_tf")
@@ -41,7 +42,7 @@ def sparse_probing(
     model: HookedModel,
     folder: str | Path,
     datasets: Sequence[str] = DATASETS,
-    budgets: Sequence[int] | None = None,
+    budgets: Sequence[Budget] | None = None,
     probe_sizes: Sequence[int] = (1, 2, 8),
     progress: bool = True,
 ) -> pd.DataFrame:
@@ -57,7 +58,7 @@ def sparse_probing(
             goes on; apart for each model, SAE (:mod:`hsae_lens.evaluation.fingerprints`) and probe
             sizes.
         datasets: names from sae-probes, as "96_spam_is".
-        budgets: ascending within 1..K; None for 1, 2, 4, … K.
+        budgets: as :func:`evaluate_budgets` takes them; None for 1, 2, 4, … K.
 
     Returns:
         A row per data set, budget and probe size: ``dataset``, ``k``, ``probe_size``, ``test_auc``,
@@ -82,17 +83,18 @@ def sparse_probing(
     sizes = sorted(set(probe_sizes))
     of_model = Path(folder) / model_fingerprint(model)
     of_sae = of_model / sae_fingerprint(sae) / f"probes-{'-'.join(map(str, sizes))}"
+    in_table = budget_rows(resolved, sae.cfg.k)
     rows: list[dict[str, Any]] = []
     with tqdm(total=len(datasets) * len(resolved), desc="Probing", disable=not progress) as bar:
         for dataset in datasets:
             with contextlib.redirect_stdout(io.StringIO()):  # it reports every file
                 baseline = _probe_whole_activations(sae, model, dataset, of_model)
             able = above_guessing(**baseline)
-            for k in resolved:
-                with sae.using_budget(k), contextlib.redirect_stdout(io.StringIO()):
-                    found = _probe_at_budget(sae, dataset, sizes, of_model, of_sae / f"k-{k}")
+            for budget, columns in zip(resolved, in_table, strict=True):
+                with sae.using_budget(budget), contextlib.redirect_stdout(io.StringIO()):
+                    found = _probe_at_budget(sae, dataset, sizes, of_model, of_sae / f"k-{budget}")
                 for size, metrics in zip(sizes, found, strict=True):
-                    row = {"dataset": dataset, "k": k, "probe_size": size}
+                    row = {"dataset": dataset, **columns, "probe_size": size}
                     row |= {name: metrics[name] for name in METRICS}
                     kept = (
                         (metrics["test_auc"] - 0.5) / (baseline["auc"] - 0.5) if able else math.nan

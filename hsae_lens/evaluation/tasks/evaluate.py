@@ -22,7 +22,8 @@ from hsae_lens.models.hooks import (
     sequences_at_once,
 )
 from hsae_lens.models.token_mask import TokenMask
-from hsae_lens.sae.codes import each_reconstruction
+from hsae_lens.objective.budgets import Budget, budget_rows
+from hsae_lens.sae.codes import each_reconstruction, largest_budget
 
 CHANCE = 0.5
 
@@ -32,7 +33,7 @@ def evaluate_tasks(
     sae: SAE[Any],
     model: HookedModel,
     tasks: Sequence[str | TokenizedTask] | None = None,
-    budgets: Sequence[int] | None = None,
+    budgets: Sequence[Budget] | None = None,
     *,
     n: int = 64,
     mask: TokenMask | None = None,
@@ -46,7 +47,7 @@ def evaluate_tasks(
     Args:
         tasks: names from :data:`hsae_lens.evaluation.tasks.TASKS`, or tokenized tasks; None for
             all of them.
-        budgets: ascending within 1..k; None for 1, 2, 4, … k.
+        budgets: as :func:`evaluate_budgets` takes them; None for 1, 2, 4, … k.
         n: pairs of each named task.
         mask: which positions are replaced; None for those the SAE was trained on.
         batch_size: prompts per forward pass; None as in :func:`evaluate_budgets`.
@@ -79,12 +80,13 @@ def evaluate_tasks(
         want, *got = torch.cat(parts, dim=1)
         accuracy = (want > 0).double().mean().item()
         able = better_than_guessing(accuracy, len(want)) and want.mean() > 0
-        for k, diff in zip(resolved, got, strict=True):
+        in_table = budget_rows(resolved, largest_budget(sae))
+        for budget, diff in zip(in_table, got, strict=True):
             solved = (diff > 0).double().mean().item()
             rows.append(
                 {
                     "task": task.name,
-                    "k": k,
+                    **budget,
                     "accuracy": solved,
                     "logit_diff": diff.mean().item(),
                     "model_accuracy": accuracy,
@@ -97,7 +99,7 @@ def evaluate_tasks(
 
 
 def _logit_diffs(
-    sae: SAE[Any], model: HookedModel, task: TokenizedTask, budgets: list[int], mask: TokenMask
+    sae: SAE[Any], model: HookedModel, task: TokenizedTask, budgets: list[Budget], mask: TokenMask
 ) -> torch.Tensor:
     """Right minus wrong logit at the last position, of the model and at each budget ``[1 + B, n]``.
 

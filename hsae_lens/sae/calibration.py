@@ -1,0 +1,220 @@
+"""What an SAE must know of its activations to spend by token: thresholds, and their variance."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from tqdm.auto import tqdm
+
+from hsae_lens.models.token_mask import longest_activation
+from hsae_lens.objective.budgets import MeanBudget, check_spending
+from hsae_lens.sae.normalization import joined_heads
+
+FEWEST_TOKENS = 512  # with fewer a threshold's mean of latents would be off by some per cent
+
+KEPT_BITS = 20  # of a positive float32's 31: latents are counted in steps of 1/4096 of their size
+
+HOW_TO_CALIBRATE = (
+    "Calibrate it with some activations of its hook, hsae_lens.calibrate(sae, activations), or "
+    "`hsae calibrate PATH`."
+)
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Thresholds of mean budgets, and what error targets are shares of.
+
+    thresholds: for each mean budget 1..k the activation that a latent must exceed, falling.
+    variance: mean squared distance of activations from their mean, summed over d_in.  tokens: how
+    many activations these are from.
+    """
+
+    thresholds: list[float]
+    variance: float
+    tokens: int
+
+    def threshold(self, budget: MeanBudget) -> float:
+        """The threshold of a mean budget; between whole ones on the line that joins theirs.
+
+        Raises:
+            ValueError: if it is outside 1..k.
+        """
+        check_spending(budget, len(self.thresholds))
+        whole = range(1, len(self.thresholds) + 1)
+        return float(np.interp(budget.k, whole, self.thresholds))
+
+
+def check_calibration(saved: Any, k: int) -> Calibration:
+    """A config's ``calibration``, read.
+
+    Raises:
+        ValueError: if it cannot be one of an SAE with k budgets.
+    """
+    try:
+        thresholds = np.asarray(saved["thresholds"], dtype=np.float64)
+        variance, tokens = float(saved["variance"]), int(saved["tokens"])
+        finite = thresholds.shape == (k,) and bool(np.isfinite([*thresholds, variance]).all())
+        fits = finite and thresholds[-1] >= 0 and variance > 0
+    except (TypeError, KeyError, ValueError, OverflowError):
+        fits = False
+    if not fits:
+        raise ValueError(
+            f"calibration must hold {k} thresholds, a variance and a number of tokens, all finite "
+            "and not negative; this one is damaged. Take it out of the config and calibrate again."
+        )
+    if (np.diff(thresholds) > 0).any():
+        raise ValueError(
+            "calibration is damaged: its thresholds do not fall with the budget, so a larger mean "
+            "budget would use fewer latents. Take it out of the config and calibrate again."
+        )
+    return Calibration(thresholds.tolist(), variance, tokens)
+
+
+@torch.no_grad()
+def calibrate(
+    sae: Any,
+    activations: torch.Tensor | Iterable[torch.Tensor],
+    batch_size: int = 1024,
+    progress: bool = True,
+) -> Calibration:
+    """Finds the thresholds at which an SAE's mean budgets 1..k are met; its config keeps them.
+
+    One pass; what is kept of it are counts of latents by activation. A threshold is the activation
+    that k · n latents of n tokens exceed, over all latents, not a token's first K. Tokens that are
+    longer than the SAE's ``max_norm`` are left out, as everywhere.
+
+    Args:
+        sae: a hierarchical SAE, for inference or training. ``sae.cfg.calibration`` is set.
+        activations: ``[n, d_in]`` of the hook, or batches of such; best some that it was trained
+            on, or text of the kind it will read: thresholds drift with the text.
+        batch_size: tokens at a time, of a tensor.
+
+    Raises:
+        ValueError: for activations of another width, fewer than 512 of them, or all the same.
+        FloatingPointError: for NaN or infinite ones.
+    """
+    counts = torch.zeros(1 << KEPT_BITS, dtype=torch.int64, device=sae.device)
+    moments = _Moments()
+    for x in tqdm(_batches(activations, batch_size), "Calibrating", disable=not progress):
+        x = _checked(sae, x)
+        moments.add(x)
+        _count(scaled_activations(sae, x), counts)
+    if moments.n < FEWEST_TOKENS:
+        raise ValueError(
+            f"{moments.n} activations are too few to calibrate mean budgets: give {FEWEST_TOKENS} "
+            "or more."
+        )
+    if not (variance := moments.variance()) > 0:
+        raise ValueError("All activations are the same, so no threshold tells tokens apart.")
+    thresholds = _thresholds(counts.cpu().numpy(), moments.n, sae.cfg.k)
+    calibration = Calibration(thresholds, variance, moments.n)
+    sae.cfg.calibration = asdict(calibration)
+    return calibration
+
+
+def scaled_activations(sae: Any, x: torch.Tensor) -> torch.Tensor:
+    """Every latent's activation ``[n, d_sae]``, negative ones too, as ``encode`` reports those."""
+    with joined_heads(sae):
+        pre = sae.process_sae_in(x) @ sae.W_enc + sae.b_enc
+    return pre * sae.W_dec.norm(dim=-1) if sae.cfg.rescale_acts_by_decoder_norm else pre
+
+
+def _batches(
+    activations: torch.Tensor | Iterable[torch.Tensor], batch_size: int
+) -> Iterable[torch.Tensor]:
+    return activations.split(batch_size) if isinstance(activations, torch.Tensor) else activations
+
+
+def _checked(sae: Any, x: torch.Tensor) -> torch.Tensor:
+    """The tokens that count, where the SAE is."""
+    if x.ndim != 2 or x.shape[-1] != sae.cfg.d_in:
+        raise ValueError(
+            f"The SAE reads activations [n, d_in={sae.cfg.d_in}], got {tuple(x.shape)}. Are they "
+            "of another model or hook?"
+        )
+    x = x.to(sae.device, sae.dtype)
+    x = x[~(x.norm(dim=-1) > longest_activation(sae))]
+    if not torch.isfinite(x).all():
+        raise FloatingPointError("The activations to calibrate with hold NaN or infinity.")
+    return x
+
+
+class _Moments:
+    """Running mean and variance of activations ``[n, d_in]``, in float64.
+
+    About the first batch's mean: the squares of a mean that is as long as the activations are would
+    drown their differences.
+    """
+
+    def __init__(self) -> None:
+        self.n, self.square = 0, 0.0
+        self.origin = self.sum = torch.zeros(())
+
+    def add(self, x: torch.Tensor) -> None:
+        wide = x.double()
+        if self.n == 0 and len(x):
+            self.origin = wide.mean(0)
+        wide = wide - self.origin
+        self.n += len(x)
+        self.sum = self.sum + wide.sum(0)
+        self.square += float(wide.square().sum())
+
+    def variance(self) -> float:
+        return self.square / self.n - float((self.sum / self.n).square().sum())
+
+
+def _count(acts: torch.Tensor, counts: torch.Tensor) -> None:
+    """Adds the positive ones to counts by size: the leading bits of a float ascend with it."""
+    bits = acts[acts > 0].float().view(torch.int32) >> (31 - KEPT_BITS)
+    counts += torch.bincount(bits, minlength=len(counts))
+
+
+def _thresholds(counts: np.ndarray, n_tokens: int, k: int) -> list[float]:
+    """For each mean budget the activation that so many latents exceed; 0 where fewer are active."""
+    larger = counts[::-1].cumsum()[::-1]  # in this bin or above
+    found = []
+    for wanted in (n_tokens * budget for budget in range(1, k + 1)):
+        if larger[0] < wanted:
+            found.append(0.0)
+            continue
+        at = int(np.searchsorted(-larger, -wanted, side="right")) - 1  # the last with enough
+        into = (larger[at] - wanted) / counts[at]  # what part of the bin is too much
+        lower, upper = _edge(at), _edge(at + 1)
+        found.append(float(lower + into * (upper - lower)))
+    return found
+
+
+def _edge(n: int) -> float:
+    """The smallest activation in the n-th bin."""
+    return float(np.int32(n << (31 - KEPT_BITS)).view(np.float32))
+
+
+class RecentActivations:
+    """The latest activations of a training run, to calibrate with at its end."""
+
+    def __init__(self, size: int, d_in: int) -> None:
+        self.size, self.n = size, 0
+        self.kept = torch.empty(0, d_in)
+
+    def add(self, x: torch.Tensor) -> None:
+        """Keeps a batch ``[..., d_in]`` in place of the oldest; a copy, so that it can be freed."""
+        x = x.detach().reshape(-1, x.shape[-1])[-self.size :]
+        if not len(self.kept):
+            self.kept = x.new_empty(self.size, x.shape[1])
+        start = self.n % self.size
+        until_end = x[: self.size - start]
+        self.kept[start : start + len(until_end)] = until_end
+        self.kept[: len(x) - len(until_end)] = x[len(until_end) :]
+        self.n += len(x)
+
+    def change(self, function: Callable[[torch.Tensor], torch.Tensor]) -> None:
+        """Applies to them what has happened to the units of activations since."""
+        self.kept = function(self.kept)
+
+    def batches(self, batch_size: int = 1024) -> Iterator[torch.Tensor]:
+        """All that are kept."""
+        yield from self.kept[: min(self.n, self.size)].split(batch_size)

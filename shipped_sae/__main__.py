@@ -2,7 +2,8 @@
 
 Writes the SAE into ``hsae_lens/releases/pretrained/`` with its card, its entry in
 ``releases.yaml`` and a picture of its frontier. An interrupted run goes on from its last
-checkpoint when the same command is given again.
+checkpoint when the same command is given again. With ``--again`` the shipped weights stay, and what
+is said about them (thresholds of mean budgets, frontiers, card, picture) is made anew.
 """
 
 from __future__ import annotations
@@ -18,7 +19,12 @@ import torch
 import yaml
 from sae_lens import LanguageModelSAERunnerConfig, LoggingConfig
 
-from hsae_lens import HierarchicalTopKSAE, HierarchicalTopKTrainingSAEConfig
+from hsae_lens import (
+    HierarchicalTopKSAE,
+    HierarchicalTopKTrainingSAEConfig,
+    MeanBudget,
+    calibrate,
+)
 from hsae_lens._util.atomic_files import replacing_file
 from hsae_lens.evaluation import evaluate_budgets
 from hsae_lens.evaluation.plots import plot_frontier
@@ -29,9 +35,11 @@ from hsae_lens.models.opening import open_model
 from hsae_lens.models.smollm2 import SMOLLM2, SMOLLM2_HUB_NAME
 from hsae_lens.models.text_files import cpython_reference, hold_out
 from hsae_lens.models.tokenizing import token_dataset, tokenize
+from hsae_lens.objective.budgets import powers_of_two
 from hsae_lens.releases.directory import TABLE
 from hsae_lens.releases.hub_loader import checksum
 from hsae_lens.releases.model_card import store_frontier, write_card
+from hsae_lens.sae.codes import masked_activations
 from hsae_lens.training.checkpoints import missing_from_checkpoint
 from hsae_lens.training.runner import HierarchicalTopKTrainingRunner
 from shipped_sae.corpus import documents
@@ -46,6 +54,7 @@ FIRST_POSITION = 4  # the model parks outlier norms on those before
 TOKENS_PER_STEP = 1024
 LR = 2e-3
 JUDGED_SEQUENCES = 64  # of each text
+CALIBRATED_ON = 512  # sequences of the training text
 NOTES = [
     "Trained on 5 million tokens, a thousandth of what a research SAE sees: rare latents are "
     "undertrained, and nobody has checked what single latents mean.",
@@ -68,14 +77,29 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--dtype", default=AUTO, help="of the model while the SAE is trained")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--again", action="store_true", help="describe the shipped weights anew")
     args = parser.parse_args()
     # By name in the settings: another machine's "auto" may be another format.
     args.dtype = dtype_name(model_dtype(args.dtype, args.device))
 
-    folder = args.runs / f"layer-{args.layer}"
-    remember_settings(args, folder)
     kept, held = hold_out(documents(args.characters_per_set, seed=args.seed), 0.02, args.seed)
     model = open_model(SMOLLM2, args.device, args.dtype)
+    if args.again:
+        shipped = SHIPPED / f"blocks.{args.layer}.hook_resid_post"
+        sae = HierarchicalTopKSAE.load_from_disk(shipped, device=args.device, dtype="float32")
+    else:
+        sae = trained(args, model, kept)
+        count_dead(sae, model, held)
+    calibrate_on(sae, model, kept)
+    # Judged in float32: bfloat16 rounds cross-entropies.
+    store_frontiers(sae, open_model(SMOLLM2, args.device, torch.float32), held)
+    ship(sae)
+
+
+def trained(args: argparse.Namespace, model: HookedModel, kept: list[str]) -> HierarchicalTopKSAE:
+    """Trains the SAE, or goes on with it, and says what it is in its metadata."""
+    folder = args.runs / f"layer-{args.layer}"
+    remember_settings(args, folder)
     time_file = folder / "time.txt"  # written when the SAE is saved
     if not time_file.exists():
         started = time.perf_counter()
@@ -86,10 +110,15 @@ def main() -> None:
     sae = HierarchicalTopKSAE.load_from_disk(folder / "sae", device=args.device)
     round_and_describe(sae, args, model, kept[:200])
     sae.cfg.metadata.training_time = time_file.read_text()
-    count_dead(sae, model, held)
-    # Judged in float32: bfloat16 rounds cross-entropies.
-    store_frontiers(sae, open_model(SMOLLM2, args.device, torch.float32), held)
-    ship(sae)
+    return sae
+
+
+def calibrate_on(sae: HierarchicalTopKSAE, model: HookedModel, texts: list[str]) -> None:
+    """Thresholds of mean budgets from training text, evenly from all of its documents."""
+    tokens = tokenize(texts[:: max(1, len(texts) // (2 * CALIBRATED_ON))], model.tokenizer, CONTEXT)
+    evenly = torch.linspace(0, len(tokens) - 1, CALIBRATED_ON).long()
+    activations, _ = masked_activations(sae, model, tokens[evenly])
+    calibrate(sae, activations)
 
 
 def remember_settings(args: argparse.Namespace, folder: Path) -> None:
@@ -196,7 +225,8 @@ def store_frontiers(sae: HierarchicalTopKSAE, model: HookedModel, held: list[str
     }
     for name, text in texts.items():
         tokens = tokenize(text, model.tokenizer, CONTEXT)[:JUDGED_SEQUENCES]
-        table = evaluate_budgets(sae, model, tokens)
+        budgets = powers_of_two(sae.cfg.k)
+        table = evaluate_budgets(sae, model, tokens, [*budgets, *map(MeanBudget, budgets)])
         print(f"\nOn {name}:\n{table.to_string(index=False)}")
         store_frontier(sae, table, name)
     print(f"Evaluated in {time.perf_counter() - started:.0f} s.")

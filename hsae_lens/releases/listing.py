@@ -8,7 +8,7 @@ from hsae_lens._util.columns import LABELS, QUALITIES
 from hsae_lens.objective.budgets import powers_of_two
 from hsae_lens.releases.directory import RELEASES, Release
 from hsae_lens.releases.hub_loader import config_at_hand
-from hsae_lens.releases.model_card import frontier_rows
+from hsae_lens.releases.model_card import frontier_rows, of_rule
 
 
 def list_releases() -> str:
@@ -33,7 +33,8 @@ def _sae_lines(cfg: dict[str, Any] | None, local: bool) -> list[str]:
     if cfg is None:
         return ["its files are missing" if local else "not downloaded yet"]
     lines = [f"{cfg['d_in']} → {cfg['d_sae']} latents, {cfg['architecture']}, k 1..{cfg.get('k')}"]
-    rows = frontier_rows(cfg.get("metadata", {}).get("frontier"))
+    every = frontier_rows(cfg.get("metadata", {}).get("frontier"))
+    rows, mean = of_rule(every, "fixed"), of_rule(every, "mean")
     for text in dict.fromkeys(row["text"] for row in rows):
         here = {row["k"]: row for row in rows if row["text"] == text}
         shown = [k for k in powers_of_two(max(here)) if k in here]
@@ -41,7 +42,19 @@ def _sae_lines(cfg: dict[str, Any] | None, local: bool) -> list[str]:
         for column in QUALITIES:
             if all(column in here[k] for k in shown):
                 lines.append(_line(LABELS[column], [f"{here[k][column]:5.3f}" for k in shown]))
+        lines += _mean_lines([row for row in mean if row["text"] == text])
     return lines
+
+
+def _mean_lines(rows: list[dict[str, Any]]) -> list[str]:
+    """Of a text: what is used of the mean budgets, and how good it is."""
+    columns = [("asked on average", "k", "5g"), (LABELS["l0"], "l0", "5.1f")]
+    columns += [(LABELS[of], of, "5.3f") for of in QUALITIES]
+    return [
+        _line(label, [format(row[of], shown) for row in rows])
+        for label, of, shown in columns
+        if rows and all(of in row for row in rows)
+    ]
 
 
 def _line(label: str, cells: list[str]) -> str:

@@ -44,7 +44,17 @@ sae = hsae_lens.load_pretrained({quoted}, k={half})
 {frontier}
 
 {definition}
-{notes}"""
+{spending}{notes}"""
+
+SPENDING = """
+## Spent on average
+
+Tokens differ in how many latents they need. `sae.budget = hsae_lens.MeanBudget({half})` keeps what
+exceeds one threshold for all of them, {half} on average; `sae.at_mean_k({half})` is a stock
+JumpReLU SAE that does. The thresholds are from {tokens:,} activations, and drift with the text:
+
+{tables}
+"""
 
 HUB_HEADER = """\
 ---
@@ -58,7 +68,8 @@ tags: [sparse-autoencoder, hierarchical-topk]
 def store_frontier(sae: SAE[Any], table: pd.DataFrame, text: str) -> None:
     """Keeps a table of :func:`evaluate_budgets` in the SAE's metadata, under the text's name."""
     kept = [row for row in frontier_rows(sae.cfg.metadata.frontier) if row["text"] != text]
-    columns = [column for column in frontier_columns("card") if column in table]
+    known = dict.fromkeys(["k", "rule", "target", *frontier_columns("card")])
+    columns = [column for column in known if column in table]
     for row in table[columns].to_dict("records"):
         rounded = {str(c): round(v, 4) if isinstance(v, float) else v for c, v in row.items()}
         kept.append({"text": text, **rounded})
@@ -70,7 +81,9 @@ def frontier_rows(saved: Any) -> list[dict[str, Any]]:
     """The rows of a frontier in an SAE's metadata, where others may have put anything."""
     rows = [row for row in saved if isinstance(row, dict)] if isinstance(saved, list) else []
     return [
-        row for row in rows if isinstance(row.get("text"), str) and isinstance(row.get("k"), int)
+        row
+        for row in rows
+        if isinstance(row.get("text"), str) and isinstance(row.get("k"), int | float)
     ]
 
 
@@ -100,6 +113,7 @@ def write_card(sae: SAE[Any], release: str, sae_id: str, title: str | None = Non
         facts=_markdown_table(pd.DataFrame(facts.items(), columns=["", " "])),
         frontier=_frontier_section(frontier_rows(metadata.frontier)),
         definition=_definition_line(metadata.definitions),
+        spending=_spending_section(sae),
         notes="\n## What it is not good for\n\n" + "".join(f"- {n}\n" for n in notes)
         if notes
         else "",
@@ -126,11 +140,40 @@ def _training_facts(details: dict[str, Any]) -> dict[str, Any]:
 
 
 def _frontier_section(rows: list[dict[str, Any]]) -> str:
-    if not rows:
-        return "Not measured."
+    fixed = of_rule(rows, "fixed")
+    return _tables_by_text(pd.DataFrame(fixed)) if fixed else "Not measured."
+
+
+def _spending_section(sae: SAE[Any]) -> str:
+    """How to spend on average, and what the thresholds really use on each text; "" without any."""
+    if not sae.cfg.calibration:
+        return ""
+    rows = of_rule(frontier_rows(sae.cfg.metadata.frontier), "mean")
+    rows = [row for row in rows if isinstance(row.get("l0"), int | float)]
+    tables = "Not measured."
+    if rows:
+        table = pd.DataFrame(rows)
+        place = list(table.columns).index("l0") + 1
+        table.insert(place, "off by", [f"{100 * (used / asked - 1):+.1f}%" for asked, used in
+                                       zip(table["k"], table["l0"], strict=True)])  # fmt: skip
+        tables = _tables_by_text(table)
+    half, tokens = max(1, sae.cfg.k // 4), sae.cfg.calibration["tokens"]
+    return SPENDING.format(half=half, tokens=tokens, tables=tables)
+
+
+def of_rule(rows: list[dict[str, Any]], rule: str) -> list[dict[str, Any]]:
+    """Rows of a frontier whose budgets are of one rule, without saying so."""
+    return [
+        {name: value for name, value in row.items() if name not in ("rule", "target")}
+        for row in rows
+        if row.get("rule", "fixed") == rule
+    ]
+
+
+def _tables_by_text(table: pd.DataFrame) -> str:
     parts = []
-    for text, table in pd.DataFrame(rows).groupby("text", sort=False):
-        shown = table.drop(columns="text").dropna(axis=1, how="all").rename(columns=heading)
+    for text, mine in table.groupby("text", sort=False):
+        shown = mine.drop(columns="text").dropna(axis=1, how="all").rename(columns=heading)
         parts.append(f"On {text}:\n\n{_markdown_table(shown)}")
     return "\n\n".join(parts)
 

@@ -60,6 +60,12 @@ class OrderedCode:
         used = torch.arange(longest, device=values.device) < lengths[..., None]
         return OrderedCode(values * used, indices)
 
+    def followed_by(self, other: OrderedCode) -> OrderedCode:
+        """A longer code: this one's latents, and then the other's, none of which is larger."""
+        return OrderedCode(
+            torch.cat([self.values, other.values], -1), torch.cat([self.indices, other.indices], -1)
+        )
+
     def to_dense(self, d_sae: int) -> torch.Tensor:
         """The code as SAELens' ``feature_acts``: shape ``[..., d_sae]``, zero elsewhere."""
         dense = self.values.new_zeros(*self.values.shape[:-1], d_sae)

@@ -133,8 +133,8 @@ def _checked(sae: Any, x: torch.Tensor) -> torch.Tensor:
     """The tokens that count, where the SAE is."""
     if x.ndim != 2 or x.shape[-1] != sae.cfg.d_in:
         raise ValueError(
-            f"The SAE reads activations [n, d_in={sae.cfg.d_in}], got {tuple(x.shape)}. Are they "
-            "of another model or hook?"
+            f"The SAE reads activations [n, d_in={sae.cfg.d_in}], got "
+            f"[{', '.join(['n', *map(str, x.shape[1:])])}]. Are they of another model or hook?"
         )
     x = x.to(sae.device, sae.dtype)
     x = x[~(x.norm(dim=-1) > longest_activation(sae))]

@@ -213,7 +213,11 @@ class HierarchicalTopKSAE(OwnInputSteps, CheckedFiles, TopKSAE):
             if isinstance(budget, MeanBudget)
         }
         longest = max([self.cfg.k, *(int(n.max()) for n in above.values() if n.numel())])
-        code = OrderedCode.from_pre_activations(acts, longest)
+        code = OrderedCode.from_pre_activations(acts, self.cfg.k)
+        if longest > self.cfg.k:
+            # Sorted apart, so that the first cfg.k are those of any other call, ties included.
+            others = acts.scatter(-1, code.indices, -torch.inf)
+            code = code.followed_by(OrderedCode.from_pre_activations(others, longest - self.cfg.k))
         return code, torch.stack([self._lengths(code, x, b, above) for b in budgets])
 
     def _lengths(

@@ -360,7 +360,7 @@ class HierarchicalTopKTrainingSAE(OwnInputSteps, CheckedFiles, TopKTrainingSAE):
             return
         try:
             calibrate(self, self._recent.batches(), progress=False)
-        except ValueError as error:  # a short trial's, whose SAE is to be saved all the same
+        except (ValueError, FloatingPointError) as error:  # the SAE is to be saved all the same
             logger.warning("Saved without thresholds for mean budgets: %s", error)
 
     @override

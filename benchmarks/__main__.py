@@ -18,6 +18,7 @@ from benchmarks import readme
 from benchmarks.circuits import circuits
 from benchmarks.end_to_end import end_to_end
 from benchmarks.evaluation import evaluation
+from benchmarks.spending import spending
 from benchmarks.subjects import LossProblem, Shape, cumulative_sum_loss, step_of, trainer
 from benchmarks.timing import extra_memory, interleaved, machine
 from hsae_lens.objective import kernels
@@ -38,6 +39,7 @@ def main() -> None:
         "end_to_end": end_to_end,
         "evaluation": evaluation,
         "circuits": circuits,
+        "spending": spending,
     }
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("parts", nargs="*", choices=[*parts, []], help="what to measure (all)")

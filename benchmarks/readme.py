@@ -38,14 +38,24 @@ def table(results: Path, short: bool = False) -> str:
         if not file.exists():
             parts.append(f"On a {'GPU' if device == 'cuda' else 'CPU'}: not measured.")
             continue
-        figures = json.loads(file.read_text())
-        facts = next(iter(figures.values()))["machine"]
-        where = facts.get("gpu") or f"{facts['threads']} threads of {facts['cpu']}"
-        parts.append(f"On {where}, torch {facts['torch']}, medians of interleaved runs:")
-        head = ["| measure | size | ours | peer | times faster |", "|---|---|---|---|---|"]
-        rows = _rows(figures)
-        parts.append("\n".join([*head, *(_shortened(rows) if short else rows)]))
+        for facts, figures in _by_machine(json.loads(file.read_text())):
+            rows = _shortened(_rows(figures)) if short else _rows(figures)
+            if rows:
+                where = facts.get("gpu") or f"{facts['threads']} threads of {facts['cpu']}"
+                parts.append(f"On {where}, torch {facts['torch']}, medians of interleaved runs:")
+                head = ["| measure | size | ours | peer | times faster |", "|---|---|---|---|---|"]
+                parts.append("\n".join([*head, *rows]))
     return "\n\n".join(parts)
+
+
+def _by_machine(figures: dict[str, Any]) -> list[tuple[dict[str, Any], dict[str, Any]]]:
+    """The parts that were measured on one machine, for each."""
+    machines = [part["machine"] for part in figures.values()]
+    return [
+        (facts, {name: part for name, part in figures.items() if part["machine"] == facts})
+        for n, facts in enumerate(machines)
+        if facts not in machines[:n]
+    ]
 
 
 def _shortened(rows: list[str]) -> list[str]:
@@ -92,7 +102,17 @@ def _rows(figures: dict[str, Any]) -> list[str]:
     out += [_evaluation(row) for row in _part(figures, "evaluation")]
     for row in _part(figures, "circuits"):
         out += _circuits(row)
+    for row in _part(figures, "spending"):
+        out += _spending(row)
     return out
+
+
+def _spending(row: dict[str, Any]) -> list[str]:
+    if row["what"] == "calibrate":
+        ours = row["ours"]["median"]
+        return [f"| thresholds of every mean budget | {_size(row)} | {ours:.1f} s | | |"]
+    peers = {"at K": "encoding at K", "stock": "SAELens JumpReLU"}
+    return [_ratio("encoding at a mean budget", row, key, name) for key, name in peers.items()]
 
 
 def _circuits(row: dict[str, Any]) -> list[str]:

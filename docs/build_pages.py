@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import json
+import math
 import re
 import runpy
 import tomllib
@@ -11,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import griffe
+import numpy as np
 from mkdocs.plugins import event_priority
 from mkdocs.structure.files import File, Files
 
@@ -37,7 +40,7 @@ def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
         for place, path in ELSEWHERE.items():
             markdown = markdown.replace(f"]({path.name})", f"]({place})")
         return markdown.replace("](docs/", "](")
-    for make in (definitions, versions, commands, names):
+    for make in (definitions, versions, commands, names, mean_budgets):
         mark = f"<!-- {make.__name__} -->"
         if mark in markdown:
             markdown = markdown.replace(mark, make())
@@ -73,6 +76,33 @@ def commands() -> str:
     readme = (ROOT / "README.md").read_text()
     rows = re.findall(r"^\| (?:command|\[?`hsae).*$|^\|---\|---\|$", readme, re.MULTILINE)
     return "\n".join(rows).replace("](docs/", "](../")
+
+
+def mean_budgets() -> str:
+    """The shipped SAE's, beside fixed ones that use as many latents, from what its card says."""
+    (file,) = (ROOT / "hsae_lens" / "releases" / "pretrained").rglob("cfg.json")
+    rows = json.loads(file.read_text())["metadata"]["frontier"]
+    head = ["asked", "used", "explained variance", "fixed", "recovered cross-entropy", "fixed"]
+    parts = []
+    for text in dict.fromkeys(row["text"] for row in rows):
+        here = [row for row in rows if row["text"] == text]
+        fixed = [row for row in here if row["rule"] == "fixed"]
+        lines = [head, ["---"] * len(head)]
+        for row in (row for row in here if row["rule"] == "mean" and 2 <= row["k"] <= 64):
+            cells = [f"{row['k']:g}", f"{row['l0']:.1f}"]
+            for of in ("explained_variance", "ce_score"):
+                cells += [f"{row[of]:.3f}", f"{_at(row['l0'], fixed, of):.3f}"]
+            lines.append(cells)
+        table = "\n".join("| " + " | ".join(line) + " |" for line in lines)
+        parts.append(f"The shipped SAE on {text}:\n\n{table}")
+    note = "“Fixed” is a fixed budget of as many latents, interpolated over the logarithm of k."
+    return "\n\n".join([*parts, note])
+
+
+def _at(l0: float, fixed: list[dict[str, Any]], of: str) -> float:
+    """A fixed budget's figure at some number of latents, between those that were measured."""
+    place = [math.log(row["l0"]) for row in fixed]
+    return float(np.interp(math.log(l0), place, [row[of] for row in fixed]))
 
 
 def _plain(name: str) -> str:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,8 @@ from hsae_lens.sae.normalization import joined_heads
 FEWEST_TOKENS = 512  # with fewer a threshold's mean of latents would be off by some per cent
 
 KEPT_BITS = 20  # of a positive float32's 31: latents are counted in steps of 1/4096 of their size
+
+LARGEST = 1e38  # of an activation in float32
 
 HOW_TO_CALIBRATE = (
     "Calibrate it with some activations of its hook, hsae_lens.calibrate(sae, activations), or "
@@ -54,24 +57,26 @@ def check_calibration(saved: Any, k: int) -> Calibration:
     Raises:
         ValueError: if it cannot be one of an SAE with k budgets.
     """
-    try:
-        thresholds = np.asarray(saved["thresholds"], dtype=np.float64)
-        variance, tokens = float(saved["variance"]), int(saved["tokens"])
-        finite = thresholds.shape == (k,) and bool(np.isfinite([*thresholds, variance]).all())
-        fits = finite and thresholds[-1] >= 0 and variance > 0
-    except (TypeError, KeyError, ValueError, OverflowError):
-        fits = False
-    if not fits:
+    saved = saved if isinstance(saved, dict) else {}
+    thresholds, variance = saved.get("thresholds"), saved.get("variance")
+    numbers = thresholds if isinstance(thresholds, list) else []
+    fits = len(numbers) == k and all(map(_is_amount, [*numbers, variance, saved.get("tokens")]))
+    if not fits or variance == 0:
         raise ValueError(
             f"calibration must hold {k} thresholds, a variance and a number of tokens, all finite "
             "and not negative; this one is damaged. Take it out of the config and calibrate again."
         )
-    if (np.diff(thresholds) > 0).any():
+    if any(after > before for before, after in itertools.pairwise(numbers)):
         raise ValueError(
             "calibration is damaged: its thresholds do not fall with the budget, so a larger mean "
             "budget would use fewer latents. Take it out of the config and calibrate again."
         )
-    return Calibration(thresholds.tolist(), variance, tokens)
+    return Calibration(**{field.name: saved[field.name] for field in fields(Calibration)})
+
+
+def _is_amount(value: Any) -> bool:
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    return number and 0 <= value < LARGEST
 
 
 @torch.no_grad()

@@ -32,6 +32,8 @@ from hsae_lens import (
     HierarchicalTopKSAE,
     HierarchicalTopKTrainingSAE,
     HierarchicalTopKTrainingSAEConfig,
+    MeanBudget,
+    calibrate,
 )
 from hsae_lens.evaluation.report import write_report
 from hsae_lens.evaluation.run_folder import RunFolder
@@ -81,6 +83,14 @@ def _hierarchical(folder: Path, checkpoint: bool = False, **settings: Any) -> No
     cfg.metadata.context_size = 32
     sae = _uneven(HierarchicalTopKTrainingSAE(cfg))
     (sae.save_model if checkpoint else sae.save_inference_model)(folder)
+
+
+def _calibrated(folder: Path) -> None:
+    _hierarchical(folder)
+    sae = HierarchicalTopKSAE.load_from_disk(folder)
+    torch.manual_seed(0)
+    calibrate(sae, torch.randn(600, D_IN), progress=False)
+    sae.save_model(folder)
 
 
 def _stock(folder: Path) -> None:
@@ -217,6 +227,9 @@ def _check_saved(folder: Path, sae: SAE[Any]) -> None:
     if isinstance(sae, HierarchicalTopKSAE):
         code = sae.encode_ordered(x.to(sae.dtype))
         expect(bool((code.values.diff() <= 0).all()), "the code is not in order")
+    if isinstance(sae, HierarchicalTopKSAE) and sae.cfg.calibration is not None:
+        _, used = sae.encode_budgets(x.to(sae.dtype), [MeanBudget(j + 1) for j in range(sae.cfg.k)])
+        expect(bool((used.diff(dim=0) >= 0).all()), "a larger mean budget uses less")
 
 
 def _check_config(config: dict[str, Any], sae: SAE[Any]) -> None:
@@ -262,10 +275,11 @@ SPECIMENS = (
     partial(_hierarchical, normalize_activations="constant_norm_rescale", default_budget=3),
     partial(_hierarchical, dtype="bfloat16"),
     partial(_hierarchical, checkpoint=True),
+    _calibrated,
     _stock,
     _standard,
 )
-SAVED_NAMES = (CFG, WEIGHTS, *TYPES, "default_budget", "metadata", "dtype")
+SAVED_NAMES = (CFG, WEIGHTS, *TYPES, "default_budget", "calibration", "metadata", "dtype")
 saved = partial(Kind, SPECIMENS, check=_check_saved, names=SAVED_NAMES)
 
 
@@ -634,7 +648,7 @@ def _check_run(folder: Path, answer: Any) -> None:
 INPUTS: dict[str, Kind] = {
     "weights": saved(change=_change_weights, door=_open, share=3),
     "configs": saved(change=_change_config, door=_open, share=3),
-    "loading": Kind(SPECIMENS[:4], _change_saved, _load, _check_saved, SAVED_NAMES),
+    "loading": Kind((*SPECIMENS[:4], _calibrated), _change_saved, _load, _check_saved, SAVED_NAMES),
     "recipes": Kind(
         (partial(_write_recipe, RECIPE), partial(_write_recipe, WITH_LISTS)),
         lambda rng, folder: _change_yaml(rng, folder / "recipe.yaml"),

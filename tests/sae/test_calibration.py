@@ -213,6 +213,9 @@ def test_the_calibration_is_saved_and_older_files_load_without(
         ({"thresholds": "3 2 1"}, "must hold 8 thresholds"),
         ({"variance": 0}, "must hold 8 thresholds"),
         ({"variance": None}, "must hold 8 thresholds"),
+        ({"thresholds": ["3", "2", "1", "1", "1", "1", "1", "1"]}, "must hold 8 thresholds"),
+        ({"thresholds": [True] * 8}, "must hold 8 thresholds"),
+        ({"tokens": "many"}, "must hold 8 thresholds"),
     ],
 )
 def test_a_damaged_calibration_is_refused(

@@ -19,7 +19,7 @@ FEWEST_TOKENS = 512  # with fewer a threshold's mean of latents would be off by 
 
 KEPT_BITS = 20  # of a positive float32's 31: latents are counted in steps of 1/4096 of their size
 
-LARGEST = 1e38  # of an activation in float32
+LARGEST_ACTIVATION = 1e38  # of an activation in float32
 
 HOW_TO_CALIBRATE = (
     "Calibrate it with some activations of its hook, hsae_lens.calibrate(sae, activations), or "
@@ -76,7 +76,7 @@ def check_calibration(saved: Any, k: int) -> Calibration:
 
 def _is_amount(value: Any) -> bool:
     number = isinstance(value, int | float) and not isinstance(value, bool)
-    return number and 0 <= value < LARGEST
+    return number and 0 <= value < LARGEST_ACTIVATION
 
 
 @torch.no_grad()

@@ -29,7 +29,7 @@ from hsae_lens.circuits.sites import ERROR, Site, sites_of
 from hsae_lens.evaluation.tasks.pairs import TokenizedTask
 from hsae_lens.models.hooked_model import HookedModel
 from hsae_lens.models.hooks import run_changed
-from hsae_lens.objective.budgets import Budget, powers_of_two, resolve_spending
+from hsae_lens.objective.budgets import Budget, budget_rows, powers_of_two, resolve_spending
 from hsae_lens.objective.ordered_code import OrderedCode
 
 
@@ -114,13 +114,19 @@ class Attribution:
 
     sites: by hook name, in the model's order.  budgets: fixed ones first, those of a rule
     ascending.  metric: ``[n]``, its value on
-    the clean prompts.  replace: what takes a node's place.
+    the clean prompts.  replace: what takes a node's place.  largest: the largest fixed budget
+    that its SAEs have.
     """
 
     sites: dict[str, SiteAttribution]
     budgets: list[Budget]
     metric: torch.Tensor
     replace: Replacement
+    largest: int
+
+    def budget_rows(self) -> dict[Budget, dict[str, Any]]:
+        """How its budgets stand in tables: see :func:`hsae_lens.objective.budgets.budget_rows`."""
+        return dict(zip(self.budgets, budget_rows(self.budgets, self.largest), strict=True))
 
     def nodes(self, k: Budget, by_position: bool = True) -> pd.DataFrame:
         """Every node that contributes at budget k, largest contribution (of either sign) first.
@@ -190,7 +196,8 @@ def attribute_budgets(
     if steps < 1:
         raise ValueError(f"steps must be at least 1, got {steps}.")
     sites = sites_of(saes, model)
-    resolved = _budgets(budgets, sites)
+    largest = min(site.largest for site in sites)
+    resolved = _budgets(budgets, sites, largest)
     prompts = as_prompts(prompts)
     replace = resolve_replacement(replace, prompts)
     parts, values = [], []
@@ -211,11 +218,10 @@ def attribute_budgets(
         )
         for n, site in enumerate(sites)
     }
-    return Attribution(joined, resolved, torch.cat(values), replace)
+    return Attribution(joined, resolved, torch.cat(values), replace, largest)
 
 
-def _budgets(budgets: Sequence[Budget] | None, sites: list[Site]) -> list[Budget]:
-    largest = min(site.largest for site in sites)
+def _budgets(budgets: Sequence[Budget] | None, sites: list[Site], largest: int) -> list[Budget]:
     if budgets is not None:
         resolved = resolve_spending(budgets, largest)
         for site in sites:

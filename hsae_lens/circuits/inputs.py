@@ -118,10 +118,12 @@ def _budgets_within(label: str, saes: list[SAE[Any]], wanted: list[Budget]) -> l
         logger.warning("Left out: %s at the budgets [%s], above its %d.", label, listed, largest)
     within = [budget for budget in wanted if budget not in lacking]
     try:
-        return [check_budget_of(sae, budget) for budget in within for sae in saes][:: len(saes)]
+        for sae, budget in itertools.product(saes, within):
+            check_budget_of(sae, budget)
     except ValueError as error:  # a stock SAE, or one that is not calibrated
         logger.warning("Left out: %s at %s. %s", label, ", ".join(map(str, within)), error)
         return []
+    return within
 
 
 def _size(budget: Budget) -> float:

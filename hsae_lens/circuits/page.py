@@ -17,7 +17,6 @@ from hsae_lens.circuits.result import CircuitsResult
 from hsae_lens.circuits.sites import ERROR, model_order
 from hsae_lens.sae.controls import RANDOM_DECODER
 
-
 AT = {
     "fixed": "At budget k={:g}",
     "mean": "At {:g} latents per token on average",
@@ -44,7 +43,7 @@ def _summary(result: CircuitsResult) -> str:
     ours = [OURS, OURS + ON_AVERAGE, OURS + BY_ERROR]
     mine = with_rules(result.curve[result.curve["sae"].isin(ours)])
     for (_, rule, target), rows in mine.groupby(["sae", "rule", "target"], sort=False):
-        at = AT[rule].format(target)
+        at = AT[str(rule)].format(target)
         enough = rows[rows["faithfulness"] >= 0.9]
         if len(enough):
             first = enough.iloc[0]

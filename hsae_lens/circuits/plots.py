@@ -27,7 +27,7 @@ STYLES: list[Any] = ["-", "--", ":", "-.", (0, (8, 3)), (0, (1, 4)), (0, (8, 2, 
 
 RULES = {"fixed": "", "mean": ON_AVERAGE, "error": BY_ERROR}
 
-FROM = {"fixed": "k = ", "mean": "mean k = ", "error": "error "}
+BUDGETS = {"fixed": "k =", "mean": "mean k =", "error": "error"}
 
 POSITIVE, NEGATIVE = "#0072B2", "#D55E00"
 
@@ -81,8 +81,8 @@ def _curve(axes: Any, curve: pd.DataFrame, measure: str) -> None:
         name = plain_text(sae) + ("" if alone else RULES[rule])
         axes.plot([], [], linestyle=style, color="#444444", label=name)
     for (error, target), colour in budgets.items():
-        name = f"error {target:g}" if error else f"k = {target:g}"
-        axes.plot([], [], color=colour, linewidth=4, label=name)
+        name = BUDGETS["error" if error else "fixed"]
+        axes.plot([], [], color=colour, linewidth=4, label=f"{name} {target:g}")
 
 
 def _cycled(keys: Iterable[Any], values: Sequence[Any]) -> dict[Any, Any]:
@@ -127,12 +127,13 @@ def circuit_figure(
             Sites are drawn in the model's order, the last one uppermost.
         tokens: text of each position.  answer: the right and the wrong one.
     """
+    rule = "fixed"
     if "rule" in nodes:
-        nodes = nodes[nodes["rule"] == nodes["rule"].iloc[0]]
-        nodes = nodes.assign(first_k=nodes["first_target"])
-    rule = nodes["rule"].iloc[0] if "rule" in nodes else "fixed"
-    nodes = nodes.sort_values("k") if rule != "error" else nodes.sort_values("target")[::-1]
-    last = nodes.drop_duplicates(["site", "position", "latent"], keep="last")
+        rule = nodes["rule"].iloc[0]
+        nodes = nodes[nodes["rule"] == rule]
+        nodes = nodes.assign(k=nodes["target"], first_k=nodes["first_target"])
+    by_size = nodes.sort_values("k", ascending=rule != "error")  # a small error takes many latents
+    last = by_size.drop_duplicates(["site", "position", "latent"], keep="last")
     sites = sorted(nodes["site"].unique(), key=model_order)
     drawn, middles, width = _places(last, sites)
     height = 2.0 * len(sites)
@@ -157,9 +158,8 @@ def circuit_figure(
     axes.annotate(f"{right} rather than {wrong}", output, ha="center", va="center", fontsize=10,
                   bbox={"boxstyle": "round", "fc": "white"})  # fmt: skip
     for k, colour in colours.items():
-        axes.scatter(
-            [], [], s=90, color=colour, edgecolors="#1c2430", label=f"from {FROM[rule]}{k:g}"
-        )
+        label = f"from {BUDGETS[rule]} {k:g}"
+        axes.scatter([], [], s=90, color=colour, edgecolors="#1c2430", label=label)
     if (last["latent"] == ERROR).any():
         axes.scatter([], [], s=90, color="#bbbbbb", edgecolors="#1c2430", label="error node")
     axes.set_xticks(

@@ -44,9 +44,10 @@ class Substitutes:
 
     x: the activation with every node replaced, ``[b or 1, context, d_in]``; the same at every
     budget, so that what latents do not replace the error node does.  code: the latents that come
-    in, ``[b, context, R]``; None if these are not a pair's own.  lengths: how many of them come in
-    at each budget, ``[len(budgets), b, context]``.  means: the latents that come in for all pairs alike, ``[len(budgets), context, d_sae]``, or
-    None. Without either no latent comes in.
+    in, ``[b, context, R]``, and lengths: how many of them do at each budget,
+    ``[len(budgets), b, context]``; None if these are not a pair's own.  means: the latents that
+    come in for all pairs alike, ``[len(budgets), context, d_sae]``, or None. Without either no
+    latent comes in.
     """
 
     x: torch.Tensor

@@ -112,8 +112,9 @@ def _held_out_curves(
             replace=cfg.replace,
             errors=cfg.errors,
         )
-        asked_tokens = cfg.mean_budgets or cfg.error_targets
-        curves.append((with_rules(curve) if asked_tokens else curve).assign(sae=label))
+        if cfg.mean_budgets or cfg.error_targets:
+            curve = with_rules(curve)
+        curves.append(curve.assign(sae=label))
     return by_sae(curves)
 
 

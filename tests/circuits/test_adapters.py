@@ -95,7 +95,8 @@ def test_budgets_that_ask_tokens(sae: Any, x: torch.Tensor, k: Budget) -> None:
     for adapter in (as_dictionary, as_featurizer):
         with pytest.raises(ValueError, match="no thresholds for mean budgets"):
             adapter(sae, k)
-    calibrate(sae, torch.randn(1024, 32, generator=torch.Generator().manual_seed(2)))
+    sample, x = torch.randn(1024, 32, generator=torch.Generator().manual_seed(2)), x + sae.b_dec
+    calibrate(sae, sample + sae.b_dec, progress=False)
     dictionary = as_dictionary(sae, k)
     x_hat, f = dictionary(x, output_features=True)
     with sae.using_budget(k):

@@ -79,7 +79,12 @@ def circuit_curve(
     _check_fits(attribution, ablator, by_position)
     of_model, of_nothing = _model_and_nothing(ablator, attribution.budgets[-1])
     ranked = _ranked(attribution, errors, by_position)
-    if short := [f"{len(nodes)} at k={k}" for k, nodes in ranked.items() if len(nodes) < sizes[-1]]:
+    short = [
+        f"{len(nodes)} at {f'k={k}' if isinstance(k, int) else k}"
+        for k, nodes in ranked.items()
+        if len(nodes) < sizes[-1]
+    ]
+    if short:
         logger.warning("Only so many nodes contribute, %s: larger circuits are cut to them.",
                        ", ".join(short))  # fmt: skip
     named = attribution.budget_rows()

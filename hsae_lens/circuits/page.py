@@ -78,9 +78,15 @@ def _curves(result: CircuitsResult) -> str:
         f"{result.facts['judging']} others that share no prompt with them.{_spending(result)}</p>"
         f'<div class="figures">{figures}</div>'
         "<p>Mean height over log₂ of the number of nodes: more is better for faithfulness, less "
-        f"for completeness.</p>{table_html(result.areas)}"
-        f"{folded_table_html('All figures', result.curve)}"
+        f"for completeness.</p>{table_html(_plain_budgets(result.areas))}"
+        f"{folded_table_html('All figures', _plain_budgets(result.curve))}"
     )
+
+
+def _plain_budgets(table: pd.DataFrame) -> pd.DataFrame:
+    """A table whose budgets are written as they were asked for: 8 and 0.2, not 8.000."""
+    columns = [name for name in ("k", "target") if name in table and table[name].dtype == "float"]
+    return table.assign(**{name: table[name].map("{:g}".format) for name in columns})
 
 
 def _spending(result: CircuitsResult) -> str:

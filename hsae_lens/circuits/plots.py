@@ -23,9 +23,10 @@ from hsae_lens.circuits.config import BY_ERROR, ON_AVERAGE
 from hsae_lens.circuits.metrics import CIRCUIT_METRICS, with_rules
 from hsae_lens.circuits.sites import ERROR, model_order
 
-STYLES: list[Any] = ["-", "--", ":", "-.", (0, (8, 3)), (0, (1, 4)), (0, (8, 2, 1, 2, 1, 2))]
+STYLES = ["-", "--", ":", "-."]
 
 RULES = {"fixed": "", "mean": ON_AVERAGE, "error": BY_ERROR}
+MARKERS = {"fixed": ".", "mean": "^", "error": "x"}
 
 BUDGETS = {"fixed": "k =", "mean": "mean k =", "error": "error"}
 
@@ -50,6 +51,9 @@ def curve_svg(curve: pd.DataFrame, measure: str) -> str:
 def curves_figure(curve: pd.DataFrame) -> Figure:
     """Faithfulness and completeness against the number of nodes, by SAE (line) and budget (colour).
 
+    Mean budgets and error targets have markers of their own, and an SAE that is there under a label
+    for each rule one line style.
+
     Args:
         curve: columns ``sae``, ``k``, ``nodes``, ``faithfulness``, ``completeness``; and ``rule``
             and ``target``, if not all budgets are fixed.
@@ -65,21 +69,27 @@ def curves_figure(curve: pd.DataFrame) -> Figure:
 def _curve(axes: Any, curve: pd.DataFrame, measure: str) -> None:
     curve = with_rules(curve)
     # A mean budget has the colour of the fixed one of its size.
-    curve = curve.assign(error=curve["rule"] == "error")
+    curve = curve.assign(
+        error=curve["rule"] == "error",
+        sae=[str(sae).removesuffix(RULES[rule])
+             for sae, rule in zip(curve["sae"], curve["rule"], strict=True)],
+    )  # fmt: skip
     budgets = _cycled(sorted(set(zip(curve["error"], curve["target"], strict=True))), COLOURS)
-    styles = _cycled(dict.fromkeys(zip(curve["sae"], curve["rule"], strict=True)), STYLES)
+    styles = _cycled(curve["sae"].unique(), STYLES)
     lines = curve[curve["nodes"] > 0].groupby(["sae", "rule", "error", "target"], sort=False)
     for (sae, rule, *budget), rows in lines:
-        axes.plot(rows["nodes"], rows[measure], linestyle=styles[sae, rule], marker=".",
+        axes.plot(rows["nodes"], rows[measure], styles[sae], marker=MARKERS[str(rule)],
                   color=budgets[tuple(budget)])  # fmt: skip
     label = f"{measure.capitalize()}: {LABELS[measure]}"
     finish_axes(axes, axis_label("nodes"), label, curve["nodes"].max(), every=2)
     axes.set_ylim(min(-0.1, curve[measure].clip(-0.5).min() - 0.03), 1.15)
     axes.axhline(1 if measure == "faithfulness" else 0, color="#777777", linewidth=1)
-    for (sae, rule), style in styles.items():
-        alone = curve.loc[curve["sae"] == sae, "rule"].nunique() == 1
-        name = plain_text(sae) + ("" if alone else RULES[rule])
-        axes.plot([], [], linestyle=style, color="#444444", label=name)
+    for sae, style in styles.items():
+        axes.plot([], [], style, color="#444444", label=plain_text(sae))
+    rules = [rule for rule in MARKERS if rule in set(curve["rule"])]
+    for rule in rules if rules != ["fixed"] else []:
+        label = RULES[rule].removeprefix(", ") or "by every token"
+        axes.plot([], [], " ", marker=MARKERS[rule], color="#444444", label=label)
     for (error, target), colour in budgets.items():
         name = BUDGETS["error" if error else "fixed"]
         axes.plot([], [], color=colour, linewidth=4, label=f"{name} {target:g}")

@@ -41,7 +41,13 @@ def _circuits(parsed: argparse.Namespace) -> None:
     from hsae_lens.circuits.run import find_circuits
 
     result = find_circuits(config_from_flags(parsed, CircuitsConfig))
-    print(result.areas.to_string(index=False, float_format=lambda value: f"{value:.3f}"))
+    print(
+        result.areas.to_string(
+            index=False,
+            float_format=lambda value: f"{value:.3f}",
+            formatters={name: "{:g}".format for name in ("k", "target") if name in result.areas},
+        )
+    )
     print(f"Wrote {parsed.out} in {result.facts['seconds']} s; "
           f"open {parsed.out}/circuits.html in a browser.")  # fmt: skip
 

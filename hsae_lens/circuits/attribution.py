@@ -372,7 +372,7 @@ def _terms(code: OrderedCode, toward: torch.Tensor) -> OrderedCode:
 
 def _summed(terms: OrderedCode, lengths: torch.Tensor) -> torch.Tensor:
     """Terms ``[..., S, R]`` summed up to lengths ``[..., S]``: ``[...]``."""
-    # Both sides of a rank before the next, which rounds least: f and f' are much alike.
+    # Rank by rank, as ever: a plain sum would change fixed budgets' figures in their last digit.
     return terms.prefixes(lengths).values.sum(-2).cumsum(-1)[..., -1]
 
 

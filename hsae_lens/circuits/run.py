@@ -56,8 +56,9 @@ def find_circuits(cfg: CircuitsConfig) -> CircuitsResult:
     Leaves ``nodes.csv`` (a row per budget and node that contributes a hundredth of everything or
     more), ``curve.csv`` (:func:`circuit_curve`, an ``sae`` column first), ``areas.csv``,
     ``nesting.csv``, ``latents.csv`` (what the latents fire on and promote), ``edges.csv`` with
-    several sites, ``run.json``, ``curve.png``, ``graph.png`` and ``circuits.html``. They replace an
-    earlier run's at the end: what is refused or interrupted leaves the folder as it was.
+    several sites, ``run.json``, ``curve.png``, ``graph.png`` and ``circuits.html``. Mean budgets
+    and error targets are further curves, under labels of their own; nodes, nesting and edges are of
+    the fixed budgets. All replace an earlier run's at the end: what is refused or interrupted leaves the folder as it was.
 
     Raises:
         ValueError: if the model cannot do the task, before time is spent on it, for SAEs, budgets,

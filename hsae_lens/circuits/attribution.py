@@ -5,9 +5,8 @@ gradient g = ∂metric/∂x is the model's own and depends neither on the budget
 Latent i then contributes (f_i − f_i') ⟨W_dec[i], g⟩ to first order, f' being what replaces it, and
 the error node the rest of ⟨x − x', g⟩, x' being the activation with every node replaced. What a
 budget, of whatever rule, uses of f and f' is a prefix of their ordered codes, so one backward pass
-serves every budget. (Attribution of latents and
-error nodes: Marks et al., arXiv 2403.19647; the sign here is that of a contribution,
-metric(clean) − metric(replaced).)
+serves every budget. (Attribution of latents and error nodes: Marks et al., arXiv 2403.19647; the
+sign here is that of a contribution, metric(clean) − metric(replaced).)
 """
 
 from __future__ import annotations
@@ -113,9 +112,8 @@ class Attribution:
     """Contributions to a metric, by site.
 
     sites: by hook name, in the model's order.  budgets: fixed ones first, those of a rule
-    ascending.  metric: ``[n]``, its value on
-    the clean prompts.  replace: what takes a node's place.  largest: the largest fixed budget
-    that its SAEs have.
+    ascending.  metric: ``[n]``, its value on the clean prompts.  replace: what takes a node's
+    place.  largest: the largest fixed budget that its SAEs have.
     """
 
     sites: dict[str, SiteAttribution]

@@ -123,6 +123,7 @@ def test_budgets_by_token_are_further_curves(
                "--budgets", "4", "--sizes", "1,8", "--mean-budgets", "4,12.5",
                "--error-targets", "0.3,0.6", "--out", tmp_path)  # fmt: skip
     assert f"Left out: {small_sae} at mean-4, mean-12.5. This SAE has no thresholds" in run.stderr
+    assert run.stderr.count("Attributing to") == 4  # once for all rules of a dictionary
     curve = read_csv(tmp_path / "curve.csv")
     assert list(curve.columns[:5]) == ["sae", "k", "rule", "target", "nodes"]
     labels = ["the SAE", "the SAE, on average", "the SAE, by error", small_sae]

@@ -16,6 +16,7 @@ from hsae_lens.circuits.sites import ERROR, Site, check_nodes, sites_of
 from hsae_lens.evaluation.tasks.pairs import TokenizedTask
 from hsae_lens.models.hooked_model import HookedModel
 from hsae_lens.models.hooks import activations_at, run_changed
+from hsae_lens.objective.budgets import Budget
 
 
 @dataclass(frozen=True)
@@ -73,12 +74,12 @@ class Ablator:
         self._replacer = Replacer(model, self.sites, self._batches, self.replace)
         self._counts = self._counted(prompts.clean)
 
-    def __call__(self, k: int, circuit: Circuit | None = None) -> float:
+    def __call__(self, k: Budget, circuit: Circuit | None = None) -> float:
         """The metric's mean with only the circuit's nodes left, at budget k; None: the model's."""
         return self.per_pair(k, circuit).double().mean().item()
 
     @torch.no_grad()
-    def per_pair(self, k: int, circuit: Circuit | None = None) -> torch.Tensor:
+    def per_pair(self, k: Budget, circuit: Circuit | None = None) -> torch.Tensor:
         """:meth:`__call__` for each pair, ``[n]``.
 
         Raises:
@@ -126,7 +127,7 @@ class Ablator:
         return circuit
 
     def _change(
-        self, site: Site, nodes: Nodes, k: int, batch: Batch
+        self, site: Site, nodes: Nodes, k: Budget, batch: Batch
     ) -> Callable[[torch.Tensor], torch.Tensor]:
         device = site.sae.device
         inside, error_inside = nodes.latents.to(device), nodes.error.to(device)[..., None]

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from hsae_lens.objective.budgets import check_budget
+from hsae_lens.objective.budgets import Budget
 from hsae_lens.sae.inference_sae import HierarchicalTopKSAE
 from hsae_lens.sae.normalization import joined_heads, normalization_of
 
@@ -15,13 +15,13 @@ from hsae_lens.sae.normalization import joined_heads, normalization_of
 class Dictionary(nn.Module):
     """What feature-circuits (saprmarks) calls a dictionary; see :func:`as_dictionary`."""
 
-    def __init__(self, sae: HierarchicalTopKSAE, k: int) -> None:
+    def __init__(self, sae: HierarchicalTopKSAE, k: Budget) -> None:
         super().__init__()
         self.sae, self.k = sae, k
         self.activation_dim, self.dict_size = sae.cfg.d_in, sae.cfg.d_sae
 
     def encode(self, x: torch.Tensor) -> torch.Tensor:
-        """Latents ``[..., dict_size]``, at most k of them active."""
+        """Latents ``[..., dict_size]``, at budget k."""
         with joined_heads(self.sae), self.sae.using_budget(self.k):
             return self.sae.encode(x)
 
@@ -45,7 +45,7 @@ class Featurizer(NamedTuple):
     n_features: int
 
 
-def as_dictionary(sae: HierarchicalTopKSAE, k: int) -> Dictionary:
+def as_dictionary(sae: HierarchicalTopKSAE, k: Budget) -> Dictionary:
     """The SAE at budget k as a dictionary of feature-circuits / dictionary_learning.
 
     It has what their attribution and ablation call: ``encode``, ``decode`` (affine, for any number
@@ -53,14 +53,15 @@ def as_dictionary(sae: HierarchicalTopKSAE, k: int) -> Dictionary:
     Weights are shared.
 
     Raises:
-        ValueError: if k is outside the trained budgets, or the SAE normalises its inputs, so that
-            ``decode`` would depend on the latest ``encode``.
+        ValueError: if k is outside the trained budgets, or asks every token and the SAE is not
+            calibrated, or the SAE normalises its inputs, so that ``decode`` would depend on the
+            latest ``encode``.
     """
     _check(sae, k)
     return Dictionary(sae, k)
 
 
-def as_featurizer(sae: HierarchicalTopKSAE, k: int) -> Featurizer:
+def as_featurizer(sae: HierarchicalTopKSAE, k: Budget) -> Featurizer:
     """The SAE at budget k as a featurizer of MIB's causal-variable track.
 
     ``Featurizer(*as_featurizer(sae, k)[:2], n_features=sae.cfg.d_sae)`` builds theirs:
@@ -94,8 +95,8 @@ class _Unfeaturize(nn.Module):
         return x_hat.to(features.dtype) + error
 
 
-def _check(sae: HierarchicalTopKSAE, k: int) -> None:
-    check_budget(k, sae.cfg.k)
+def _check(sae: HierarchicalTopKSAE, k: Budget) -> None:
+    sae.check_budget(k)
     if normalization_of(sae).kept:
         raise ValueError(
             f"This SAE's normalize_activations is {sae.cfg.normalize_activations!r}: its decoder "

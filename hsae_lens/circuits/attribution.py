@@ -3,10 +3,10 @@
 With a straight-through SAE whose error is a node of its own, the site's output is x itself, so the
 gradient g = ∂metric/∂x is the model's own and depends neither on the budget nor on the other sites.
 Latent i then contributes (f_i − f_i') ⟨W_dec[i], g⟩ to first order, f' being what replaces it, and
-the error node the rest of ⟨x − x', g⟩, x' being the activation with every node replaced: f and f'
-are sums over ranks up to k, so one backward pass serves every budget. (Attribution of latents and
-error nodes: Marks et al., arXiv 2403.19647; the sign here is that of a contribution,
-metric(clean) − metric(replaced).)
+the error node the rest of ⟨x − x', g⟩, x' being the activation with every node replaced. What a
+budget, of whatever rule, uses of f and f' is a prefix of their ordered codes, so one backward pass
+serves every budget. (Attribution of latents and error nodes: Marks et al., arXiv 2403.19647; the
+sign here is that of a contribution, metric(clean) − metric(replaced).)
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from typing import Any
 import pandas as pd
 import torch
 from sae_lens import SAE
+from torch.nn.functional import pad
 from tqdm.auto import tqdm
 
 from hsae_lens.circuits.prompts import Batch, Prompts, as_prompts
@@ -27,7 +28,7 @@ from hsae_lens.circuits.sites import ERROR, Site, sites_of
 from hsae_lens.evaluation.tasks.pairs import TokenizedTask
 from hsae_lens.models.hooked_model import HookedModel
 from hsae_lens.models.hooks import run_changed
-from hsae_lens.objective.budgets import powers_of_two, resolve_budgets
+from hsae_lens.objective.budgets import Budget, budget_rows, powers_of_two, resolve_spending
 from hsae_lens.objective.ordered_code import OrderedCode
 
 
@@ -54,45 +55,53 @@ class MeanTerms:
 class SiteAttribution:
     """One site's contributions, pair by pair. Positions outside the circuit contribute 0.
 
-    terms: ``[n, context, R]``, what each latent of a token contributes; where corrupt prompts are
-    resampled their latents' terms (negated) stand after the clean ones'.  latents: int64, same
-    shape.  ranks: ``[R]``, from 1.  errors: ``[len(budgets), n, context]``.  means: what comes
-    in for every pair alike, where means replace nodes.
+    terms: ``[n, context, S, R]``, what a token's latents contribute in the order of its code; where
+    corrupt prompts are resampled S is 2, and their latents' terms (negated) the second.  latents:
+    int64, same shape.  lengths: int64 ``[len(budgets), n, context, S]``, how many of these a budget
+    uses.  errors: ``[len(budgets), n, context]``.  means: what comes in for every pair alike, where
+    means replace nodes.
     """
 
     hook_name: str
     d_sae: int
-    budgets: list[int]
+    budgets: list[Budget]
     terms: torch.Tensor
     latents: torch.Tensor
-    ranks: torch.Tensor
+    lengths: torch.Tensor
     errors: torch.Tensor
     means: MeanTerms | None = None
 
-    def per_pair(self, k: int) -> torch.Tensor:
+    def per_pair(self, k: Budget) -> torch.Tensor:
         """Each latent's contribution at budget k: ``[n, context, d_sae]``."""
-        n, seen = self._number(k), self.ranks <= k
-        dense = self.terms.new_zeros(*self.terms.shape[:2], self.d_sae)
-        dense.scatter_add_(-1, self.latents[..., seen], self.terms[..., seen])
+        n = self._number(k)
+        terms, latents = self._used(n)
+        dense = terms.new_zeros(*terms.shape[:2], self.d_sae)
+        dense.scatter_add_(-1, latents, terms)
         return dense if self.means is None else dense + self.means.terms(n, self.means.gradients)
 
-    def mean(self, k: int) -> torch.Tensor:
+    def mean(self, k: Budget) -> torch.Tensor:
         """:meth:`per_pair`, averaged over pairs without holding them: ``[context, d_sae]``."""
-        n, seen = self._number(k), self.ranks <= k
-        pairs, context = self.terms.shape[:2]
-        place = torch.arange(context)[None, :, None] * self.d_sae + self.latents[..., seen]
-        total = self.terms.new_zeros(context * self.d_sae)
-        total.index_add_(0, place.flatten(), self.terms[..., seen].flatten())
+        n = self._number(k)
+        terms, latents = self._used(n)
+        pairs, context = terms.shape[:2]
+        place = torch.arange(context)[None, :, None] * self.d_sae + latents
+        total = terms.new_zeros(context * self.d_sae)
+        total.index_add_(0, place.flatten(), terms.flatten())
         mean = total.reshape(context, self.d_sae) / pairs
         if self.means is None:
             return mean
         return mean + self.means.terms(n, self.means.gradients.mean(0))
 
-    def error(self, k: int) -> torch.Tensor:
+    def error(self, k: Budget) -> torch.Tensor:
         """What the error node contributes at budget k, averaged over pairs: ``[context]``."""
         return self.errors[self._number(k)].mean(0)
 
-    def _number(self, k: int) -> int:
+    def _used(self, n: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """The terms that the n-th budget uses, and of which latents: ``[n, context, …]``."""
+        used = OrderedCode(self.terms, self.latents).prefixes(self.lengths[n])
+        return used.values.flatten(-2), used.indices.flatten(-2)
+
+    def _number(self, k: Budget) -> int:
         if k not in self.budgets:
             raise ValueError(f"Budget {k} was not asked for, only {self.budgets}.")
         return self.budgets.index(k)
@@ -102,16 +111,22 @@ class SiteAttribution:
 class Attribution:
     """Contributions to a metric, by site.
 
-    sites: by hook name, in the model's order.  budgets: ascending.  metric: ``[n]``, its value on
-    the clean prompts.  replace: what takes a node's place.
+    sites: by hook name, in the model's order.  budgets: fixed ones first, those of a rule
+    ascending.  metric: ``[n]``, its value on the clean prompts.  replace: what takes a node's
+    place.  largest: the largest fixed budget that its SAEs have.
     """
 
     sites: dict[str, SiteAttribution]
-    budgets: list[int]
+    budgets: list[Budget]
     metric: torch.Tensor
     replace: Replacement
+    largest: int
 
-    def nodes(self, k: int, by_position: bool = True) -> pd.DataFrame:
+    def budget_rows(self) -> dict[Budget, dict[str, Any]]:
+        """How its budgets stand in tables: see :func:`hsae_lens.objective.budgets.budget_rows`."""
+        return dict(zip(self.budgets, budget_rows(self.budgets, self.largest), strict=True))
+
+    def nodes(self, k: Budget, by_position: bool = True) -> pd.DataFrame:
         """Every node that contributes at budget k, largest contribution (of either sign) first.
 
         Returns:
@@ -139,7 +154,7 @@ def attribute_budgets(
     model: HookedModel,
     saes: SAE[Any] | Sequence[SAE[Any]],
     prompts: Prompts | TokenizedTask,
-    budgets: Sequence[int] | None = None,
+    budgets: Sequence[Budget] | None = None,
     *,
     replace: Replacement | None = None,
     steps: int = 1,
@@ -158,7 +173,8 @@ def attribute_budgets(
             own; ``batch_size`` at a time if the metric can be sliced like a tensor, else all at
             once. Where an SAE normalises its input, latents are compared in the activation's units,
             each prompt's by its own norm.
-        budgets: ascending within 1..K; None for 1, 2, 4, … K.
+        budgets: ascending within 1..K; None for 1, 2, 4, … K. :class:`MeanBudget` and
+            :class:`ErrorTarget` may be among them, of hierarchical SAEs that are calibrated.
         replace: what takes a node's place, as in :class:`Ablator`: "resample" its value in the
             pair's corrupt prompt (activation patching), "mean" its mean over all clean and corrupt
             prompts at that position, "zero" zero. None is "resample" with corrupt prompts (so for
@@ -178,7 +194,8 @@ def attribute_budgets(
     if steps < 1:
         raise ValueError(f"steps must be at least 1, got {steps}.")
     sites = sites_of(saes, model)
-    resolved = _budgets(budgets, sites)
+    largest = min(site.largest for site in sites)
+    resolved = _budgets(budgets, sites, largest)
     prompts = as_prompts(prompts)
     replace = resolve_replacement(replace, prompts)
     parts, values = [], []
@@ -199,16 +216,19 @@ def attribute_budgets(
         )
         for n, site in enumerate(sites)
     }
-    return Attribution(joined, resolved, torch.cat(values), replace)
+    return Attribution(joined, resolved, torch.cat(values), replace, largest)
 
 
-def _budgets(budgets: Sequence[int] | None, sites: list[Site]) -> list[int]:
-    largest = min(site.largest for site in sites)
+def _budgets(budgets: Sequence[Budget] | None, sites: list[Site], largest: int) -> list[Budget]:
     if budgets is not None:
-        return resolve_budgets(budgets, largest)
+        resolved = resolve_spending(budgets, largest)
+        for site in sites:
+            for budget in resolved:
+                site.check_budget(budget)
+        return resolved
     if not all(hasattr(site.sae.cfg, "k") for site in sites):
         raise ValueError("An SAE without a k of its own needs budgets: budgets=[8, 32, 128].")
-    return powers_of_two(largest)
+    return list(powers_of_two(largest))
 
 
 def _gradients(
@@ -307,6 +327,7 @@ class _Part:
 
     terms: torch.Tensor
     latents: torch.Tensor
+    lengths: torch.Tensor
     errors: torch.Tensor
     gradient: torch.Tensor
 
@@ -318,44 +339,58 @@ def _contributions(
     x: torch.Tensor,
     gradient: torch.Tensor,
     replacer: Replacer,
-    budgets: list[int],
+    budgets: list[Budget],
 ) -> _Part:
-    own, counts = site.split(x, budgets[-1]), site.counts(batch.prompts.clean, x)
+    own, lengths = site.split_budgets(x, budgets)
+    counts = site.counts(batch.prompts.clean, x)
     site.check_fit(own, counts)
     substitutes = replacer.substitutes(site, own, batch.rows, budgets)
     gradient = gradient.flatten(2).to(own.x) * counts[..., None]
     toward = gradient @ site.W_dec.T  # ⟨W_dec[i], g⟩ of every latent
-    terms, latents = [_terms(own.code, toward)], [own.code.indices]
-    if substitutes.code is not None:
-        terms.append(-_terms(substitutes.code, toward))
-        latents.append(substitutes.code.indices)
-    explained = torch.stack(terms).sum(0).cumsum(-1)
-    by_latents = torch.stack([explained[..., k - 1] for k in budgets])
+    sides, used = [_terms(own.code, toward)], [lengths]
+    if substitutes.code is not None and substitutes.lengths is not None:
+        other = _terms(substitutes.code, toward)
+        sides.append(OrderedCode(-other.values, other.indices))
+        used.append(substitutes.lengths)
+    terms = torch.stack(_same_width([side.values for side in sides]), -2)
+    latents = torch.stack(_same_width([side.indices for side in sides]), -2)
+    lengths = torch.stack(used, -1)
+    by_latents = torch.stack([_summed(OrderedCode(terms, latents), some) for some in lengths])
     if substitutes.means is not None:
         by_latents -= torch.einsum("kpf,npf->knp", substitutes.means, toward)
-    # The error node contributes what the first k latents do not.
+    # The error node contributes what a budget's latents do not.
     errors = ((own.x - substitutes.x) * gradient).sum(-1) - by_latents
-    return _Part(
-        torch.cat(terms, -1).cpu(), torch.cat(latents, -1).cpu(), errors.cpu(), gradient.cpu()
-    )
+    return _Part(*(part.cpu() for part in (terms, latents, lengths, errors, gradient)))
 
 
-def _terms(code: OrderedCode, toward: torch.Tensor) -> torch.Tensor:
-    return code.values * toward.gather(-1, code.indices)
+def _terms(code: OrderedCode, toward: torch.Tensor) -> OrderedCode:
+    """What each latent of a code contributes, in the code's order."""
+    return OrderedCode(code.values * toward.gather(-1, code.indices), code.indices)
+
+
+def _summed(terms: OrderedCode, lengths: torch.Tensor) -> torch.Tensor:
+    """Terms ``[..., S, R]`` summed up to lengths ``[..., S]``: ``[...]``."""
+    # Rank by rank, as ever: a plain sum would change fixed budgets' figures in their last digit.
+    return terms.prefixes(lengths).values.sum(-2).cumsum(-1)[..., -1]
+
+
+def _same_width(parts: list[torch.Tensor]) -> list[torch.Tensor]:
+    """Tensors ``[..., R]`` with zeros up to the widest."""
+    widest = max(part.shape[-1] for part in parts)
+    return [pad(part, (0, widest - part.shape[-1])) for part in parts]
 
 
 def _joined(
-    site: Site, budgets: list[int], parts: list[_Part], means: torch.Tensor | None
+    site: Site, budgets: list[Budget], parts: list[_Part], means: torch.Tensor | None
 ) -> SiteAttribution:
-    terms = torch.cat([part.terms for part in parts])
     gradients = torch.cat([part.gradient for part in parts])
     return SiteAttribution(
         site.hook_name,
         site.d_sae,
         budgets,
-        terms,
-        torch.cat([part.latents for part in parts]),
-        torch.arange(1, budgets[-1] + 1).repeat(terms.shape[-1] // budgets[-1]),
+        torch.cat(_same_width([part.terms for part in parts])),
+        torch.cat(_same_width([part.latents for part in parts])),
+        torch.cat([part.lengths for part in parts], 1),
         torch.cat([part.errors for part in parts], 1),
         None if means is None else MeanTerms(means, gradients, site.W_dec),
     )

@@ -13,6 +13,9 @@ from hsae_lens.circuits.replacement import Replacement
 from hsae_lens.evaluation.tasks.builtin import task_name
 from hsae_lens.evaluation.tasks.pairs import Pair, read_pairs
 from hsae_lens.models.devices import model_device, model_dtype
+from hsae_lens.objective.budgets import Budget, ErrorTarget, MeanBudget
+
+ON_AVERAGE, BY_ERROR = ", on average", ", by error"  # after a dictionary's label: how it spends
 
 FEWEST = 8  # pairs: with fewer a perfect score could be luck, and half of them find nothing
 
@@ -30,6 +33,11 @@ class CircuitsConfig:
     """A task's name, or a CSV, JSONL or parquet file of pairs."""
     budgets: list[int] = field(default_factory=lambda: [8, 32, 128])
     """The budgets to find circuits at, ascending."""
+    mean_budgets: list[float] = field(default_factory=list)
+    """Budgets to be spent on average too, ascending: tokens share them by one threshold. Of
+    hierarchical SAEs that are calibrated."""
+    error_targets: list[float] = field(default_factory=list)
+    """Shares of unexplained variance to which each token takes latents too, ascending."""
     pairs: int = 64
     """Pairs of the task, or at most of the file; half find the circuits, the others judge them, and
     no prompt is in both halves."""
@@ -55,12 +63,27 @@ class CircuitsConfig:
     faster than float32."""
 
 
+def budgets_by_rule(cfg: CircuitsConfig) -> dict[str, list[Budget]]:
+    """The budgets asked for, by what stands after a dictionary's label; the fixed ones first.
+
+    Raises:
+        ValueError: for one that no SAE has.
+    """
+    by_rule: dict[str, list[Budget]] = {"": list(cfg.budgets)}
+    if cfg.mean_budgets:
+        by_rule[ON_AVERAGE] = [MeanBudget(k) for k in cfg.mean_budgets]
+    if cfg.error_targets:
+        by_rule[BY_ERROR] = [ErrorTarget(share) for share in cfg.error_targets]
+    return by_rule
+
+
 def check_circuit_settings(cfg: CircuitsConfig) -> None:
     """Raises ValueError for what can be seen to be wrong before anything is opened."""
     if not cfg.sae:
         raise ValueError("Circuits need an SAE: sae is empty.")
     if min(cfg.budgets, default=0) < 1:
         raise ValueError(f"Budgets are whole numbers of at least 1, got {cfg.budgets}.")
+    budgets_by_rule(cfg)
     check_circuit_sizes(cfg.sizes)
     if len([size for size in cfg.sizes if size > 0]) < 2:
         raise ValueError(f"A curve needs two sizes above 0, got {cfg.sizes}.")

@@ -16,9 +16,10 @@ from hsae_lens.circuits.attribution import Attribution
 from hsae_lens.circuits.metrics import CIRCUIT_METRICS, LogitMeans
 from hsae_lens.circuits.prompts import Prompts
 from hsae_lens.circuits.replacement import Replacement
-from hsae_lens.circuits.sites import ERROR
+from hsae_lens.circuits.sites import ERROR, sites_of
 from hsae_lens.evaluation.tasks.pairs import TokenizedTask
 from hsae_lens.models.hooked_model import HookedModel
+from hsae_lens.objective.budgets import Budget
 
 logger = logging.getLogger(__name__)
 
@@ -59,7 +60,8 @@ def circuit_curve(
         by_position: nodes are latents at positions; False joins a latent's positions.
 
     Returns:
-        A row per budget and size: ``k``, ``nodes``, ``faithfulness``, ``completeness``,
+        A row per budget and size: ``k`` (with budgets that are not fixed also ``rule`` and
+        ``target``, as in :func:`evaluate_budgets`), ``nodes``, ``faithfulness``, ``completeness``,
         ``metric_circuit``, ``metric_complement``, ``metric_model``, ``metric_empty``.
 
     Raises:
@@ -70,13 +72,22 @@ def circuit_curve(
         raise ValueError(f"errors must be one of {get_args(ErrorNodes)}, got {errors!r}.")
     check_circuit_sizes(sizes)
     replace = replace or attribution.replace
+    for site in sites_of(saes, model):  # before the Ablator runs the model
+        for k in attribution.budgets:
+            site.check_budget(k)
     ablator = Ablator(model, saes, prompts, replace, batch_size)
     _check_fits(attribution, ablator, by_position)
     of_model, of_nothing = _model_and_nothing(ablator, attribution.budgets[-1])
     ranked = _ranked(attribution, errors, by_position)
-    if short := [f"{len(nodes)} at k={k}" for k, nodes in ranked.items() if len(nodes) < sizes[-1]]:
+    short = [
+        f"{len(nodes)} at {f'k={k}' if isinstance(k, int) else k}"
+        for k, nodes in ranked.items()
+        if len(nodes) < sizes[-1]
+    ]
+    if short:
         logger.warning("Only so many nodes contribute, %s: larger circuits are cut to them.",
                        ", ".join(short))  # fmt: skip
+    named = attribution.budget_rows()
     plan = [(k, size) for k in ranked for size in _cut(sizes, len(ranked[k]))]
     rows = []
     for k, size in tqdm(plan, "Circuits", disable=not progress):
@@ -88,7 +99,7 @@ def circuit_curve(
         means = LogitMeans(inside, outside, of_model, of_nothing)
         rows.append(
             {
-                "k": k,
+                **named[k],
                 "nodes": size,
                 **{name: figure(means) for name, figure in CIRCUIT_METRICS.items()},
                 **{f"metric_{of}": mean for of, mean in means._asdict().items()},
@@ -97,7 +108,7 @@ def circuit_curve(
     return pd.DataFrame(rows)
 
 
-def _model_and_nothing(ablator: Ablator, k: int) -> tuple[float, float]:
+def _model_and_nothing(ablator: Ablator, k: Budget) -> tuple[float, float]:
     """m(M) and m(∅)."""
     of_model, of_nothing = ablator(k), ablator(k, ablator.empty_circuit())
     if abs(of_model - of_nothing) < 1e-3 * max(abs(of_model), abs(of_nothing)):
@@ -130,7 +141,7 @@ def check_area(
 
 def _ranked(
     attribution: Attribution, errors: ErrorNodes, by_position: bool = True
-) -> dict[int, pd.DataFrame]:
+) -> dict[Budget, pd.DataFrame]:
     """Each budget's nodes, the first to be put into a circuit first."""
     ranked = {k: attribution.nodes(k, by_position) for k in attribution.budgets}
     if errors == "default":

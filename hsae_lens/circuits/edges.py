@@ -16,13 +16,14 @@ from hsae_lens.circuits.replacement import Replacement, Replacer, resolve_replac
 from hsae_lens.circuits.sites import ERROR, Site, Split, check_nodes, sites_of
 from hsae_lens.evaluation.tasks.pairs import TokenizedTask
 from hsae_lens.models.hooked_model import HookedModel
+from hsae_lens.objective.budgets import Budget
 
 
 def latent_edges(
     model: HookedModel,
     saes: Sequence[SAE[Any]],
     nodes: pd.DataFrame,
-    k: int,
+    k: Budget,
     prompts: Prompts | TokenizedTask,
     *,
     replace: Replacement | None = None,
@@ -48,14 +49,16 @@ def latent_edges(
         ``to_site``, ``to_position``, ``to_latent``, ``effect``.
 
     Raises:
-        ValueError: for fewer than two SAEs, nodes without positions or that are not here, or a
-            later site that does not depend on the one before it.
+        ValueError: for fewer than two SAEs, a budget that they lack, nodes without positions or
+            that are not here, or a later site that does not depend on the one before it.
     """
     sites = sites_of(saes, model)
     if len(sites) < 2:
         raise ValueError("Edges run between sites: give two SAEs or more.")
     if "position" not in nodes:
         raise ValueError("Edges need nodes with positions: attribution.nodes(k).")
+    for site in sites:
+        site.check_budget(k)
     nodes = nodes.drop_duplicates(["site", "position", "latent"])
     prompts = as_prompts(prompts)
     check_nodes(nodes, sites, prompts.clean.shape[1])
@@ -75,7 +78,7 @@ def _edges(
     model: HookedModel,
     sites: list[Site],
     nodes: pd.DataFrame,
-    k: int,
+    k: Budget,
     batch: Batch,
     replacer: Replacer,
 ) -> list[tuple[tuple[Any, ...], float]]:
@@ -112,7 +115,7 @@ def _edges(
 
 @torch.no_grad()
 def _removed(
-    site: Site, x: torch.Tensor, replacer: Replacer, k: int, batch: Batch
+    site: Site, x: torch.Tensor, replacer: Replacer, k: Budget, batch: Batch
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """What replacing takes away: of latents ``[n, context, d_sae]``, of the error ``[…, d_in]``."""
     own = site.split(x, k)

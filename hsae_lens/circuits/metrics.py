@@ -6,6 +6,7 @@ They are shares of what is measured on the model's logits, a
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -14,6 +15,7 @@ import pandas as pd
 
 from hsae_lens.circuits.attribution import Attribution
 from hsae_lens.circuits.sites import ERROR
+from hsae_lens.objective.budgets import ErrorTarget
 
 
 class LogitMeans(NamedTuple):
@@ -45,8 +47,8 @@ def areas(curve: pd.DataFrame) -> pd.DataFrame:
     be the whole behaviour in one node.
 
     Returns:
-        Columns ``k``, those of :data:`CIRCUIT_METRICS`, and ``sae`` first if the table has it.
-        NaN for a budget without any node.
+        Columns ``k`` (``rule`` and ``target``), those of :data:`CIRCUIT_METRICS`, and ``sae`` first
+        if the table has it. NaN for a budget without any node.
 
     Raises:
         ValueError: if the table holds fewer than two sizes.
@@ -55,7 +57,7 @@ def areas(curve: pd.DataFrame) -> pd.DataFrame:
     x = np.log2(np.sort(sized["nodes"].unique()))
     if len(x) < 2:
         raise ValueError("An area needs circuits of at least two sizes.")
-    by = ["sae", "k"] if "sae" in curve else ["k"]
+    by = [name for name in ("sae", "k", "rule", "target") if name in curve]
     rows = []
     for name, everything in curve.groupby(by, sort=False):
         mine = everything[everything["nodes"] > 0]
@@ -78,8 +80,10 @@ def nesting(
     may come at different ranks.
 
     Returns:
-        A row per pair of budgets: ``k``, ``larger``, ``latents`` (in the smaller's circuit) and
-        ``shared``, the share of them that the larger one's contains (NaN if there are none).
+        A row per pair of budgets of one rule: ``k`` (with budgets that are not fixed also ``rule``
+        and ``target``), ``larger`` (its number; of error targets the smaller share, which takes
+        more latents), ``latents`` (in the smaller's circuit) and ``shared``, the share of them that
+        the larger one's contains (NaN if there are none).
     """
     found = {}
     for k in attribution.budgets:
@@ -87,16 +91,22 @@ def nesting(
         least = share * abs(nodes["effect"].sum())
         nodes = nodes[(nodes["latent"] != ERROR) & (nodes["effect"].abs() >= least)]
         found[k] = set(nodes.drop(columns="effect").itertuples(index=False, name=None))
-    return pd.DataFrame(
-        [
-            {
-                "k": k,
-                "larger": larger,
-                "latents": len(found[k]),
-                "shared": len(found[k] & found[larger]) / len(found[k]) if found[k] else np.nan,
-            }
-            for k in found
-            for larger in found
-            if k < larger
-        ]
-    )
+    named, rows = attribution.budget_rows(), []
+    for pair in itertools.combinations(found, 2):
+        if type(pair[0]) is not type(pair[1]):
+            continue
+        k, larger = reversed(pair) if isinstance(pair[0], ErrorTarget) else pair
+        shared = len(found[k] & found[larger]) / len(found[k]) if found[k] else np.nan
+        number = named[larger].get("target", larger)
+        rows.append({**named[k], "larger": number, "latents": len(found[k]), "shared": shared})
+    return pd.DataFrame(rows)
+
+
+def with_rules(table: pd.DataFrame) -> pd.DataFrame:
+    """A table with ``rule`` and ``target`` after ``k``, as of budgets that are not all fixed."""
+    if "rule" in table:
+        return table
+    table, after = table.copy(), list(table.columns).index("k") + 1
+    table.insert(after, "rule", "fixed")
+    table.insert(after + 1, "target", table["k"])
+    return table

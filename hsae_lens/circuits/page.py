@@ -9,12 +9,20 @@ from pathlib import Path
 import pandas as pd
 
 from hsae_lens._util.html import definitions_html, folded_table_html, table_html, write_page
+from hsae_lens.circuits.config import BY_ERROR, ON_AVERAGE
 from hsae_lens.circuits.inputs import NEURONS, OURS
-from hsae_lens.circuits.metrics import CIRCUIT_METRICS
+from hsae_lens.circuits.metrics import CIRCUIT_METRICS, with_rules
 from hsae_lens.circuits.plots import circuit_svg, curve_svg
 from hsae_lens.circuits.result import CircuitsResult
 from hsae_lens.circuits.sites import ERROR, model_order
 from hsae_lens.sae.controls import RANDOM_DECODER
+
+AT = {
+    "fixed": "At budget k={:g}",
+    "mean": "At {:g} latents per token on average",
+    "error": "With each token’s error brought to {:.0%}",
+}
+"""How the summary names a budget, by its rule."""
 
 
 def write_circuits(result: CircuitsResult, out: str | Path) -> Path:
@@ -32,20 +40,22 @@ def _summary(result: CircuitsResult) -> str:
         f"another (in the first pair {escape(right)} to {escape(wrong)}). It is right on "
         f"{facts['accuracy']:.0%} of the pairs.",
     ]
-    mine = result.curve[result.curve["sae"] == OURS]
-    for k, rows in mine.groupby("k"):
+    ours = [OURS, OURS + ON_AVERAGE, OURS + BY_ERROR]
+    mine = with_rules(result.curve[result.curve["sae"].isin(ours)])
+    for (_, rule, target), rows in mine.groupby(["sae", "rule", "target"], sort=False):
+        at = AT[str(rule)].format(target)
         enough = rows[rows["faithfulness"] >= 0.9]
         if len(enough):
             first = enough.iloc[0]
             lines.append(
-                f"At budget k={k}, <b>{first['nodes']:.0f} nodes</b> keep "
+                f"{at}, <b>{first['nodes']:.0f} nodes</b> keep "
                 f"{first['faithfulness']:.0%} of the preference; without them "
                 f"{first['completeness']:.0%} is left."
             )
         else:
             best = rows.sort_values("faithfulness").iloc[-1]
             lines.append(
-                f"At budget k={k} no circuit tried keeps 90%: {best['nodes']:.0f} nodes keep "
+                f"{at} no circuit tried keeps 90%: {best['nodes']:.0f} nodes keep "
                 f"{best['faithfulness']:.0%}."
             )
     errors = result.nodes[result.nodes["latent"] == ERROR].groupby("k")["share"].sum()
@@ -65,12 +75,31 @@ def _curves(result: CircuitsResult) -> str:
         "<p>First, how much of the preference is left when only the circuit’s nodes keep their "
         "values (1 is the whole model, 0 is every node replaced). Then, when the circuit alone is "
         f"replaced. Circuits were found on {result.facts['finding']} pairs and judged on "
-        f"{result.facts['judging']} others that share no prompt with them.</p>"
+        f"{result.facts['judging']} others that share no prompt with them.{_spending(result)}</p>"
         f'<div class="figures">{figures}</div>'
         "<p>Mean height over log₂ of the number of nodes: more is better for faithfulness, less "
-        f"for completeness.</p>{table_html(result.areas)}"
-        f"{folded_table_html('All figures', result.curve)}"
+        f"for completeness.</p>{table_html(_plain_budgets(result.areas))}"
+        f"{folded_table_html('All figures', _plain_budgets(result.curve))}"
     )
+
+
+def _plain_budgets(table: pd.DataFrame) -> pd.DataFrame:
+    """A table whose budgets are written as they were asked for: 8 and 0.2, not 8.000."""
+    columns = [name for name in ("k", "target") if name in table and table[name].dtype == "float"]
+    return table.assign(**{name: table[name].map("{:g}".format) for name in columns})
+
+
+def _spending(result: CircuitsResult) -> str:
+    """What the labels of budgets that ask every token mean, if there are any."""
+    meanings = {
+        "mean": "“on average” the same dictionary’s tokens use all latents above one threshold, k "
+        "of them on average over text",
+        "error": "“by error” each token uses the fewest latents that leave no more than a share of "
+        "the variance",
+    }
+    rules = set(result.curve.get("rule", []))
+    said = [text for rule, text in meanings.items() if rule in rules]
+    return f" Budgets are so many latents of every token; {'; '.join(said)}." if said else ""
 
 
 def _graph(result: CircuitsResult) -> str:

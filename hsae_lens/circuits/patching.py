@@ -6,10 +6,11 @@ import pandas as pd
 from tqdm.auto import tqdm
 
 from hsae_lens.circuits.ablation import Ablator, complement
+from hsae_lens.objective.budgets import Budget
 
 
 def patch_nodes(
-    ablator: Ablator, nodes: pd.DataFrame, k: int, progress: bool = True
+    ablator: Ablator, nodes: pd.DataFrame, k: Budget, progress: bool = True
 ) -> pd.DataFrame:
     """metric(model) − metric(model with one node replaced), at budget k, for each node of a table.
 

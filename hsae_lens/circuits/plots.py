@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +19,16 @@ from hsae_lens._util.figures import (
     plain_text,
     save_png,
 )
-from hsae_lens.circuits.metrics import CIRCUIT_METRICS
+from hsae_lens.circuits.config import BY_ERROR, ON_AVERAGE
+from hsae_lens.circuits.metrics import CIRCUIT_METRICS, with_rules
 from hsae_lens.circuits.sites import ERROR, model_order
 
 STYLES = ["-", "--", ":", "-."]
+
+RULES = {"fixed": "", "mean": ON_AVERAGE, "error": BY_ERROR}
+MARKERS = {"fixed": ".", "mean": "^", "error": "x"}
+
+BUDGETS = {"fixed": "k =", "mean": "mean k =", "error": "error"}
 
 POSITIVE, NEGATIVE = "#0072B2", "#D55E00"
 
@@ -45,8 +51,12 @@ def curve_svg(curve: pd.DataFrame, measure: str) -> str:
 def curves_figure(curve: pd.DataFrame) -> Figure:
     """Faithfulness and completeness against the number of nodes, by SAE (line) and budget (colour).
 
+    Mean budgets and error targets have markers of their own, and an SAE that is there under a label
+    for each rule one line style.
+
     Args:
-        curve: columns ``sae``, ``k``, ``nodes``, ``faithfulness``, ``completeness``.
+        curve: columns ``sae``, ``k``, ``nodes``, ``faithfulness``, ``completeness``; and ``rule``
+            and ``target``, if not all budgets are fixed.
     """
     figure = Figure(figsize=(5 * len(CIRCUIT_METRICS), 4.8), layout="constrained")
     panels = figure.subplots(1, len(CIRCUIT_METRICS))
@@ -57,18 +67,36 @@ def curves_figure(curve: pd.DataFrame) -> Figure:
 
 
 def _curve(axes: Any, curve: pd.DataFrame, measure: str) -> None:
-    budgets = dict(zip(sorted(curve["k"].unique()), itertools.cycle(COLOURS), strict=False))
-    styles = dict(zip(curve["sae"].unique(), itertools.cycle(STYLES), strict=False))
-    for (sae, k), rows in curve[curve["nodes"] > 0].groupby(["sae", "k"], sort=False):
-        axes.plot(rows["nodes"], rows[measure], styles[sae], marker=".", color=budgets[k])
+    curve = with_rules(curve)
+    # A mean budget has the colour of the fixed one of its size.
+    curve = curve.assign(
+        error=curve["rule"] == "error",
+        sae=[str(sae).removesuffix(RULES[rule])
+             for sae, rule in zip(curve["sae"], curve["rule"], strict=True)],
+    )  # fmt: skip
+    budgets = _cycled(sorted(set(zip(curve["error"], curve["target"], strict=True))), COLOURS)
+    styles = _cycled(curve["sae"].unique(), STYLES)
+    lines = curve[curve["nodes"] > 0].groupby(["sae", "rule", "error", "target"], sort=False)
+    for (sae, rule, *budget), rows in lines:
+        axes.plot(rows["nodes"], rows[measure], styles[sae], marker=MARKERS[str(rule)],
+                  color=budgets[tuple(budget)])  # fmt: skip
     label = f"{measure.capitalize()}: {LABELS[measure]}"
     finish_axes(axes, axis_label("nodes"), label, curve["nodes"].max(), every=2)
     axes.set_ylim(min(-0.1, curve[measure].clip(-0.5).min() - 0.03), 1.15)
     axes.axhline(1 if measure == "faithfulness" else 0, color="#777777", linewidth=1)
     for sae, style in styles.items():
         axes.plot([], [], style, color="#444444", label=plain_text(sae))
-    for k, colour in budgets.items():
-        axes.plot([], [], color=colour, linewidth=4, label=f"k = {k}")
+    rules = [rule for rule in MARKERS if rule in set(curve["rule"])]
+    for rule in rules if rules != ["fixed"] else []:
+        label = RULES[rule].removeprefix(", ") or "by every token"
+        axes.plot([], [], " ", marker=MARKERS[rule], color="#444444", label=label)
+    for (error, target), colour in budgets.items():
+        name = BUDGETS["error" if error else "fixed"]
+        axes.plot([], [], color=colour, linewidth=4, label=f"{name} {target:g}")
+
+
+def _cycled(keys: Iterable[Any], values: Sequence[Any]) -> dict[Any, Any]:
+    return dict(zip(keys, itertools.cycle(values), strict=False))
 
 
 def plot_circuit(
@@ -104,17 +132,24 @@ def circuit_figure(
     the largest budget it has; with ``edges``, also between sites.
 
     Args:
-        nodes: columns ``k``, ``site``, ``position``, ``latent``, ``effect``, ``first_k``. Sites are
-            drawn in the model's order, the last one uppermost.
+        nodes: of :func:`shown_nodes`, at least ``k``, ``site``, ``position``, ``latent``,
+            ``effect``, ``first_k``; with budgets of several rules those of the first are drawn.
+            Sites are drawn in the model's order, the last one uppermost.
         tokens: text of each position.  answer: the right and the wrong one.
     """
-    last = nodes.sort_values("k").drop_duplicates(["site", "position", "latent"], keep="last")
+    rule = "fixed"
+    if "rule" in nodes:
+        rule = nodes["rule"].iloc[0]
+        nodes = nodes[nodes["rule"] == rule]
+        nodes = nodes.assign(k=nodes["target"], first_k=nodes["first_target"])
+    by_size = nodes.sort_values("k", ascending=rule != "error")  # a small error takes many latents
+    last = by_size.drop_duplicates(["site", "position", "latent"], keep="last")
     sites = sorted(nodes["site"].unique(), key=model_order)
     drawn, middles, width = _places(last, sites)
     height = 2.0 * len(sites)
     figure = Figure((max(6.5, 0.72 * width + 1), 1.5 * height + 1.6), layout="constrained")
     axes = figure.subplots()
-    colours = dict(zip(sorted(nodes["first_k"].unique()), itertools.cycle(COLOURS), strict=False))
+    colours = _cycled(sorted(nodes["first_k"].unique()), COLOURS)
     output, largest = ((width - 1) / 2, height), last["effect"].abs().max()
     for (site, _, latent), (row, x, y) in drawn.items():
         if site == sites[-1]:
@@ -133,7 +168,8 @@ def circuit_figure(
     axes.annotate(f"{right} rather than {wrong}", output, ha="center", va="center", fontsize=10,
                   bbox={"boxstyle": "round", "fc": "white"})  # fmt: skip
     for k, colour in colours.items():
-        axes.scatter([], [], s=90, color=colour, edgecolors="#1c2430", label=f"from k = {k}")
+        label = f"from {BUDGETS[rule]} {k:g}"
+        axes.scatter([], [], s=90, color=colour, edgecolors="#1c2430", label=label)
     if (last["latent"] == ERROR).any():
         axes.scatter([], [], s=90, color="#bbbbbb", edgecolors="#1c2430", label="error node")
     axes.set_xticks(

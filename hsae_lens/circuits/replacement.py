@@ -5,7 +5,6 @@ Were they to differ, circuits would be found for one question and tested for ano
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
@@ -16,6 +15,7 @@ from hsae_lens.circuits.prompts import Batch, Prompts
 from hsae_lens.circuits.sites import Site, Split
 from hsae_lens.models.hooked_model import HookedModel
 from hsae_lens.models.hooks import activations_at
+from hsae_lens.objective.budgets import Budget
 from hsae_lens.objective.ordered_code import OrderedCode
 
 Replacement = Literal["resample", "mean", "zero"]
@@ -44,17 +44,19 @@ class Substitutes:
 
     x: the activation with every node replaced, ``[b or 1, context, d_in]``; the same at every
     budget, so that what latents do not replace the error node does.  code: the latents that come
-    in, ``[b, context, K]``, the first k of them at budget k; None if these are not a pair's own.
-    means: the latents that come in for all pairs alike, ``[len(budgets), context, d_sae]``, or
-    None. Without either no latent comes in.
+    in, ``[b, context, R]``, and lengths: how many of them do at each budget,
+    ``[len(budgets), b, context]``; None if these are not a pair's own.  means: the latents that
+    come in for all pairs alike, ``[len(budgets), context, d_sae]``, or None. Without either no
+    latent comes in.
     """
 
     x: torch.Tensor
     code: OrderedCode | None = None
+    lengths: torch.Tensor | None = None
     means: torch.Tensor | None = None
 
     def lost(self, own: Split) -> torch.Tensor:
-        """How much each latent of a split loses at the largest budget: ``[b, context, d_sae]``."""
+        """How much each latent of a split loses, both at one budget: ``[b, context, d_sae]``."""
         if self.code is not None:
             return own.latents - self.code.to_dense(own.d_sae)
         return own.latents if self.means is None else own.latents - self.means[-1]
@@ -82,7 +84,7 @@ class Replacer:
         seen = [activations_at(model, part, names) for part in prompts if part is not None]
         self._seen = {name: torch.cat([part[name] for part in seen]) for name in names if seen}
         self._mean_x: dict[str, torch.Tensor] = {}
-        self._means: dict[str, tuple[list[int], torch.Tensor]] = {}
+        self._means: dict[str, tuple[list[Budget], torch.Tensor]] = {}
         for name, x in self._seen.items() if replace == "mean" else ():
             wide = torch.promote_types(x.dtype, torch.float32)
             self._mean_x[name] = x.flatten(2).mean(0, keepdim=True, dtype=wide)
@@ -99,14 +101,17 @@ class Replacer:
             return self._mean_x[site.hook_name].to(own.x)
         return self._seen[site.hook_name][rows].flatten(2).to(own.x)
 
-    def substitutes(self, site: Site, own: Split, rows: slice, budgets: list[int]) -> Substitutes:
+    def substitutes(
+        self, site: Site, own: Split, rows: slice, budgets: list[Budget]
+    ) -> Substitutes:
         """What takes the nodes' place in some pairs; see :meth:`activation`."""
-        x, code = self.activation(site, own, rows), None
+        x = self.activation(site, own, rows)
         if self.replace == "resample":
-            code = site.split(self._seen[site.hook_name][rows], budgets[-1]).code
-        return Substitutes(x, code, self.means(site, budgets))
+            other, lengths = site.split_budgets(self._seen[site.hook_name][rows], budgets)
+            return Substitutes(x, other.code, lengths)
+        return Substitutes(x, means=self.means(site, budgets))
 
-    def means(self, site: Site, budgets: list[int]) -> torch.Tensor | None:
+    def means(self, site: Site, budgets: list[Budget]) -> torch.Tensor | None:
         """What :func:`mean_latents` gives if means replace; the latest budgets' are kept."""
         if self.replace != "mean":
             return None
@@ -118,22 +123,27 @@ class Replacer:
 
 @torch.no_grad()
 def mean_latents(
-    site: Site, x: torch.Tensor, budgets: Sequence[int], batch_size: int = 16
+    site: Site, x: torch.Tensor, budgets: Sequence[Budget], batch_size: int = 16
 ) -> torch.Tensor:
     """Each latent's mean over prompts, at every budget from one encoding of them.
 
-    A budget's mean is the next smaller one's and what the ranks between the two add.
+    A fixed budget's mean is the next smaller one's and what the ranks between the two add.
 
     Args:
-        x: activations ``[m, context, ...]``.  budgets: ascending.
+        x: activations ``[m, context, ...]``.  budgets: fixed ones first, ascending.
 
     Returns:
         ``[len(budgets), context, d_sae]``, however many prompts there are.
     """
     total = site.W_dec.new_zeros(len(budgets), x.shape[1], site.d_sae)
     for some in x.split(batch_size):
-        code = site.split(some, budgets[-1]).code
-        for n, (after, k) in enumerate(itertools.pairwise([0, *budgets])):
-            adds = OrderedCode(code.values[..., after:k], code.indices[..., after:k])
-            total[n] += adds.to_dense(site.d_sae).sum(0)
-    return total.cumsum_(0).div_(len(x))
+        split, lengths = site.split_budgets(some, budgets)
+        after = 0
+        for n, budget in enumerate(budgets):
+            code = split.code.prefixes(lengths[n])
+            if isinstance(budget, int):
+                code = OrderedCode(code.values[..., after:], code.indices[..., after:])
+                after = budget
+            total[n] += code.to_dense(site.d_sae).sum(0)
+    total[: sum(isinstance(budget, int) for budget in budgets)].cumsum_(0)
+    return total.div_(len(x))

@@ -37,19 +37,27 @@ def shown_nodes(
     Returns:
         Columns ``k``, ``site``, ``position``, ``token`` (of the first pair), ``latent`` (-1: the
         error node), ``effect``, ``share`` (of everything) and ``first_k``, the smallest budget at
-        which the node is shown.
+        which the node is shown. With budgets that are not fixed ``rule`` and ``target`` follow
+        ``k``, and ``first_target`` ends a row: the smallest of its rule, of error targets the
+        largest.
     """
-    tables, texts = [], token_texts(task, tokenizer)
+    tables, texts, named = [], token_texts(task, tokenizer), attribution.budget_rows()
     for k in attribution.budgets:
         nodes = attribution.nodes(k)
-        nodes = nodes.assign(k=k, share=nodes["effect"] / nodes["effect"].sum())
+        nodes = nodes.assign(**named[k], share=nodes["effect"] / nodes["effect"].sum())
         shown = nodes[(nodes["share"].abs() >= share) | (nodes.index == 0)]
         tables.append(shown.sort_values("site", key=lambda s: s.map(model_order), kind="stable"))
     table = pd.concat(tables, ignore_index=True)
-    node = ["site", "position", "latent"]
-    table["first_k"] = table.groupby(node)["k"].transform("min")
+    budget = list(named[attribution.budgets[0]])
+    of_one_rule = table.groupby([*budget[1:2], "site", "position", "latent"])
+    table["first_k"] = of_one_rule["k"].transform("min")
     table["token"] = [texts[position] for position in table["position"]]
-    return table[["k", "site", "position", "token", "latent", "effect", "share", "first_k"]]
+    columns = [*budget, "site", "position", "token", "latent", "effect", "share", "first_k"]
+    if "rule" in budget:
+        smallest, largest = (of_one_rule["target"].transform(which) for which in ("min", "max"))
+        table["first_target"] = smallest.where(table["rule"] != "error", largest)
+        columns.append("first_target")
+    return table[columns]
 
 
 def token_texts(task: TokenizedTask, tokenizer: Any) -> list[str]:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import time
 from collections.abc import Callable
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from hsae_lens.circuits.config import CircuitsConfig
 from hsae_lens.circuits.curve import check_area, circuit_curve
 from hsae_lens.circuits.edges import latent_edges
 from hsae_lens.circuits.inputs import OURS, CircuitsInputs, open_circuit_inputs
-from hsae_lens.circuits.metrics import areas, nesting
+from hsae_lens.circuits.metrics import areas, nesting, with_rules
 from hsae_lens.circuits.page import write_circuits
 from hsae_lens.circuits.plots import plot_circuit, plot_curves
 from hsae_lens.circuits.result import SHARE, CircuitsResult, shown_nodes, token_texts
@@ -56,8 +56,10 @@ def find_circuits(cfg: CircuitsConfig) -> CircuitsResult:
     Leaves ``nodes.csv`` (a row per budget and node that contributes a hundredth of everything or
     more), ``curve.csv`` (:func:`circuit_curve`, an ``sae`` column first), ``areas.csv``,
     ``nesting.csv``, ``latents.csv`` (what the latents fire on and promote), ``edges.csv`` with
-    several sites, ``run.json``, ``curve.png``, ``graph.png`` and ``circuits.html``. They replace an
-    earlier run's at the end: what is refused or interrupted leaves the folder as it was.
+    several sites, ``run.json``, ``curve.png``, ``graph.png`` and ``circuits.html``. Mean budgets
+    and error targets are further curves, under labels of their own; nodes, nesting and edges are of
+    the fixed budgets. All replace an earlier run's at the end: what is refused or interrupted
+    leaves the folder as it was.
 
     Raises:
         ValueError: if the model cannot do the task, before time is spent on it, for SAEs, budgets,
@@ -82,17 +84,20 @@ def find_circuits(cfg: CircuitsConfig) -> CircuitsResult:
 
 def _attributions(inputs: CircuitsInputs, cfg: CircuitsConfig) -> dict[str, Attribution]:
     """By label, contributions on the pairs that circuits are found on."""
-    attributions = {}
+    attributions: dict[str, Attribution] = {}
     for label, saes in inputs.dictionaries.items():
+        if label in attributions:
+            continue
         logger.info("Attributing to %s.", label)
-        attributions[label] = attribute_budgets(
-            inputs.model,
-            saes,
-            inputs.finding,
-            inputs.budgets[label],
-            replace=cfg.replace,
-            steps=cfg.steps,
+        # One pass serves all the labels that the same SAEs have, one for each rule of budgets.
+        labels = [other for other, some in inputs.dictionaries.items() if some == saes]
+        budgets = [budget for other in labels for budget in inputs.budgets[other]]
+        found = attribute_budgets(
+            inputs.model, saes, inputs.finding, budgets, replace=cfg.replace, steps=cfg.steps
         )
+        attributions |= {
+            other: dataclasses.replace(found, budgets=inputs.budgets[other]) for other in labels
+        }
     return attributions
 
 
@@ -112,6 +117,8 @@ def _held_out_curves(
             replace=cfg.replace,
             errors=cfg.errors,
         )
+        if cfg.mean_budgets or cfg.error_targets:
+            curve = with_rules(curve)
         curves.append(curve.assign(sae=label))
     return by_sae(curves)
 
@@ -153,7 +160,7 @@ def _facts(inputs: CircuitsInputs, cfg: CircuitsConfig, seconds: float) -> dict[
         "judging": len(inputs.held_out),
         "tokens": token_texts(finding, tokenizer),
         "answer": [tokenizer.decode([int(word[0])]) for word in (finding.right, finding.wrong)],
-        "settings": asdict(cfg),
+        "settings": dataclasses.asdict(cfg),
         "definitions": stamp("circuits"),
         "hsae_lens": __version__,
         "torch": torch.__version__,

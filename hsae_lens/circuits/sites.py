@@ -16,9 +16,9 @@ from hsae_lens.evaluation.checks import check_autoencoder
 from hsae_lens.models.hooked_model import HookedModel
 from hsae_lens.models.hooks import check_bare
 from hsae_lens.models.token_mask import TokenMask
-from hsae_lens.objective.budgets import check_budget
+from hsae_lens.objective.budgets import Budget
 from hsae_lens.objective.ordered_code import OrderedCode
-from hsae_lens.sae.codes import decode_first, largest_budget, ordered_code
+from hsae_lens.sae.codes import check_budget_of, decode_first, each_length, largest_budget
 from hsae_lens.sae.normalization import decoder_scale, joined_heads
 
 ERROR = -1
@@ -38,8 +38,9 @@ class Split:
 
     Everything is float32, or float64 if the SAE is.
 
-    x: ``[batch, context, d_in]``, heads joined.  code: ``[batch, context, k]``, values scaled so
-    that they multiply the rows of ``W_dec`` as they are.  bias: what the SAE decodes from no
+    x: ``[batch, context, d_in]``, heads joined.  code: ``[batch, context, R]``, what each token
+    uses and then zeros; values scaled so that they multiply the rows of ``W_dec`` as they are.
+    bias: what the SAE decodes from no
     latents, ``[batch, context, d_in]``.  W_dec: ``[d_sae, d_in]``.
     """
 
@@ -84,7 +85,7 @@ class Site:
 
     @property
     def largest(self) -> int:
-        """The largest budget that its SAE can be asked for."""
+        """The largest fixed budget that its SAE can be asked for."""
         return largest_budget(self.sae)
 
     @cached_property
@@ -92,8 +93,8 @@ class Site:
         """The decoder ``[d_sae, d_in]``, detached and in no less than float32."""
         return _wide(self.sae.W_dec.detach())
 
-    def split(self, x: torch.Tensor, k: int) -> Split:
-        """Activations ``[batch, context, ...]`` taken apart into k latents and the rest.
+    def split(self, x: torch.Tensor, k: Budget) -> Split:
+        """Activations ``[batch, context, ...]`` taken apart into a budget's latents and the rest.
 
         Gradients flow through the latents' values.
 
@@ -101,25 +102,42 @@ class Site:
             ValueError: if the SAE is of another width, or has no such budget.
             FloatingPointError: if ``x`` is not finite.
         """
+        return self.split_budgets(x, [k])[0]
+
+    def split_budgets(
+        self, x: torch.Tensor, budgets: Sequence[Budget]
+    ) -> tuple[Split, torch.Tensor]:
+        """:meth:`split` for several budgets at once: each token's latents at the largest of them.
+
+        Returns:
+            The split, and how many of its code's latents each budget uses,
+            ``[len(budgets), batch, context]``.
+        """
         x = x.flatten(2).to(self.sae.device)
         if x.shape[-1] != self.sae.cfg.d_in:
             raise ValueError(
                 f"The SAE of {self.hook_name} reads width d_in={self.sae.cfg.d_in}, but the model "
                 f"has {x.shape[-1]} there. Is the SAE of another model or hook?"
             )
-        self.check_budget(k)
+        for budget in budgets:
+            self.check_budget(budget)
         if not torch.isfinite(x).all():
             raise FloatingPointError(f"The model's activations at {self.hook_name} are not finite.")
         with joined_heads(self.sae):
-            code = ordered_code(self.sae, x.to(self.sae.dtype), k)
+            code, lengths = each_length(self.sae, x.to(self.sae.dtype), budgets)
+            code = code.prefixes(lengths.amax(0))
             scale = decoder_scale(self.sae)
             bias = _wide(decode_first(self.sae, code, 0))
         values = _wide(code.values * scale) / self._norms[code.indices]
-        return Split(x.to(values.dtype), OrderedCode(values, code.indices), bias, self.W_dec)
+        code = OrderedCode(values, code.indices)
+        return Split(x.to(values.dtype), code, bias, self.W_dec), lengths
 
-    def check_budget(self, k: int) -> None:
-        """Raises ValueError unless the SAE has a budget k."""
-        check_budget(k, self.largest, "budget", f"what the SAE of {self.hook_name} has")
+    def check_budget(self, k: Budget) -> None:
+        """Raises ValueError unless the SAE has this budget."""
+        try:
+            check_budget_of(self.sae, k)
+        except ValueError as error:
+            raise ValueError(f"The SAE of {self.hook_name}: {error}") from None
 
     def counts(self, tokens: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
         """Which positions ``[batch, context]`` belong to the circuit, by the clean prompts.

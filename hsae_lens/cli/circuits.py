@@ -41,7 +41,10 @@ def _circuits(parsed: argparse.Namespace) -> None:
     from hsae_lens.circuits.run import find_circuits
 
     result = find_circuits(config_from_flags(parsed, CircuitsConfig))
-    print(result.areas.to_string(index=False, float_format=lambda value: f"{value:.3f}"))
+    table, asked = result.areas, {}
+    if "target" in table:
+        asked = dict.fromkeys(("k", "target"), "{:g}".format)
+    print(table.to_string(index=False, float_format="{:.3f}".format, formatters=asked))
     print(f"Wrote {parsed.out} in {result.facts['seconds']} s; "
           f"open {parsed.out}/circuits.html in a browser.")  # fmt: skip
 

@@ -64,6 +64,11 @@ def small_sae(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 @pytest.fixture(scope="session")
+def calibrated_sae(tiny_gemma2: Any, tmp_path_factory: pytest.TempPathFactory) -> str:
+    return save_small(tmp_path_factory.mktemp("saes") / "calibrated", model=tiny_gemma2)
+
+
+@pytest.fixture(scope="session")
 def settings(
     gemma2_folder: Path, pairs_file: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> dict[str, Any]:

@@ -10,14 +10,17 @@ import pytest
 import torch
 from helpers.circuits import (
     BUDGETS,
+    BY_TOKEN,
     CLOSE,
     HOOKS,
+    calibrated,
     dictionary,
     scale_and_bias,
     variant_on_model,
 )
 from helpers.variants import VARIANTS
 
+from hsae_lens import MeanBudget
 from hsae_lens.circuits import Ablator, Prompts, complement
 from hsae_lens.circuits.replacement import Replacement
 from hsae_lens.evaluation.tasks.pairs import TokenizedTask
@@ -29,10 +32,10 @@ from hsae_lens.models.hooks import activations_at, run_changed
 def test_everything_kept_and_everything_replaced(
     model: Any, task: TokenizedTask, variant: str, replace: Replacement
 ) -> None:
-    saes = [dictionary(model, HOOKS[0], task.clean), variant_on_model(variant)]
+    saes = calibrated(model, dictionary(model, HOOKS[0], task.clean), variant_on_model(variant))
     ablator = Ablator(model, saes, task, replace, batch_size=4)
     whole, near = complement(ablator.empty_circuit()), CLOSE[saes[1].dtype]
-    for k in BUDGETS:
+    for k in (*BUDGETS, *BY_TOKEN):
         assert ablator(k, whole) == pytest.approx(ablator(k), abs=near)
     names = [site.hook_name for site in ablator.sites]
     clean = activations_at(model, task.clean, names)
@@ -53,7 +56,7 @@ def test_everything_kept_and_everything_replaced(
     changes = {name: replaced(name, sae) for name, sae in zip(names, saes, strict=True)}
     with torch.no_grad():
         by_hand = task.metric(run_changed(model, task.clean, changes)).mean().item()
-    for k in BUDGETS:
+    for k in (*BUDGETS, *BY_TOKEN):
         assert ablator(k, ablator.empty_circuit()) == pytest.approx(by_hand, abs=near)
 
 
@@ -77,6 +80,8 @@ def test_what_cannot_be_ablated_is_said(model: Any, saes: Any, task: TokenizedTa
     ablator = Ablator(model, saes, task)
     with pytest.raises(ValueError, match="budget 9 is outside 1..8"):
         ablator(9)
+    with pytest.raises(ValueError, match=f"{HOOKS[0]}: This SAE has no thresholds"):
+        ablator(MeanBudget(3))
     with pytest.raises(ValueError, match="No latent 48"):
         ablator.circuit(pd.DataFrame([{"site": HOOKS[0], "latent": 48}]))
     with pytest.raises(ValueError, match="Position 9 is outside"):

@@ -9,8 +9,15 @@ import pytest
 import torch
 from helpers.variants import VARIANTS, activations_for, assert_near, inference_variant
 
-from hsae_lens import HierarchicalTopKSAE, HierarchicalTopKSAEConfig
+from hsae_lens import (
+    ErrorTarget,
+    HierarchicalTopKSAE,
+    HierarchicalTopKSAEConfig,
+    MeanBudget,
+    calibrate,
+)
 from hsae_lens.circuits import as_dictionary, as_featurizer
+from hsae_lens.objective.budgets import Budget
 from hsae_lens.sae.normalization import normalization_of
 
 
@@ -81,6 +88,26 @@ def test_a_featurizer_takes_apart_and_puts_together(sae: Any, x: torch.Tensor) -
     half, rest = featurize(x.bfloat16())
     assert half.dtype == rest.dtype == torch.bfloat16
     assert {id(p) for p in featurize.parameters()} == {id(p) for p in sae.parameters()}
+
+
+@pytest.mark.parametrize("k", [MeanBudget(4), ErrorTarget(0.8)], ids=str)
+def test_budgets_that_ask_tokens(sae: Any, x: torch.Tensor, k: Budget) -> None:
+    for adapter in (as_dictionary, as_featurizer):
+        with pytest.raises(ValueError, match="no thresholds for mean budgets"):
+            adapter(sae, k)
+    sample, x = torch.randn(1024, 32, generator=torch.Generator().manual_seed(2)), x + sae.b_dec
+    calibrate(sae, sample + sae.b_dec, progress=False)
+    dictionary = as_dictionary(sae, k)
+    x_hat, f = dictionary(x, output_features=True)
+    with sae.using_budget(k):
+        assert f.equal(sae.encode(x))
+        assert_near(x_hat, sae(x))
+    assert len((f != 0).sum(-1).unique()) > 1
+    assert sae.budget == 8
+    featurize, unfeaturize, _ = as_featurizer(sae, k)
+    features, error = featurize(x)
+    assert features.equal(f)
+    torch.testing.assert_close(unfeaturize(features, error), x)
 
 
 @pytest.mark.parametrize("variant", VARIANTS)

@@ -9,9 +9,11 @@ import pytest
 import torch
 from helpers.circuits import (
     BUDGETS,
+    BY_TOKEN,
     CONTEXT,
     HOOKS,
     assert_close,
+    calibrated,
     dictionary,
     slow_attribution,
     variant_on_model,
@@ -26,12 +28,13 @@ from sae_lens import (
     StandardSAEConfig,
 )
 
-from hsae_lens import HierarchicalTopKSAE, load_pretrained
+from hsae_lens import ErrorTarget, HierarchicalTopKSAE, MeanBudget, load_pretrained
 from hsae_lens.circuits import (
     Ablator,
     Attribution,
     Prompts,
     attribute_budgets,
+    circuit_curve,
     complement,
     latent_edges,
 )
@@ -41,6 +44,7 @@ from hsae_lens.evaluation.tasks.builtin import make_task
 from hsae_lens.evaluation.tasks.pairs import TokenizedTask
 from hsae_lens.models.hooks import activations_at, run_changed
 from hsae_lens.models.opening import open_model
+from hsae_lens.objective.budgets import Budget
 
 
 @pytest.mark.parametrize("replace", get_args(Replacement))
@@ -63,6 +67,77 @@ def test_one_pass_equals_each_budget_alone(
             if sae.dtype != torch.bfloat16:  # its decode rounds by as much as the prompts differ
                 assert_close(site.error(k), error.mean(0), sae)
     torch.testing.assert_close(found.metric, task.metric(model(task.clean, prepend_bos=False)))
+
+
+@pytest.mark.parametrize("replace", get_args(Replacement))
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_one_pass_serves_budgets_of_every_rule(
+    model: Any, task: TokenizedTask, variant: str, replace: Replacement
+) -> None:
+    """Own and corrupt prompts have lengths of their own, and batches differ in their longest."""
+    saes = calibrated(model, dictionary(model, HOOKS[0], task.clean), variant_on_model(variant))
+    budgets = [*BUDGETS, *BY_TOKEN]
+    rounds = saes[1].dtype == torch.bfloat16  # another batch or code may order latents otherwise
+    asked: Any = {"replace": replace, "batch_size": 6 if rounds else 4, "progress": False}
+    found = attribute_budgets(model, saes, task, budgets, **asked)
+    assert found.budgets == budgets
+    for k in BY_TOKEN:
+        slow = slow_attribution(model, saes, task, k, replace)
+        alone = attribute_budgets(model, saes, task, [k], **asked)
+        for sae in saes:
+            site = found.sites[sae.cfg.metadata.hook_name]
+            latents, error = slow[site.hook_name]
+            assert_close(site.per_pair(k), latents, sae)
+            assert_close(alone.sites[site.hook_name].per_pair(k), latents, sae)
+            torch.testing.assert_close(site.mean(k), site.per_pair(k).mean(0))
+            if sae.dtype != torch.bfloat16:  # its decode rounds by as much as the prompts differ
+                assert_close(site.error(k), error.mean(0), sae)
+    fixed = attribute_budgets(model, saes, task, BUDGETS, **asked)
+    for name, site in found.sites.items():
+        wholes = [site.per_pair(k).sum(-1) + site.errors[n] for n, k in enumerate(budgets)]
+        for whole in wholes:  # of latents and error, at each position of each pair
+            torch.testing.assert_close(whole, wholes[0])
+        for k in [] if rounds else BUDGETS:  # as if no others had been asked for
+            assert fixed.sites[name].mean(k).equal(site.mean(k))
+    lengths = found.sites[HOOKS[0]].lengths
+    assert (lengths[:3] == torch.tensor(BUDGETS)[:, None, None, None]).all()
+    assert lengths[4].max() > BUDGETS[-1]  # no cap
+    if replace == "resample":
+        assert (lengths[3:, ..., 0] != lengths[3:, ..., 1]).flatten(1).any(1).all()
+
+
+def test_a_budget_that_asks_tokens_is_refused_before_work(
+    model: Any, task: TokenizedTask, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sae = dictionary(model, HOOKS[0], task.clean)
+    found = attribute_budgets(model, calibrated(model, sae), task, BY_TOKEN, progress=False)
+    nodes = found.nodes(BY_TOKEN[0]).head(3)
+
+    def worked(*arguments: Any) -> None:
+        raise AssertionError("the model was run")
+
+    for module in ("replacement", "ablation"):
+        monkeypatch.setattr(f"hsae_lens.circuits.{module}.activations_at", worked)
+    plain = dictionary(model, HOOKS[0], task.clean)
+    upper = dictionary(model, HOOKS[1], task.clean)
+    for other, message in (
+        (plain, f"{HOOKS[0]}: This SAE has no thresholds for mean budgets .* hsae_lens.calibrate"),
+        (sae.at_k(8), f"{HOOKS[0]}: A 'topk' SAE is cut to a fixed .* needs a hierarchical SAE"),
+        (sae.at_mean_k(8), f"{HOOKS[0]}: A 'jumprelu' SAE is cut to a fixed number"),
+    ):
+        for k in (MeanBudget(2), ErrorTarget(0.5)):
+            with pytest.raises(ValueError, match=message):
+                attribute_budgets(model, other, task, [8, k])
+            with pytest.raises(ValueError, match=message):
+                latent_edges(model, [other, upper], nodes, k, task)
+        with pytest.raises(ValueError, match=message):
+            circuit_curve(model, other, found, task)
+    with pytest.raises(ValueError, match="mean budget of 9 is outside 1..8"):
+        attribute_budgets(model, sae, task, [MeanBudget(9)])
+    with pytest.raises(ValueError, match="one rule must be ascending"):
+        attribute_budgets(model, sae, task, [MeanBudget(4), MeanBudget(2)])
+    with pytest.raises(ValueError, match="Budget mean-3 was not asked for"):
+        found.nodes(MeanBudget(3))
 
 
 def test_what_replaces_a_node_unless_it_is_said(model: Any, saes: Any, task: Any) -> None:
@@ -225,7 +300,7 @@ def test_integrated_gradients_add_up_to_the_whole(
 
 
 def test_what_cannot_be_attributed_is_said(model: Any, saes: Any, task: TokenizedTask) -> None:
-    def ask(prompts: Any, budgets: list[int] | None = None) -> Attribution:
+    def ask(prompts: Any, budgets: list[Budget] | None = None) -> Attribution:
         return attribute_budgets(model, saes, prompts, budgets, progress=False)
 
     with pytest.raises(ValueError, match="outside 1..k=8"):

@@ -6,7 +6,15 @@ from typing import Any, get_args
 
 import pandas as pd
 import pytest
-from helpers.circuits import BUDGETS, CLOSE, HOOKS, dictionary, variant_on_model
+from helpers.circuits import (
+    BUDGETS,
+    BY_TOKEN,
+    CLOSE,
+    HOOKS,
+    calibrated,
+    dictionary,
+    variant_on_model,
+)
 from helpers.variants import VARIANTS
 
 from hsae_lens.circuits import (
@@ -17,6 +25,7 @@ from hsae_lens.circuits import (
     circuit_curve,
     nesting,
     patch_nodes,
+    shown_nodes,
 )
 from hsae_lens.circuits.replacement import Replacement
 from hsae_lens.evaluation.tasks.pairs import TokenizedTask
@@ -27,17 +36,28 @@ def test_everything_is_faithful_and_nothing_is_not(
     model: Any, task: TokenizedTask, variant: str
 ) -> None:
     """Of an SAE of any kind, with error nodes as nodes like others; completeness mirrors it."""
-    saes = [dictionary(model, HOOKS[0], task.clean), variant_on_model(variant)]
-    found = attribute_budgets(model, saes, task, BUDGETS, progress=False)
+    saes = calibrated(model, dictionary(model, HOOKS[0], task.clean), variant_on_model(variant))
+    found = attribute_budgets(model, saes, task, [*BUDGETS, *BY_TOKEN], progress=False)
     curve = circuit_curve(
         model, saes, found, task, sizes=[0, 1, 4, 10_000], errors="default", progress=False
     )
     near = CLOSE[saes[1].dtype]
-    for _, rows in curve.groupby("k"):
+    budgets = curve.groupby(["k", "rule", "target"], sort=False)
+    assert list(budgets.groups) == [
+        *((k, "fixed", k) for k in BUDGETS),
+        (2, "mean", 2),
+        (6.5, "mean", 6.5),
+        (8, "error", 0.5),
+        (8, "error", 0.8),
+    ]
+    for _, rows in budgets:
         first, last = rows.iloc[0], rows.iloc[-1]
         assert (first["faithfulness"], last["completeness"]) == pytest.approx((0, 0), abs=near)
         assert (last["faithfulness"], first["completeness"]) == pytest.approx((1, 1), abs=near)
-    assert set(areas(curve)["k"]) == set(BUDGETS)
+    table = areas(curve)
+    assert list(zip(table["k"], table["rule"], table["target"], strict=True)) == list(
+        budgets.groups
+    )
 
 
 @pytest.mark.parametrize("errors", ["keep", "remove"])
@@ -115,7 +135,51 @@ def test_circuits_nest_when_effects_do_not_depend_on_the_budget(
 ) -> None:
     one = task[:1]  # a single prompt: no averaging over pairs
     found = attribute_budgets(model, saes, one, BUDGETS, replace="zero", progress=False)
+    assert list(nesting(found).columns) == ["k", "larger", "latents", "shared"]
     assert (nesting(found)["shared"] == 1).all()
+
+
+def test_budgets_nest_in_larger_ones_of_their_rule(model: Any, task: TokenizedTask) -> None:
+    sae = calibrated(model, dictionary(model, HOOKS[0], task.clean))
+    found = attribute_budgets(
+        model, sae, task[:1], [*BUDGETS, *BY_TOKEN], replace="zero", progress=False
+    )
+    table = nesting(found)
+    pairs = table[["k", "rule", "target", "larger"]].itertuples(index=False, name=None)
+    assert list(pairs) == [
+        (1, "fixed", 1, 3),
+        (1, "fixed", 1, 8),
+        (3, "fixed", 3, 8),
+        (2, "mean", 2, 6.5),
+        (8, "error", 0.8, 0.5),  # the smaller error takes more latents
+    ]
+    assert (table["latents"] > 0).all()
+    assert (table["shared"] == 1).all()
+
+
+def test_shown_nodes_tell_rules_apart(model: Any, task: TokenizedTask) -> None:
+    sae = calibrated(model, dictionary(model, HOOKS[0], task.clean))
+    found = attribute_budgets(model, sae, task, [*BUDGETS, *BY_TOKEN], progress=False)
+    nodes = shown_nodes(found, task, model.tokenizer)
+    assert list(nodes.columns[:3]) == ["k", "rule", "target"]
+    for k, (_, rows) in zip(found.budgets, nodes.groupby(["rule", "target"], sort=False),
+                            strict=True):  # fmt: skip
+        all_nodes = found.nodes(k)
+        assert rows["effect"].abs().max() == all_nodes["effect"].abs().max()
+        assert (rows["share"].abs() >= 0.01).all()
+    enters = nodes.drop_duplicates(["rule", "position", "latent"])
+    of_fixed = enters[enters["rule"] == "fixed"]  # ascending: the first row is the smallest budget
+    assert (of_fixed["first_target"] == of_fixed["target"]).all()
+    assert (of_fixed["first_target"] == of_fixed["first_k"]).all()
+    by_error = nodes[nodes["rule"] == "error"].drop_duplicates(["position", "latent"], keep="last")
+    assert (by_error["first_target"] == by_error["target"]).all()
+    assert set(by_error["first_target"]) == {0.5, 0.8}
+    plain = attribute_budgets(model, sae, task, BUDGETS, progress=False)
+    fixed = shown_nodes(plain, task, model.tokenizer)
+    pd.testing.assert_frame_equal(
+        fixed, nodes[nodes["rule"] == "fixed"][fixed.columns].reset_index(drop=True),
+        check_dtype=False,
+    )  # fmt: skip
 
 
 def test_a_curve_of_other_nodes_is_refused(model: Any, saes: Any, task: TokenizedTask) -> None:

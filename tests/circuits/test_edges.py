@@ -6,12 +6,34 @@ from typing import Any, get_args
 
 import pandas as pd
 import pytest
-from helpers.circuits import CLOSE, CONTEXT, HOOKS, dictionary, variant_on_model
+from helpers.circuits import CLOSE, CONTEXT, HOOKS, calibrated, dictionary, variant_on_model
 from helpers.variants import VARIANTS
 
+from hsae_lens import ErrorTarget, MeanBudget
 from hsae_lens.circuits import attribute_budgets, latent_edges
 from hsae_lens.circuits.replacement import Replacement
 from hsae_lens.evaluation.tasks.pairs import TokenizedTask
+from hsae_lens.objective.budgets import Budget
+
+
+@pytest.mark.parametrize("replace", get_args(Replacement))
+@pytest.mark.parametrize("k", [MeanBudget(3), ErrorTarget(0.5)], ids=str)
+def test_edges_at_budgets_that_ask_tokens_add_up(
+    model: Any, task: TokenizedTask, k: Budget, replace: Replacement
+) -> None:
+    saes = calibrated(model, *(dictionary(model, hook, task.clean) for hook in HOOKS))
+    found = attribute_budgets(model, saes, task, [k], replace=replace, progress=False)
+    upper = found.nodes(k)
+    upper = upper[upper["site"] == HOOKS[0]].head(2)
+    every = [{"site": HOOKS[1], "position": p, "latent": latent}
+             for p in range(4, CONTEXT) for latent in range(-1, 48)]  # fmt: skip
+    upper = upper[upper["position"] >= 4]  # nothing goes back from there
+    assert len(upper)
+    both = pd.concat([upper, pd.DataFrame(every)])
+    edges = latent_edges(model, saes, both, k, task, replace=replace, progress=False)
+    sums = edges.groupby(["site", "position", "latent"])["effect"].sum()
+    for row in upper.itertuples():
+        assert sums[(row.site, row.position, row.latent)] == pytest.approx(row.effect, rel=1e-5)
 
 
 @pytest.mark.parametrize("replace", get_args(Replacement))

@@ -22,6 +22,13 @@ WRONG = {
     "--budgets 1,x": "--budgets: whole numbers with commas, as in 1,8,32; got 'x' in '1,x'",
     "--budgets 0,4": "Budgets are whole numbers of at least 1, got [0, 4]",
     "--budgets 8,41": "{sae} cannot be judged so: budgets [41] are outside 1..k=40",
+    "--mean-budgets 8,x": "--mean-budgets: numbers with commas, as in 1,8.5,32; got 'x' in '8,x'",
+    "--mean-budgets 0,4": "A mean budget must be a number above 0, got 0",
+    "--mean-budgets 8": "{sae} cannot be judged so: This SAE has no thresholds for mean budgets",
+    "--mean-budgets 41": "{sae} cannot be judged so: A mean budget of 41 is outside 1..40",
+    "--error-targets 0": "An error target must be a number above 0, got 0",
+    "--error-targets 0.2": "{sae} cannot be judged so: This SAE has no thresholds",
+    "--mean-budgets 8 --sae {stock}": "{stock} cannot be judged so: A 'topk' SAE is cut to a fixed",
     "--sizes 1": "two sizes above 0, got [1]",
     "--sizes few": "--sizes: whole numbers with commas",
     "--sizes 1,-4": "--sizes: whole numbers with commas",
@@ -43,10 +50,14 @@ def test_a_mistake_is_one_line_before_any_work(
     sae = open_sae(small_sae)
     sae.cfg.metadata.hook_name = "blocks.0.hook_resid_post"
     sae.save_model(tmp_path / "other")
-    names = {"sae": small_sae, "other": tmp_path / "other"}
+    sae.cfg.metadata.hook_name = "blocks.1.hook_resid_post"
+    sae.at_k(40).save_model(tmp_path / "stock")
+    names = {"sae": small_sae, "other": tmp_path / "other", "stock": tmp_path / "stock"}
     out = tmp_path / "out"
     for flags, message in WRONG.items():
-        arguments = ["circuits", "--sae", small_sae, "--model", str(tmp_path), "--budgets", "8"]
+        arguments = ["circuits", "--model", str(tmp_path), "--budgets", "8"]
+        if "--sae" not in flags:
+            arguments += ["--sae", small_sae]
         arguments += ["--out", str(out), *flags.format(**names).split(" ")]
         assert main(arguments) == 1, flags
         error = capsys.readouterr().err.strip().split("\n")

@@ -6,15 +6,19 @@ from typing import Any
 
 import pytest
 import torch
-from helpers.circuits import HOOKS
+from helpers.circuits import HOOKS, calibrated, dictionary
 
+from hsae_lens import ErrorTarget, MeanBudget
 from hsae_lens.circuits import Ablator, attribute_budgets, patch_nodes
 from hsae_lens.evaluation.tasks.pairs import TokenizedTask
 from hsae_lens.models.hooks import activations_at, run_changed
+from hsae_lens.objective.budgets import Budget
 
 
-def test_patching_one_node_by_hand(model: Any, saes: Any, task: TokenizedTask) -> None:
-    sae, name, k = saes[1], HOOKS[1], 3
+@pytest.mark.parametrize("k", [3, MeanBudget(3), ErrorTarget(0.5)], ids=str)
+def test_patching_one_node_by_hand(model: Any, task: TokenizedTask, k: Budget) -> None:
+    name = HOOKS[1]
+    (sae,) = calibrated(model, dictionary(model, name, task.clean))
     found = attribute_budgets(model, sae, task, [k], progress=False)
     nodes = found.nodes(k)
     nodes = nodes[nodes["latent"] >= 0].head(3)

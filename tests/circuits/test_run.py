@@ -10,7 +10,9 @@ from typing import Any, get_args
 import pandas as pd
 import pytest
 from helpers.circuits import HOOKS, PAIRS, save_small
+from helpers.command import as_flags, hsae
 
+from hsae_lens._util.tables import read_csv
 from hsae_lens.circuits import attribute_budgets
 from hsae_lens.circuits.config import CircuitsConfig
 from hsae_lens.circuits.inputs import open_task
@@ -109,6 +111,44 @@ def test_whatever_replaces_a_node(
         assert set(found.curve[found.curve["sae"] == "random decoder"]["k"]) == {4, 40}
     else:
         assert "No controls: they are made from hierarchical SAEs" in caplog.text
+
+
+def test_budgets_by_token_are_further_curves(
+    settings: dict[str, Any], calibrated_sae: str, small_sae: str, tmp_path: Path
+) -> None:
+    """As a process. Labels of their own, of controls too; what is not calibrated is left out."""
+    flags = {name.replace("_", "-"): settings[name] for name in
+             ("task", "model", "pairs", "steps", "dtype")}  # fmt: skip
+    run = hsae("circuits", "--sae", calibrated_sae, "--beside", small_sae, *as_flags(flags),
+               "--budgets", "4", "--sizes", "1,8", "--mean-budgets", "4,12.5",
+               "--error-targets", "0.3,0.6", "--out", tmp_path)  # fmt: skip
+    assert f"Left out: {small_sae} at mean-4, mean-12.5. This SAE has no thresholds" in run.stderr
+    assert run.stderr.count("Attributing to") == 4  # once for all rules of a dictionary
+    curve = read_csv(tmp_path / "curve.csv")
+    assert list(curve.columns[:5]) == ["sae", "k", "rule", "target", "nodes"]
+    labels = ["the SAE", "the SAE, on average", "the SAE, by error", small_sae]
+    for control in ("random decoder", "neurons"):
+        labels += [control, f"{control}, on average", f"{control}, by error"]
+    assert list(curve["sae"].unique()) == labels
+    for label, rows in curve.groupby("sae"):
+        rule, target = ("mean", {4, 12.5}) if "average" in label else ("fixed", {4})
+        if "by error" in label:
+            rule, target = "error", {0.3, 0.6}
+        assert set(rows["rule"]) == {rule}
+        assert set(rows["target"]) == target
+        assert set(rows["k"]) == ({32 if "neurons" in label else 40} if rule == "error" else target)
+    assert (curve["metric_model"] == curve["metric_model"].iloc[0]).all()
+    table = read_csv(tmp_path / "areas.csv")
+    assert len(table) == 3 * 5 + 1
+    assert table[["sae", "rule", "target"]].duplicated().sum() == 0
+    nodes = read_csv(tmp_path / "nodes.csv")  # of the fixed budgets, as ever
+    assert "rule" not in nodes
+    page = (tmp_path / "circuits.html").read_text()
+    for words in ("At budget k=4", "At 12.5 latents per token on average", "brought to 60%",
+                  "“on average” the same"):  # fmt: skip
+        assert words in page
+    settings_kept = json.loads((tmp_path / "run.json").read_text())["settings"]
+    assert settings_kept["mean_budgets"] == [4, 12.5]
 
 
 def test_two_sites_at_once(settings: dict[str, Any], tmp_path: Path) -> None:

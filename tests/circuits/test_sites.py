@@ -6,7 +6,15 @@ from typing import Any
 
 import pytest
 import torch
-from helpers.circuits import CONTEXT, HOOKS, assert_close, dictionary, variant_on_model
+from helpers.circuits import (
+    BY_TOKEN,
+    CONTEXT,
+    HOOKS,
+    assert_close,
+    calibrated,
+    dictionary,
+    variant_on_model,
+)
 from helpers.variants import VARIANTS
 
 from hsae_lens import HierarchicalTopKSAE, HierarchicalTopKSAEConfig
@@ -34,15 +42,22 @@ def test_sites_are_in_the_model_s_order(model: Any, task: TokenizedTask) -> None
 def test_an_activation_is_the_sum_of_latents_bias_and_error(
     model: Any, task: TokenizedTask, variant: str
 ) -> None:
-    sae = variant_on_model(variant)
+    (sae,) = calibrated(model, variant_on_model(variant))
     (site,) = sites_of(sae, model)
     x = activations_at(model, task.clean, [site.hook_name])[site.hook_name]
-    split = site.split(x, 3)
-    assert ((split.latents != 0).sum(-1) <= 3).all()
-    assert_close(split.latents @ split.W_dec + split.rest, x.flatten(2), sae)
-    with torch.no_grad(), sae.using_budget(3):
-        x_hat = sae(x.to(sae.dtype)).flatten(2)
-    assert_close(split.x - split.rest + split.bias, x_hat.to(split.x), sae)
+    budgets = [3, *BY_TOKEN]
+    several, lengths = site.split_budgets(x, budgets)
+    for k, used in zip(budgets, lengths, strict=True):
+        split = site.split(x, k)
+        assert ((split.latents != 0).sum(-1) <= used).all()
+        if sae.dtype != torch.bfloat16:  # rounded ones may be equal, and come in any order
+            assert split.latents.equal(several.code.prefixes(used).to_dense(split.d_sae))
+        assert_close(split.latents @ split.W_dec + split.rest, x.flatten(2), sae)
+        with torch.no_grad(), sae.using_budget(k):
+            x_hat = sae(x.to(sae.dtype)).flatten(2)
+        assert_close(split.x - split.rest + split.bias, x_hat.to(split.x), sae)
+    assert (lengths[0] == 3).all()
+    assert several.code.k == lengths.max()
 
 
 def test_an_sae_that_does_not_fit_is_said(model: Any, saes: Any, task: TokenizedTask) -> None:

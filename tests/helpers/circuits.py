@@ -9,14 +9,23 @@ from typing import Any
 import torch
 
 from helpers.variants import inference_variant
-from hsae_lens import HierarchicalTopKSAE, HierarchicalTopKSAEConfig
+from hsae_lens import (
+    ErrorTarget,
+    HierarchicalTopKSAE,
+    HierarchicalTopKSAEConfig,
+    MeanBudget,
+    calibrate,
+)
 from hsae_lens.circuits.replacement import Replacement
 from hsae_lens.evaluation.tasks.pairs import TokenizedTask
 from hsae_lens.models.hooks import activations_at, run_changed
+from hsae_lens.objective.budgets import Budget
 from hsae_lens.sae.normalization import decoder_scale, joined_heads
 
 HOOKS = ["blocks.0.hook_resid_post", "blocks.1.hook_resid_post"]
 BUDGETS = [1, 3, 8]
+BY_TOKEN: list[Budget] = [MeanBudget(2), MeanBudget(6.5), ErrorTarget(0.5), ErrorTarget(0.8)]
+"""Budgets that ask every token; calibrate the SAEs first."""
 CONTEXT = 9  # tokens of a prompt
 PAIRS = 12  # in the file of pairs
 CLOSE = {torch.float64: 1e-9, torch.float32: 1e-4, torch.bfloat16: 0.04}
@@ -46,6 +55,16 @@ def variant_on_model(variant: str) -> HierarchicalTopKSAE:
     )
 
 
+def calibrated(model: Any, *saes: HierarchicalTopKSAE) -> list[HierarchicalTopKSAE]:
+    """The SAEs themselves, with thresholds for their mean budgets from random tokens."""
+    tokens = torch.randint(3, 300, (80, CONTEXT), generator=torch.Generator().manual_seed(7))
+    for sae in saes:
+        hook = str(sae.cfg.metadata.hook_name)
+        x = activations_at(model, tokens, [hook])[hook].flatten(2)[:, 1:]
+        calibrate(sae, x.flatten(0, 1), progress=False)
+    return list(saes)
+
+
 def assert_close(got: torch.Tensor, want: torch.Tensor, sae: Any) -> None:
     """Up to what the SAE's dtype rounds."""
     far = CLOSE[sae.dtype] * want.abs().max().item()
@@ -63,7 +82,7 @@ def scale_and_bias(sae: Any, x: torch.Tensor) -> tuple[Any, torch.Tensor]:
 
 
 def slow_attribution(
-    model: Any, saes: Sequence[Any], task: TokenizedTask, k: int, replace: Replacement
+    model: Any, saes: Sequence[Any], task: TokenizedTask, k: Budget, replace: Replacement
 ) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
     """One budget's attributions by definition: straight-through SAEs, latents and error leaves."""
     leaves: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
@@ -121,10 +140,11 @@ def _latents_and_rest(sae: Any, x: torch.Tensor) -> tuple[torch.Tensor, torch.Te
         return f * scale, x - sae.decode(f).to(x) + bias.to(x)
 
 
-def save_small(folder: Path, hook: str = HOOKS[1], stock: bool = False) -> str:
+def save_small(folder: Path, hook: str = HOOKS[1], stock: bool = False, model: Any = None) -> str:
     """A dictionary with budgets above its width, of an activation around zero.
 
-    A stock one's latents are not looked up in CPython's reference, which takes seconds.
+    A stock one's latents are not looked up in CPython's reference, which takes seconds. With a
+    model it is calibrated.
     """
     cfg = HierarchicalTopKSAEConfig(
         d_in=32, d_sae=96, k=40, rescale_acts_by_decoder_norm=False, apply_b_dec_to_input=False
@@ -135,5 +155,7 @@ def save_small(folder: Path, hook: str = HOOKS[1], stock: bool = False) -> str:
         rows = torch.randn(96, 32, generator=torch.Generator().manual_seed(0))
         sae.W_dec.copy_(rows / rows.norm(dim=-1, keepdim=True))
         sae.W_enc.copy_(0.3 * sae.W_dec.T)
+    if model is not None:
+        calibrated(model, sae)
     (sae.at_k(40) if stock else sae).save_model(folder)
     return str(folder)

@@ -18,7 +18,7 @@ from hsae_lens.models.hooks import check_bare
 from hsae_lens.models.token_mask import TokenMask
 from hsae_lens.objective.budgets import Budget
 from hsae_lens.objective.ordered_code import OrderedCode
-from hsae_lens.sae.codes import check_budget_of, decode_first, each_length, largest_budget
+from hsae_lens.sae.codes import check_budget_of, decode_first, largest_budget, ordered_code
 from hsae_lens.sae.normalization import decoder_scale, joined_heads
 
 ERROR = -1
@@ -124,7 +124,7 @@ class Site:
         if not torch.isfinite(x).all():
             raise FloatingPointError(f"The model's activations at {self.hook_name} are not finite.")
         with joined_heads(self.sae):
-            code, lengths = each_length(self.sae, x.to(self.sae.dtype), budgets)
+            code, lengths = ordered_code(self.sae, x.to(self.sae.dtype), budgets)
             code = code.prefixes(lengths.amax(0))
             scale = decoder_scale(self.sae)
             bias = _wide(decode_first(self.sae, code, 0))

@@ -38,16 +38,7 @@ def check_budget_of(sae: SAE[Any], budget: Budget) -> Any:
     return check_spending(budget, largest_budget(sae))
 
 
-def ordered_code(sae: SAE[Any], x: torch.Tensor, budget: Budget) -> OrderedCode:
-    """What any SAE uses of ``x``, as its ``encode`` takes it, at a budget: latents in order.
-
-    Raises:
-        ValueError: if the SAE has no such budget.
-    """
-    return each_length(sae, x, [budget])[0]
-
-
-def each_length(
+def ordered_code(
     sae: SAE[Any], x: torch.Tensor, budgets: Sequence[Budget]
 ) -> tuple[OrderedCode, torch.Tensor]:
     """As :meth:`HierarchicalTopKSAE.encode_budgets`, of any SAE: a code, no longer than needed.
@@ -90,13 +81,9 @@ def each_reconstruction(
         budgets = budgets[len(fixed) :]
     for budget in budgets:
         # Encoded for every budget: some normalisations are undone by one decode only.
-        if isinstance(budget, int):
-            code = ordered_code(sae, sae_in, max(1, budget))
-            yield budget, code, decode_first(sae, code, budget)
-        else:
-            code, (lengths,) = each_length(sae, sae_in, [budget])
-            code = code.prefixes(lengths)
-            yield budget, code, decode_first(sae, code, code.k)
+        code, (lengths,) = ordered_code(sae, sae_in, [budget or 1])
+        code = code.prefixes(lengths)
+        yield budget, code, decode_first(sae, code, code.k if budget else 0)
 
 
 @dataclass(frozen=True)

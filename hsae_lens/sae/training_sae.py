@@ -29,7 +29,7 @@ from hsae_lens.sae.saved_files import CheckedFiles, save_whole
 
 logger = logging.getLogger(__name__)
 
-CALIBRATION_TOKENS = 8192  # of the end of training: a mean of latents is then within a per cent
+RECENT_TOKENS = 8192  # of the end of training: a mean of latents is then within a per cent
 
 # SAELens' runners make a flag of each field of the config below; how its text is read must stand on
 # the field. From Python both hold lists.
@@ -157,7 +157,7 @@ class HierarchicalTopKTrainingSAE(OwnInputSteps, CheckedFiles, TopKTrainingSAE):
         self.budget_weights = resolve_weights(cfg.budget_weights, self.budgets)
         self.checks_activations = True  # False where the trainer does it without waiting for a GPU
         self._n_dead = DelayedScalar()
-        self._recent = RecentActivations(CALIBRATION_TOKENS, cfg.d_in)
+        self._recent = RecentActivations(RECENT_TOKENS, cfg.d_in)
 
     @override
     def get_activation_fn(self) -> Callable[[torch.Tensor], torch.Tensor]:

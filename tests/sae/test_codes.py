@@ -36,9 +36,9 @@ def test_one_decode_of_a_code_is_that_of_its_first_latents(variant: str) -> None
     x = activations_for(ours, 3, 5)
     for sae in (ours, ours.at_k(8)):
         for k, j in ((8, 0), (8, 3), (5, 5)):
-            x_hat = decode_first(sae, ordered_code(sae, x, k), j)
+            x_hat = decode_first(sae, ordered_code(sae, x, [k])[0], j)
             ours.encode(x)
-            acts = ordered_code(ours, x, max(1, j)).to_dense(96) if j else ours.encode(x) * 0
+            acts = ordered_code(ours, x, [max(1, j)])[0].to_dense(96) if j else ours.encode(x) * 0
             assert_near(x_hat, ours.decode(acts))
         with pytest.raises(ValueError, match=r"outside 1\.\.8|in 1\.\.d_sae=96"):
-            ordered_code(sae, x, 97)
+            ordered_code(sae, x, [97])

@@ -13,6 +13,7 @@ from sae_lens.util import str_to_dtype
 from hsae_lens._util.did_you_mean import did_you_mean
 from hsae_lens._util.paths import expand_home
 from hsae_lens.models.devices import model_device
+from hsae_lens.objective.budgets import Budget
 from hsae_lens.releases import hub_loader
 from hsae_lens.releases.directory import RELEASES, fill_saelens_directory
 from hsae_lens.releases.hub_loader import explaining_the_network, read_ready
@@ -23,7 +24,7 @@ from hsae_lens.sae.saved_files import check_weights, explaining_bad_files
 def load_pretrained(
     release: str,
     sae_id: str,
-    k: int | None = None,
+    k: Budget | None = None,
     device: str | torch.device = "cpu",
     dtype: str | torch.dtype = "float32",
 ) -> HierarchicalTopKSAE:
@@ -32,7 +33,8 @@ def load_pretrained(
     Args:
         release: a name from ``hsae releases``, or any Hugging Face repository "owner/name".
         sae_id: the SAE in it, usually its hook name.
-        k: the budget to start with, in 1..cfg.k; None for the SAE's own default.
+        k: the budget to start with, in 1..cfg.k, or a :class:`MeanBudget` or :class:`ErrorTarget`;
+            None for the SAE's own default.
         device, dtype: of the weights.
 
     A training checkpoint is made ready or refused, as by :func:`open_sae`.

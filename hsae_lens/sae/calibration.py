@@ -99,9 +99,12 @@ def calibrate(
         batch_size: tokens at a time, of a tensor.
 
     Raises:
-        ValueError: for activations of another width, fewer than 512 of them, or all the same.
+        ValueError: for a stock SAE, activations of another width, fewer than 512 of them, or all
+            the same.
         FloatingPointError: for NaN or infinite ones.
     """
+    if not hasattr(sae.cfg, "calibration"):
+        raise ValueError(f"A {sae.cfg.architecture()!r} SAE has no mean budgets to calibrate.")
     counts = torch.zeros(1 << KEPT_BITS, dtype=torch.int64, device=sae.device)
     moments = _Moments()
     for x in tqdm(_batches(activations, batch_size), "Calibrating", disable=not progress):
@@ -160,7 +163,7 @@ class _Moments:
         self.origin = self.sum = torch.zeros(())
 
     def add(self, x: torch.Tensor) -> None:
-        wide = x.double()
+        wide = x.cpu().double()  # not every device has float64
         if self.n == 0 and len(x):
             self.origin = wide.mean(0)
         wide = wide - self.origin

@@ -360,7 +360,8 @@ class HierarchicalTopKTrainingSAE(OwnInputSteps, CheckedFiles, TopKTrainingSAE):
             return
         try:
             calibrate(self, self._recent.batches(), progress=False)
-        except (ValueError, FloatingPointError) as error:  # the SAE is to be saved all the same
+        # Whatever it is, out of memory too: the SAE is trained, and is to be saved all the same.
+        except (ValueError, FloatingPointError, RuntimeError) as error:
             logger.warning("Saved without thresholds for mean budgets: %s", error)
 
     @override

@@ -250,6 +250,8 @@ def test_what_cannot_be_calibrated_with(sae: HierarchicalTopKSAE) -> None:
     with pytest.raises(FloatingPointError, match="NaN or infinity"):
         calibrate(sae, bad, progress=False)
     assert sae.cfg.calibration is None, "nothing is kept of what failed"
+    with pytest.raises(ValueError, match="A 'topk' SAE has no mean budgets to calibrate"):
+        calibrate(sae.at_k(8), x, progress=False)
 
 
 @pytest.mark.parametrize("k", [0, -1, "4", True, float("nan"), float("inf"), None])

@@ -15,7 +15,7 @@ import pandas as pd
 
 from hsae_lens._util.atomic_files import write_json
 from hsae_lens._util.columns import stamp
-from hsae_lens._util.tables import TEXT_COLUMNS, by_sae, read_csv, write_csv
+from hsae_lens._util.tables import RULES, TEXT_COLUMNS, by_sae, read_csv, write_csv
 from hsae_lens.evaluation.config import EvalConfig
 from hsae_lens.sae.controls import RANDOM_DECODER
 
@@ -184,7 +184,14 @@ def _read_table(file: Path, about: RunTable) -> pd.DataFrame:
     numbers = table[[column for column in table if column not in TEXT_COLUMNS]]
     if words := [str(column) for column in numbers if table[column].dtype.kind not in "iufb"]:
         raise _damaged(file, f"has words for numbers in {', '.join(words)}", command)
-    along = [c for c in ("k", "l0", "probe_size") if c in needed]  # what figures are drawn along
+    # What figures are drawn along.
+    along: list[str] = [column for column in ("k", "l0", "probe_size") if column in needed]
+    if "rule" in table and "sae" in needed:  # budgets of several rules
+        if "target" not in table:
+            raise _damaged(file, "lacks target", command)
+        if not table["rule"].isin(list(RULES)).all():
+            raise _damaged(file, f"has a rule that is none of {', '.join(RULES)}", command)
+        along += [column for column in ("target", "l0") if column in table]
     within = table[along].ge(0) & table[along].lt(LARGEST)
     if np.isinf(numbers).any(axis=None) or not within.all(axis=None):
         raise _damaged(file, "has numbers that cannot be", command)
@@ -251,3 +258,7 @@ def _check_types(cfg: EvalConfig) -> None:
             raise TypeError(f"{name} is {value!r}")
     if not all(isinstance(name, str) for name in cfg.saes):
         raise TypeError(f"saes are {cfg.saes}")
+    for name in ("budgets", "mean_budgets", "error_targets"):
+        for number in getattr(cfg, name) or []:
+            if isinstance(number, bool) or not isinstance(number, int | float):
+                raise TypeError(f"{name} has {number!r}")

@@ -182,11 +182,17 @@ def _explorer(run: EvalRun) -> str:
         return ""
     # No "<" inside the script element: it could end it, or begin a comment in it.
     data = json.dumps(run.examples, allow_nan=False).replace("<", "\\u003c")
+    on_average = (
+        " On average, each token takes the latents that exceed one threshold; the small figure is "
+        "how many."
+        if all("mean" in example for example in run.examples)
+        else ""
+    )
     return (
         "<h2>Follow a token latent by latent</h2>"
         "<p>Move the budget and choose a token. The bluer a token, the more of its activation is "
-        "explained; grey ones are left as they are.</p>"
-        '<div class="explorer"><div class="texts"></div>'
+        f"explained; grey ones are left as they are.{on_average}</p>"
+        '<div class="explorer"><div class="texts"></div><div class="modes texts"></div>'
         '<label>Budget <input class="slider" type="range" min="0" step="1" value="0">'
         '<output class="shown"></output></label>'
         '<div class="tokens"></div><div class="detail"></div>'
@@ -258,7 +264,7 @@ def _by_thresholds_of_the_text(run: EvalRun) -> str:
     table = run.tables["adaptive"]
     return (
         "<p>With thresholds taken from the judged text itself, so that the mean is met on it, and "
-        "at most K latents for a token: what calibration cannot do better than.</p>"
+        "at most K latents for a token.</p>"
         f'<div class="figures">{adaptive_svg(table)}</div>'
         f"{folded_table_html('All figures', table)}"
     )

@@ -224,7 +224,26 @@ def _read_examples(file: Path) -> list[dict[str, Any]]:
         for example in examples
     ):
         raise _damaged(file, "is damaged (it is no list of examples)")
+    if not all(_has_lengths(example) for example in examples if "mean" in example):
+        raise _damaged(file, "is damaged (an example's mean budgets)")
     return examples
+
+
+def _has_lengths(example: dict[str, Any]) -> bool:
+    """Whether what an example says of mean budgets fits what it says of its tokens."""
+    try:
+        lengths, explained = example["mean"]["lengths"], example["explained"]
+        return (
+            isinstance(example["mean"]["predictions"], list)
+            and len({len(of_token) for of_token in lengths}) == 1
+            and all(
+                type(n) is int and 0 <= n < len(shares)
+                for of_token, shares in zip(lengths, explained, strict=True)
+                for n in of_token
+            )
+        )
+    except (TypeError, KeyError, ValueError):
+        return False
 
 
 def _read_json(file: Path) -> Any:

@@ -192,7 +192,8 @@ def _explorer(run: EvalRun) -> str:
         "<h2>Follow a token latent by latent</h2>"
         "<p>Move the budget and choose a token. The bluer a token, the more of its activation is "
         f"explained; grey ones are left as they are.{on_average}</p>"
-        '<div class="explorer"><div class="texts"></div><div class="modes texts"></div>'
+        '<div class="explorer"><div class="texts"></div><div class="modes" role="group" '
+        'aria-label="How the budget is spent"></div>'
         '<label>Budget <input class="slider" type="range" min="0" step="1" value="0">'
         '<output class="shown"></output></label>'
         '<div class="tokens"></div><div class="detail"></div>'

@@ -38,6 +38,7 @@ def plot_frontier(table: pd.DataFrame, path: str | Path, title: str) -> Path:
     figure.suptitle(plain_text(title, 100), fontsize=12)
     for axes, quality in zip(figure.subplots(1, 2), QUALITIES, strict=True):
         _draw_frontier(axes, table, quality)
+    _make_room(figure, table)
     legend_below(figure)
     save_png(figure, path)
     return path
@@ -47,6 +48,7 @@ def frontier_svg(table: pd.DataFrame, quality: str) -> str:
     """One panel of :func:`plot_frontier` as SVG for a page."""
     figure, axes = panel()
     _draw_frontier(axes, table, quality)
+    _make_room(figure, table)
     legend_below(figure)
     return figure_svg(figure)
 
@@ -100,6 +102,7 @@ def tasks_svg(table: pd.DataFrame) -> str:
         axes.plot(rows["x"], rows["logit_retention"], marker="o", **style)
     finish_axes(axes, _budget_axis(table), axis_label("logit_retention"), table["k"].max())
     axes.axhline(1, color="#777777", linewidth=1)
+    _make_room(figure, table, "task")
     figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=2,
                   frameon=False)  # fmt: skip
     return figure_svg(figure)
@@ -115,6 +118,7 @@ def probing_svg(table: pd.DataFrame, size: int) -> str:
     label = f"{axis_label('test_auc')} of probes on {size} latent{'s' if size > 1 else ''}"
     finish_axes(axes, _budget_axis(table), label, rows["k"].max())
     axes.axhline(0.5, color="#777777", linewidth=1)
+    _make_room(figure, rows)
     legend_below(figure)
     return figure_svg(figure)
 
@@ -143,6 +147,12 @@ def _with_x(table: pd.DataFrame) -> pd.DataFrame:
     asked = table["k"].where(rule != "error")
     x = table["k"].where(rule == "fixed", table.get("l0", asked))
     return table.assign(x=x)[(rule == "fixed") | (x > 0)]  # the axis has no 0
+
+
+def _make_room(figure: Figure, table: pd.DataFrame, by: str = "sae") -> None:
+    """Makes a picture higher by the lines that rules add to its legend."""
+    added = table[rules_of(table) != "fixed"].groupby([by, "rule"]) if "rule" in table else ()
+    figure.set_figheight(figure.get_figheight() + 0.2 * len(added))
 
 
 def _budget_axis(table: pd.DataFrame) -> str:

@@ -251,9 +251,9 @@ def _by_own_thresholds(run: EvalRun) -> str:
         columns={f"fixed {of}": f"{LABELS[of]}, a fixed budget of this l0" for of in QUALITIES}
     )
     return (
-        "<p>With the SAE’s own thresholds, which were calibrated beforehand and not on this text: "
-        "what was asked for, a mean number of latents or a share of error, and beside it the "
-        "number that came out here. A token may use more latents than the largest budget.</p>"
+        "<p>With the SAE’s own thresholds, which were calibrated before this run: what was asked "
+        "for, a mean number of latents or a share of error, and beside it the number that came out "
+        "on this text. At a mean budget a token may use more latents than the largest budget.</p>"
         f"{table_html(shown)}"
     )
 

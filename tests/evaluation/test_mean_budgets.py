@@ -161,7 +161,7 @@ def test_the_report_of_a_run_with_every_rule(tmp_path: Path) -> None:
     assert "stock, on average" not in page
     assert "Broken lines are budgets on average and dotted ones error targets, at the" in page
     section = page.split("Different budgets for different tokens</h2>")[1].split("<h2>")[0]
-    assert "With the SAE’s own thresholds, which were calibrated beforehand" in section
+    assert "With the SAE’s own thresholds, which were calibrated before this run" in section
     assert "taken from the judged text itself" not in section, "there is no such table"
     assert "mean latents per token (l0)" in section
     shown = [row[:4] for row in cells(section)]
@@ -187,7 +187,7 @@ def test_the_report_of_the_small_run_tells_both_kinds_of_thresholds(mean_run: Ru
     page = page_of(mean_run[0])
     section = page.split("Different budgets for different tokens</h2>")[1].split("<h2>")[0]
     own, of_text = section.split("taken from the judged text itself")
-    assert "calibrated beforehand" in own
+    assert "calibrated before this run" in own
     frontier = read_csv(mean_run[0] / "frontier.csv")
     mine = frontier[(frontier["sae"] == frontier["sae"][0]) & (frontier["rule"] != "fixed")]
     assert [row[1] for row in cells(own)] == ["2", "8.5", "16", "0.3", "0.9"]

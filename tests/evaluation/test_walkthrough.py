@@ -41,9 +41,7 @@ def test_at_a_mean_budget_each_token_has_what_encode_gives_it(
         explained = 1 - (x_hat - x).square().sum(-1) / distance
         for n in keep.nonzero()[:, 0].tolist():
             said = example["explained"][n][used[n]]
-            assert said == pytest.approx(
-                explained[n].item(), rel=0.02 if coarse else 1e-4, abs=2e-3
-            )
+            assert said == pytest.approx(explained[n].item(), **near)
             largest = acts[n].float().sort(descending=True).values[: min(12, used[n])]
             values = [value for _, value in example["latents"][n][: used[n]]]
             assert values == pytest.approx(largest.tolist(), abs=0.006 + 0.01 * coarse)

@@ -61,7 +61,7 @@ def _with_rule(table: pd.DataFrame) -> pd.DataFrame:
     return table[[*columns[:after], "rule", "target", *columns[after:]]]
 
 
-RULES = {"fixed": "", "mean": ", on average", "error": ", by error"}
+RULE_NAMES = {"fixed": "", "mean": ", on average", "error": ", by error"}
 """How budgets are spent: of each token, on average, until an error; and what a name gets for it."""
 
 
@@ -69,7 +69,7 @@ def rules_of(table: pd.DataFrame) -> pd.Series[str]:
     """The rule of each row; "fixed" where the table does not say."""
     if "rule" not in table:
         return pd.Series("fixed", index=table.index, dtype=object)
-    return table["rule"].where(table["rule"].isin(list(RULES)), "fixed")
+    return table["rule"].where(table["rule"].isin(list(RULE_NAMES)), "fixed")
 
 
 def rows_by_rule(table: pd.DataFrame, rule: str = "fixed") -> pd.DataFrame:
@@ -81,7 +81,7 @@ def with_rule_in_name(table: pd.DataFrame, column: str = "sae") -> pd.DataFrame:
     """The table as series: ``column`` says the rule too, "NAME, on average", if it is not fixed."""
     if "rule" not in table:
         return table
-    return table.assign(**{column: table[column].astype(str) + rules_of(table).map(RULES)})
+    return table.assign(**{column: table[column].astype(str) + rules_of(table).map(RULE_NAMES)})
 
 
 def shown_columns(table: pd.DataFrame, columns: Sequence[str] | None = None) -> pd.DataFrame:

@@ -15,7 +15,7 @@ import pandas as pd
 
 from hsae_lens._util.atomic_files import write_json
 from hsae_lens._util.columns import stamp
-from hsae_lens._util.tables import RULES, TEXT_COLUMNS, by_sae, read_csv, write_csv
+from hsae_lens._util.tables import RULE_NAMES, TEXT_COLUMNS, by_sae, read_csv, write_csv
 from hsae_lens.evaluation.config import EvalConfig
 from hsae_lens.sae.controls import RANDOM_DECODER
 
@@ -189,8 +189,8 @@ def _read_table(file: Path, about: RunTable) -> pd.DataFrame:
     if "rule" in table and "sae" in needed:  # budgets of several rules
         if "target" not in table:
             raise _damaged(file, "lacks target", command)
-        if not table["rule"].isin(list(RULES)).all():
-            raise _damaged(file, f"has a rule that is none of {', '.join(RULES)}", command)
+        if not table["rule"].isin(list(RULE_NAMES)).all():
+            raise _damaged(file, f"has a rule that is none of {', '.join(RULE_NAMES)}", command)
         along += [column for column in ("target", "l0") if column in table]
     within = table[along].ge(0) & table[along].lt(LARGEST)
     if np.isinf(numbers).any(axis=None) or not within.all(axis=None):

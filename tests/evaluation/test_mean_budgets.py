@@ -21,6 +21,8 @@ from hsae_lens.evaluation.report import write_report
 from hsae_lens.objective.budgets import ErrorTarget, MeanBudget
 from hsae_lens.sae.controls import RANDOM_DECODER
 
+DATASET = "119_us_state_TX"  # the smallest
+
 Run = tuple[Path, CompletedProcess[str]]
 
 
@@ -202,3 +204,29 @@ def test_examples_say_how_many_latents_each_token_takes(mean_run: Run) -> None:
     counts = [n for e in examples for of_token in e["mean"]["lengths"] for n in of_token[-1:]]
     assert max(counts) > 24, "a mean budget has no cap"
     assert len(set(counts)) > 5
+
+
+def test_probing_of_a_run_is_at_its_budgets_of_every_rule(
+    calibrated_folder: Path,
+    gemma2_folder: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    pytest.importorskip("sae_probes")
+    text, run = documents(tmp_path / "text.jsonl", 400), tmp_path / "run"
+    command = ["eval", calibrated_folder, "--model", gemma2_folder, "--text", text, "--out", run]
+    command += ["--tokens", 1024, "--bootstrap", 0, "--tasks", 0, "--examples", 0, "--budgets", 8]
+    assert says(capsys, *command, "--mean-budgets", 8, "--error-targets", 0.5)[0] == 0
+    status, printed, error = says(capsys, "probe", run, "--datasets", DATASET)
+    assert status == 0, error
+    table = read_csv(run / "probing.csv")
+    asked = table[["sae", "k", "rule", "target"]].drop_duplicates().to_numpy().tolist()
+    each = [[8, "fixed", 8], [8, "mean", 8], [24, "error", 0.5]]
+    assert asked == [
+        [sae, *row] for sae in (str(calibrated_folder), RANDOM_DECODER) for row in each
+    ]
+    shown = [line.split()[-5:-3] for line in printed.splitlines()]
+    assert [row for row in shown if "mean" in row] == [["mean", "8"]] * 2
+    assert [row for row in shown if "error" in row] == [["error", "0.5"]] * 2
+    page = page_of(run)
+    assert "calibrated, on average" in page.split("Labels that few latents hold</h2>")[1]

@@ -9,7 +9,7 @@ from typing import Any
 import pandas as pd
 
 from hsae_lens._util.columns import LABELS, QUALITIES
-from hsae_lens._util.tables import RULES, rows_by_rule, rules_of
+from hsae_lens._util.tables import RULE_NAMES, rows_by_rule, rules_of
 
 LEAST_HURT = 0.01  # of the clean cross-entropy, that ablation must add to be worth a share
 
@@ -98,8 +98,8 @@ def advise(
 
 def _ascending(frontier: pd.DataFrame, rule: str) -> pd.DataFrame:
     """The rows of a rule, smallest budget first."""
-    if rule not in RULES:
-        raise ValueError(f"Unknown rule {rule!r}; known: {', '.join(RULES)}.")
+    if rule not in RULE_NAMES:
+        raise ValueError(f"Unknown rule {rule!r}; known: {', '.join(RULE_NAMES)}.")
     rows = rows_by_rule(frontier, rule)
     if rows.empty:
         raise ValueError(f"The frontier has no {rule} budgets; it has {_rules_in(frontier)}.")

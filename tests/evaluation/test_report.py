@@ -260,9 +260,17 @@ def test_the_slider_spends_on_average_where_the_sae_is_calibrated(
         find(".tokens button")[7].value_of_css_property("background-color").split(",")[-1][:-1]
     )
     assert opacity == pytest.approx(0.6 * min(1, max(0, share)), abs=0.01)
-    guesses = find(".detail table tr")[0].text
-    assert guesses.startswith("2 on average"), "the largest mean budget that the model was run at"
-    assert "%" in guesses
+    at_two, at_two_each = example["mean"]["predictions"][1], example["predictions"][1]
+    chosen = next(n for n, guesses in enumerate(at_two) if guesses != at_two_each[n])
+    find(".tokens button")[chosen].click()
+    cells = [cell.get_attribute("textContent") for cell in find(".detail tr:first-child td")]
+    assert cells[0] == "2 on average", "the largest mean budget that the model was run at"
+    assert [cell.rsplit(" ", 1)[0] for cell in cells[1:]] == [
+        token.replace("\n", "⏎").replace("\t", "⇥") for token, _ in at_two[chosen]
+    ]
+    assert [cell.rsplit(" ", 1)[1] for cell in cells[1:]] == [
+        f"{100 * p:.{1 if p < 0.1 else 0}f}%" for _, p in at_two[chosen]
+    ]
     move(0)
     assert {small.text for small in find(".tokens small")} == {"0"}
     move(10**6)

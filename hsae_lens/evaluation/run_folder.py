@@ -15,7 +15,14 @@ import pandas as pd
 
 from hsae_lens._util.atomic_files import write_json
 from hsae_lens._util.columns import stamp
-from hsae_lens._util.tables import RULE_NAMES, TEXT_COLUMNS, by_sae, read_csv, write_csv
+from hsae_lens._util.tables import (
+    RULE_NAMES,
+    TEXT_COLUMNS,
+    by_sae,
+    read_csv,
+    rows_by_rule,
+    write_csv,
+)
 from hsae_lens.evaluation.config import EvalConfig
 from hsae_lens.sae.controls import RANDOM_DECODER
 
@@ -193,6 +200,8 @@ def _read_table(file: Path, about: RunTable) -> pd.DataFrame:
             raise _damaged(file, f"has a rule that is none of {', '.join(RULE_NAMES)}", command)
         along += [column for column in ("target", "l0") if column in table]
     within = table[along].ge(0) & table[along].lt(LARGEST)
+    if "k" in needed and (rows_by_rule(table)["k"] % 1 != 0).any():
+        raise _damaged(file, "has a fixed budget k that is no whole number", command)
     if np.isinf(numbers).any(axis=None) or not within.all(axis=None):
         raise _damaged(file, "has numbers that cannot be", command)
     if "adds" in needed and not (table["k"] > 0).any():

@@ -249,20 +249,20 @@ def test_the_slider_spends_on_average_where_the_sae_is_calibrated(
     same, average = find(".modes button")
     assert (same.text, average.text) == ("each token the same", "on average")
     assert same.get_attribute("aria-pressed") == "true"
-    move(3)
+    move(9)
     plain = [token.get_attribute("textContent") for token in find(".tokens button")]
     assert not find(".tokens small")
     average.click()
     assert find(".modes button")[1].get_attribute("aria-pressed") == "true"
-    assert find(".shown")[0].text == "3 on average"
-    lengths = [of_token[2] for of_token in example["mean"]["lengths"]]
+    assert find(".shown")[0].text == "9 on average"
+    lengths = [of_token[8] for of_token in example["mean"]["lengths"]]
     tokens = [token.get_attribute("textContent") for token in find(".tokens button")]
     assert tokens == [
         text + (str(number) if judged else "")
         for text, number, judged in zip(plain, lengths, example["judged"], strict=True)
     ], "each judged token shows its own number"
     hungrier = lengths.index(max(lengths))
-    assert lengths[hungrier] > 3
+    assert lengths[hungrier] > 9
     for chosen in (example["judged"].index(True), hungrier):
         find(".tokens button")[chosen].click()
         assert len(find(".bars li")) == min(32, lengths[chosen])
@@ -275,7 +275,7 @@ def test_the_slider_spends_on_average_where_the_sae_is_calibrated(
     )
     assert opacity == pytest.approx(0.6 * share, abs=0.005)
     said = find(".detail table tr")[0].text
-    assert said == "2 on average mean 2 50%", "the largest mean budget that the model was run at"
+    assert said == "8 on average mean 8 50%", "the largest mean budget that the model was run at"
     move(0)
     assert {small.text for small in find(".tokens small")} == {"0"}
     move(10**6)

@@ -9,6 +9,8 @@ from __future__ import annotations
 from typing import Any
 
 LABELS = {
+    "rule": "how latents are spent",
+    "target": "asked for",
     "l0": "mean latents per token",
     "explained_variance": "explained variance",
     "adds": "explained variance it adds",
@@ -32,6 +34,8 @@ QUALITIES = ("explained_variance", "ce_score")
 FRONTIER = (
     ("sae", "page command demo"),
     ("k", "page card command demo"),
+    ("rule", "page card command"),  # these two only where not all budgets are fixed
+    ("target", "page card command"),
     ("tokens", "card"),
     ("l0", "page card command demo"),
     ("explained_variance", "page card command demo"),
@@ -60,7 +64,12 @@ DEFINITIONS = {
         "ablated with zeros at the hook; l0, mse, cosine and kl are means over tokens; adds is "
         "what the k-th latent adds to the explained variance; dead and dense are the shares of "
         "latents that no judged token, or more than a tenth of them, used within k; standard "
-        "errors are of a bootstrap over documents.",
+        "errors are of a bootstrap over documents. k is how many latents each token may use; where "
+        "the rule is mean, k is the mean number asked for: a token uses all that exceed the SAE's "
+        "calibrated threshold, be it more than its largest budget, and l0 is what came out on this "
+        "text; where it is error, target is the share of the calibrated variance to which each "
+        "token's error is brought with its fewest first latents, or all k where that is not "
+        "enough.",
     ),
     "tasks": (
         1,

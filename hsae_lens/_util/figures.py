@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import itertools
 import re
 import warnings
 from collections.abc import Iterator, Sequence
@@ -12,14 +13,33 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib as mpl
+import pandas as pd
 from matplotlib.figure import Figure
 
 from hsae_lens._util.atomic_files import replacing_file
+from hsae_lens._util.tables import rows_by_rule, with_rule_in_name
 
 # Colour-blind safe (Okabe–Ito), in the order curves are drawn.
 COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9"]
 
 BUDGET_AXIS = "Budget k: latents used per token"
+
+MEAN_AXIS = "Latents used per token: k, or on average"
+
+LINES = {"fixed": "-", "mean": "--", "error": ":"}
+"""How a curve is drawn, by the rule of its budgets; its colour says whose it is."""
+
+
+def each_curve(table: pd.DataFrame, by: str = "sae") -> Iterator[tuple[dict[str, Any], Any]]:
+    """How matplotlib is to draw each curve, and its rows: a colour per name, a line per rule."""
+    for colour, (_, mine) in zip(
+        itertools.cycle(COLOURS), table.groupby(by, sort=False), strict=False
+    ):
+        for rule, line in LINES.items():
+            rows = rows_by_rule(with_rule_in_name(mine, by), rule)
+            if len(rows):
+                label = plain_text(rows[by].iloc[0])
+                yield {"color": colour, "linestyle": line, "label": label}, rows
 
 
 def finish_axes(axes: Any, x: str, y: str, largest: float, every: int = 1) -> None:

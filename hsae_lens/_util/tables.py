@@ -42,6 +42,53 @@ def read_csv(path: str | Path) -> pd.DataFrame:
 
 
 def by_sae(tables: Sequence[pd.DataFrame]) -> pd.DataFrame:
-    """One table of all, the SAE's name first."""
+    """One table of all, the SAE's name first.
+
+    Where some have ``rule`` and ``target``, all do: the others' budgets are fixed.
+    """
+    if any("rule" in table for table in tables):
+        tables = [_with_rule(table) for table in tables]
     table = pd.concat(tables, ignore_index=True)
     return table[["sae", *table.columns.drop("sae")]]
+
+
+def _with_rule(table: pd.DataFrame) -> pd.DataFrame:
+    if "rule" in table:
+        return table
+    columns = [*table.columns]
+    after = columns.index("k") + 1
+    table = table.assign(rule="fixed", target=table["k"])
+    return table[[*columns[:after], "rule", "target", *columns[after:]]]
+
+
+RULE_NAMES = {"fixed": "", "mean": ", on average", "error": ", by error"}
+"""How budgets are spent: of each token, on average, until an error; and what a name gets for it."""
+
+
+def rules_of(table: pd.DataFrame) -> pd.Series[str]:
+    """The rule of each row; "fixed" where the table does not say."""
+    if "rule" not in table:
+        return pd.Series("fixed", index=table.index, dtype=object)
+    return table["rule"].where(table["rule"].isin(list(RULE_NAMES)), "fixed")
+
+
+def rows_by_rule(table: pd.DataFrame, rule: str = "fixed") -> pd.DataFrame:
+    """The rows whose budgets are spent by one rule."""
+    return table[rules_of(table) == rule]
+
+
+def with_rule_in_name(table: pd.DataFrame, column: str = "sae") -> pd.DataFrame:
+    """The table as series: ``column`` says the rule too, "NAME, on average", if it is not fixed."""
+    if "rule" not in table:
+        return table
+    return table.assign(**{column: table[column].astype(str) + rules_of(table).map(RULE_NAMES)})
+
+
+def shown_columns(table: pd.DataFrame, columns: Sequence[str] | None = None) -> pd.DataFrame:
+    """Those of the columns that the table has, or all; what was asked for as it was written."""
+    if columns is not None:
+        table = table[[column for column in columns if column in table]]
+    if "rule" not in table:
+        return table
+    asked = [column for column in ("k", "target") if column in table]
+    return table.assign(**{name: table[name].map("{:g}".format) for name in asked})

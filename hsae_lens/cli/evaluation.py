@@ -7,6 +7,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from hsae_lens._util.columns import frontier_columns
+from hsae_lens._util.tables import shown_columns
 from hsae_lens.cli.flags import add_command, add_flags, config_from_flags, describe
 
 if TYPE_CHECKING:
@@ -110,8 +111,8 @@ def _eval(parsed: argparse.Namespace) -> None:
     from hsae_lens.evaluation.config import EvalConfig
 
     table = _evaluate(config_from_flags(parsed, EvalConfig))
-    shown = [column for column in frontier_columns("command") if column in table]
-    print(table[shown].to_string(index=False, float_format=lambda value: f"{value:.3f}"))
+    shown = shown_columns(table, frontier_columns("command"))
+    print(shown.to_string(index=False, float_format=lambda value: f"{value:.3f}"))
 
 
 def _evaluate(config: EvalConfig) -> pd.DataFrame:
@@ -127,7 +128,9 @@ def _probe(parsed: argparse.Namespace) -> None:
     from hsae_lens.evaluation.extend_run import add_probing
 
     table = add_probing(parsed.folder, parsed.datasets.split(","))
-    means = table.groupby(["sae", "k", "probe_size"], sort=False)["test_auc"].mean()
+    asked = [column for column in ("k", "rule", "target") if column in table]
+    table = shown_columns(table)
+    means = table.groupby(["sae", *asked, "probe_size"], sort=False)["test_auc"].mean()
     print(means.unstack().to_string(float_format=lambda value: f"{value:.3f}"))
 
 
@@ -135,6 +138,7 @@ def _absorb(parsed: argparse.Namespace) -> None:
     from hsae_lens.evaluation.extend_run import add_absorption
 
     table = add_absorption(parsed.folder, parsed.words)
+    table = shown_columns(table)
     print(table.to_string(index=False, float_format=lambda value: f"{value:.3f}"))
 
 
@@ -179,7 +183,7 @@ def _report(parsed: argparse.Namespace) -> None:
 def _advise(parsed: argparse.Namespace) -> None:
     import pandas as pd
 
-    from hsae_lens._util.tables import read_csv
+    from hsae_lens._util.tables import read_csv, rules_of
     from hsae_lens.evaluation.frontier.advice import advise
     from hsae_lens.releases.opening import open_sae
     from hsae_lens.sae.controls import RANDOM_DECODER
@@ -196,4 +200,5 @@ def _advise(parsed: argparse.Namespace) -> None:
     if kind not in table:
         table[kind] = "frontier"
     for name, rows in table[table[kind] != RANDOM_DECODER].groupby(kind, sort=False):
-        print(f"{name}: {advise(rows, parsed.keep, parsed.of)}")
+        for rule in dict.fromkeys(rules_of(rows)):
+            print(f"{name}: {advise(rows, parsed.keep, parsed.of, rule)}")

@@ -13,6 +13,8 @@ from hsae_lens._util.columns import QUALITIES, axis_label
 from hsae_lens._util.figures import (
     BUDGET_AXIS,
     COLOURS,
+    MEAN_AXIS,
+    each_curve,
     figure_svg,
     finish_axes,
     legend_below,
@@ -20,10 +22,11 @@ from hsae_lens._util.figures import (
     plain_text,
     save_png,
 )
+from hsae_lens._util.tables import rules_of
 
 
 def plot_frontier(table: pd.DataFrame, path: str | Path, title: str) -> Path:
-    """Explained variance and recovered cross-entropy against the budget, one curve per SAE.
+    """Explained variance and recovered cross-entropy against the budget, a curve per SAE and rule.
 
     Args:
         table: columns ``sae``, ``k``, ``explained_variance`` and ``ce_score``; with
@@ -35,6 +38,7 @@ def plot_frontier(table: pd.DataFrame, path: str | Path, title: str) -> Path:
     figure.suptitle(plain_text(title, 100), fontsize=12)
     for axes, quality in zip(figure.subplots(1, 2), QUALITIES, strict=True):
         _draw_frontier(axes, table, quality)
+    _make_room(figure, table)
     legend_below(figure)
     save_png(figure, path)
     return path
@@ -44,6 +48,7 @@ def frontier_svg(table: pd.DataFrame, quality: str) -> str:
     """One panel of :func:`plot_frontier` as SVG for a page."""
     figure, axes = panel()
     _draw_frontier(axes, table, quality)
+    _make_room(figure, table)
     legend_below(figure)
     return figure_svg(figure)
 
@@ -92,13 +97,12 @@ def stability_svg(table: pd.DataFrame) -> str:
 def tasks_svg(table: pd.DataFrame) -> str:
     """Share of the model's logit difference kept, by budget and task (one SAE's rows), as SVG."""
     figure, axes = panel()
-    for colour, (task, rows) in zip(
-        itertools.cycle(COLOURS), table.groupby("task", sort=False), strict=False
-    ):
-        name = plain_text(str(task).replace("_", " "))
-        axes.plot(rows["k"], rows["logit_retention"], "o-", color=colour, label=name)
-    finish_axes(axes, BUDGET_AXIS, axis_label("logit_retention"), table["k"].max())
+    named = table.assign(task=table["task"].astype(str).str.replace("_", " "))
+    for style, rows in each_curve(_with_x(named), "task"):
+        axes.plot(rows["x"], rows["logit_retention"], marker="o", **style)
+    finish_axes(axes, _budget_axis(table), axis_label("logit_retention"), table["k"].max())
     axes.axhline(1, color="#777777", linewidth=1)
+    _make_room(figure, table, "task")
     figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=2,
                   frameon=False)  # fmt: skip
     return figure_svg(figure)
@@ -108,25 +112,48 @@ def probing_svg(table: pd.DataFrame, size: int) -> str:
     """Mean test AUC of probes on ``size`` latents against the budget, a curve per SAE, as SVG."""
     figure, axes = panel()
     rows = table[table["probe_size"] == size]
-    for colour, (name, mine) in zip(
-        itertools.cycle(COLOURS), rows.groupby("sae", sort=False), strict=False
-    ):
-        means = mine.groupby("k")["test_auc"].mean()
-        axes.plot(means.index, means.to_numpy(), "o-", color=colour, label=plain_text(name))
+    for style, mine in each_curve(_with_x(rows)):
+        means = mine.groupby("x")["test_auc"].mean()
+        axes.plot(means.index, means.to_numpy(), marker="o", **style)
     label = f"{axis_label('test_auc')} of probes on {size} latent{'s' if size > 1 else ''}"
-    finish_axes(axes, BUDGET_AXIS, label, rows["k"].max())
+    finish_axes(axes, _budget_axis(table), label, rows["k"].max())
     axes.axhline(0.5, color="#777777", linewidth=1)
+    _make_room(figure, rows)
     legend_below(figure)
     return figure_svg(figure)
 
 
 def _draw_frontier(axes: Any, table: pd.DataFrame, quality: str) -> None:
-    for colour, (name, rows) in zip(
-        itertools.cycle(COLOURS), table.groupby("sae", sort=False), strict=False
-    ):
-        axes.plot(rows["k"], rows[quality], marker="o", color=colour, label=plain_text(name))
+    drawn = _with_x(table)
+    for style, rows in each_curve(drawn):
+        axes.plot(rows["x"], rows[quality], marker="o", **style)
         if (error := f"{quality}_se") in rows:
             low, high = (rows[quality] + sign * 2 * rows[error] for sign in (-1, 1))
-            axes.fill_between(rows["k"], low, high, color=colour, alpha=0.15, linewidth=0)
-    finish_axes(axes, BUDGET_AXIS, axis_label(quality), table["k"].max())
+            colour = style["color"]
+            axes.fill_between(rows["x"], low, high, color=colour, alpha=0.15, linewidth=0)
+    largest = max(table["k"].max(), drawn["x"].max())
+    finish_axes(axes, _budget_axis(table), axis_label(quality), largest)
     axes.set_ylim(min(0.0, table[quality].min() - 0.03), 1.03)
+
+
+def _with_x(table: pd.DataFrame) -> pd.DataFrame:
+    """The rows that have a place along the budgets, and that as ``x``.
+
+    Of a fixed budget k; of the others the measured l0, so that they stand beside the fixed budget
+    that uses as many. Where the table has no l0, a mean budget stands at the number asked for, and
+    an error target nowhere.
+    """
+    rule = rules_of(table)
+    asked = table["k"].where(rule != "error")
+    x = table["k"].where(rule == "fixed", table.get("l0", asked))
+    return table.assign(x=x)[(rule == "fixed") | (x > 0)]  # the axis has no 0
+
+
+def _make_room(figure: Figure, table: pd.DataFrame, by: str = "sae") -> None:
+    """Makes a picture higher by the lines that rules add to its legend."""
+    added = table[rules_of(table) != "fixed"].groupby([by, "rule"]) if "rule" in table else ()
+    figure.set_figheight(figure.get_figheight() + 0.2 * len(added))
+
+
+def _budget_axis(table: pd.DataFrame) -> str:
+    return BUDGET_AXIS if (rules_of(table) == "fixed").all() else MEAN_AXIS

@@ -16,6 +16,8 @@ import pandas as pd
 
 from hsae_lens._util.columns import LABELS, QUALITIES, frontier_columns
 from hsae_lens._util.html import definitions_html, folded_table_html, table_html, write_page
+from hsae_lens._util.tables import rows_by_rule, rules_of, shown_columns
+from hsae_lens.evaluation.frontier.adaptive import beside_fixed
 from hsae_lens.evaluation.frontier.advice import Advice, advise
 from hsae_lens.evaluation.plots import (
     adaptive_svg,
@@ -52,7 +54,8 @@ def _summary(run: EvalRun) -> str:
         advice, line = _advice(mine, of)
         lines.append(line)
     if advice and {"ce_score", "ce_clean", "ce_with_sae", "ce_ablated"} <= set(mine):
-        lines += _cost_of_budget(run, mine, advice.k)
+        lines += _cost_of_budget(run, int(advice.k))
+    lines += _gain_on_average(mine, advice)
     items = "".join(f"<li>{line}</li>" for line in lines)
     return f"<h1>{escape(run.about)}</h1>\n<h2>In short</h2>\n<ul>{items}</ul>"
 
@@ -86,36 +89,67 @@ def _advice(mine: pd.DataFrame, of: str) -> tuple[Advice | None, str]:
     return advice, f"To keep 95% of the {LABELS[of]}: <b>{escape(str(advice))}</b>"
 
 
-def _cost_of_budget(run: EvalRun, mine: pd.DataFrame, k: int) -> list[str]:
-    """What a budget costs, here and with the other SAEs."""
-    row = mine[mine["k"] == k].iloc[0]
+def _cost_of_budget(run: EvalRun, k: int) -> list[str]:
+    """What a fixed budget costs, here and with the other SAEs."""
+    fixed = rows_by_rule(run.frontier)
+    at_k = {name: rows.iloc[0] for name, rows in fixed[fixed["k"] == k].groupby("sae", sort=False)}
+    row = at_k.pop(run.about)
     lines = [
         f"What k={k} costs: the model's cross-entropy goes from {row['ce_clean']:.2f} to "
         f"{row['ce_with_sae']:.2f} nats per token; without the layer it is "
         f"{row['ce_ablated']:.2f}."
     ]
-    for name, rows in run.frontier.groupby("sae", sort=False):
-        if name != run.about and k in set(rows["k"]):
-            other = rows[rows["k"] == k].iloc[0]["ce_score"]
-            lines.append(
-                f"At the same k, <b>{escape(str(name))}</b> recovers {other:.0%} of the "
-                f"cross-entropy, this one {row['ce_score']:.0%}."
-            )
+    for name, other in at_k.items():
+        lines.append(
+            f"At the same k, <b>{escape(str(name))}</b> recovers {other['ce_score']:.0%} of the "
+            f"cross-entropy, this one {row['ce_score']:.0%}."
+        )
     return lines
+
+
+def _gain_on_average(mine: pd.DataFrame, advice: Advice | None) -> list[str]:
+    """What spending on average gains over a fixed budget of the same l0, at one mean budget.
+
+    The one nearest to the advice, else to the middle of the table: not the one that gains most.
+    """
+    table = rows_by_rule(beside_fixed(mine), "mean").dropna(subset="fixed explained_variance")
+    if table.empty:
+        return []
+    near = advice.k if advice else rows_by_rule(mine)["k"].median()
+    row = table.iloc[int((table["k"] - near).abs().argmin())]
+    parts = [
+        f"{row[of]:.3f} of the {LABELS[of]}, where a fixed budget of as many has "
+        f"{row[f'fixed {of}']:.3f}"
+        for of in QUALITIES
+        if of in mine
+    ]
+    return [
+        f"Spent on average: a mean budget of {row['k']:g}, which took {row['l0']:.1f} latents per "
+        f"token here, has {'; and '.join(parts)} (between the budgets of the table, interpolated)."
+    ]
 
 
 def _quality(run: EvalRun) -> str:
     figures = "".join(frontier_svg(run.frontier, of) for of in QUALITIES if of in run.frontier)
-    shown = run.frontier[[column for column in frontier_columns("page") if column in run.frontier]]
+    shown = shown_columns(run.frontier, frontier_columns("page"))
     bands = " Bands are two standard errors." if "explained_variance_se" in run.frontier else ""
     return (
         "<h2>Quality at every budget</h2>"
         "<p>First, how much of the activations’ variance the first k latents explain; then, how "
         "much of the model’s behaviour survives when it goes on from the reconstruction: 1 is the "
-        f"model itself, 0 is the layer set to zero.{bands}</p>"
+        f"model itself, 0 is the layer set to zero.{bands}{_line_key(run.frontier)}</p>"
         f'<div class="figures">{figures}</div>'
         f"{folded_table_html('All figures', shown)}"
     )
+
+
+def _line_key(table: pd.DataFrame) -> str:
+    """How a picture tells the rules of budgets apart, if it has several."""
+    key = {"mean": "Broken lines are budgets on average", "error": "dotted ones error targets"}
+    there = set(rules_of(table)) - (set() if "l0" in table else {"error"})
+    said = " and ".join(text for rule, text in key.items() if rule in there)
+    where = ", at the number of latents per token that they took here" if "l0" in table else ""
+    return f" {said[0].upper()}{said[1:]}{where}." if said else ""
 
 
 def _behaviour(run: EvalRun) -> str:
@@ -130,12 +164,14 @@ def _behaviour(run: EvalRun) -> str:
         if unable
         else ""
     )
-    shown = tasks[["sae", "task", "k", "accuracy", "model_accuracy", "logit_diff", "retention"]]
+    shown = shown_columns(tasks, ["sae", "task", "k", "rule", "target", "accuracy",
+                                  "model_accuracy", "logit_diff", "retention"])  # fmt: skip
     figure = tasks_svg(able) if len(able) else ""
     return (
         "<h2>Behaviours that survive</h2>"
         "<p>Small tasks with one right and one wrong next word: how much of the model’s preference "
-        f"for the right one is left when it goes on from k latents. 1 is the model.{left_out}"
+        "for the right one is left when it goes on from k latents. 1 is the model."
+        f"{_line_key(tasks)}{left_out}"
         f'</p><div class="figures">{figure}</div>'
         f"{folded_table_html('All figures, and the controls', shown)}"
     )
@@ -146,11 +182,18 @@ def _explorer(run: EvalRun) -> str:
         return ""
     # No "<" inside the script element: it could end it, or begin a comment in it.
     data = json.dumps(run.examples, allow_nan=False).replace("<", "\\u003c")
+    on_average = (
+        " On average, each token takes the latents that exceed one threshold; the small figure is "
+        "how many."
+        if all("mean" in example for example in run.examples)
+        else ""
+    )
     return (
         "<h2>Follow a token latent by latent</h2>"
         "<p>Move the budget and choose a token. The bluer a token, the more of its activation is "
-        "explained; grey ones are left as they are.</p>"
-        '<div class="explorer"><div class="texts"></div>'
+        f"explained; grey ones are left as they are.{on_average}</p>"
+        '<div class="explorer"><div class="texts"></div><div class="modes" role="group" '
+        'aria-label="How the budget is spent"></div>'
         '<label>Budget <input class="slider" type="range" min="0" step="1" value="0">'
         '<output class="shown"></output></label>'
         '<div class="tokens"></div><div class="detail"></div>'
@@ -187,13 +230,42 @@ def _worth_of_latents(run: EvalRun) -> str:
 
 
 def _adaptive_budgets(run: EvalRun) -> str:
-    if "adaptive" not in run.tables:
+    parts = [part for part in (_by_own_thresholds(run), _by_thresholds_of_the_text(run)) if part]
+    if not parts:
         return ""
-    table = run.tables["adaptive"]
     return (
         "<h2>Different budgets for different tokens</h2>"
         "<p>The same mean number of latents, spent where it helps: with one threshold on the "
         "activations, or with latents added to each token until its error is small enough.</p>"
+        + "".join(parts)
+    )
+
+
+def _by_own_thresholds(run: EvalRun) -> str:
+    """What the SAE does when it is told so: rows of the frontier."""
+    table = beside_fixed(run.frontier[run.frontier["sae"] == run.about])
+    if table.empty:
+        return ""
+    columns = ["rule", "target", "l0", *(c for of in QUALITIES for c in (of, f"fixed {of}"))]
+    shown = shown_columns(table, columns).rename(
+        columns={f"fixed {of}": f"{LABELS[of]}, a fixed budget of this l0" for of in QUALITIES}
+    )
+    return (
+        "<p>With the SAE’s own thresholds, which were calibrated before this run: what was asked "
+        "for, a mean number of latents or a share of error, and beside it the number that came out "
+        "on this text. At a mean budget a token may use more latents than the largest budget.</p>"
+        f"{table_html(shown)}"
+    )
+
+
+def _by_thresholds_of_the_text(run: EvalRun) -> str:
+    """What the best thresholds for just this text would do: the table of the adaptive frontier."""
+    if "adaptive" not in run.tables:
+        return ""
+    table = run.tables["adaptive"]
+    return (
+        "<p>With thresholds taken from the judged text itself, so that the mean is met on it, and "
+        "at most K latents for a token.</p>"
         f'<div class="figures">{adaptive_svg(table)}</div>'
         f"{folded_table_html('All figures', table)}"
     )
@@ -234,9 +306,10 @@ def _probing(run: EvalRun) -> str:
         "<h2>Labels that few latents hold</h2>"
         f"<p>sae-probes on {names}: how well a label is read off one or a few latents of a text’s "
         "last token, when the token has k latents. 0.5 is guessing; model_auc is a probe on the "
-        "whole activation, and retention how much of what it is above guessing is kept.</p>"
+        "whole activation, and retention how much of what it is above guessing is kept."
+        f"{_line_key(table)}</p>"
         f'<div class="figures">{figures}</div>'
-        f"{folded_table_html('All figures', table)}"
+        f"{folded_table_html('All figures', shown_columns(table))}"
     )
 
 
@@ -257,13 +330,14 @@ def _absorption(run: EvalRun) -> str:
         "<p>SAEBench’s first-letter task: how much of a word’s letter is carried by other latents "
         "where the letter’s own should be active (absorption; full where those are silent and one "
         "other carries it). Smaller is better, but only where single latents mark letters at all: "
-        f"letter_f1 says how well the best one does. {spells}</p>{table_html(table)}"
+        f"letter_f1 says how well the best one does. {spells}</p>"
+        f"{table_html(shown_columns(table))}"
     )
 
 
 def _how_made(run: EvalRun) -> str:
     facts = run.facts
-    settings = {k: v for k, v in facts["settings"].items() if v is not None}
+    settings = {k: v for k, v in facts["settings"].items() if v is not None and v != []}
     notes = [
         "Special tokens, positions the SAE was not trained on and outlier norms are left out of "
         "every figure and left as they are in the model. Every budget sees the same tokens."

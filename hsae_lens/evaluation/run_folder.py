@@ -15,7 +15,14 @@ import pandas as pd
 
 from hsae_lens._util.atomic_files import write_json
 from hsae_lens._util.columns import stamp
-from hsae_lens._util.tables import TEXT_COLUMNS, by_sae, read_csv, write_csv
+from hsae_lens._util.tables import (
+    RULE_NAMES,
+    TEXT_COLUMNS,
+    by_sae,
+    read_csv,
+    rows_by_rule,
+    write_csv,
+)
 from hsae_lens.evaluation.config import EvalConfig
 from hsae_lens.sae.controls import RANDOM_DECODER
 
@@ -184,8 +191,17 @@ def _read_table(file: Path, about: RunTable) -> pd.DataFrame:
     numbers = table[[column for column in table if column not in TEXT_COLUMNS]]
     if words := [str(column) for column in numbers if table[column].dtype.kind not in "iufb"]:
         raise _damaged(file, f"has words for numbers in {', '.join(words)}", command)
-    along = [c for c in ("k", "l0", "probe_size") if c in needed]  # what figures are drawn along
+    # What figures are drawn along.
+    along: list[str] = [column for column in ("k", "l0", "probe_size") if column in needed]
+    if "rule" in table and "sae" in needed:  # budgets of several rules
+        if "target" not in table:
+            raise _damaged(file, "lacks target", command)
+        if not table["rule"].isin(list(RULE_NAMES)).all():
+            raise _damaged(file, f"has a rule that is none of {', '.join(RULE_NAMES)}", command)
+        along += [column for column in ("target", "l0") if column in table]
     within = table[along].ge(0) & table[along].lt(LARGEST)
+    if "k" in needed and (rows_by_rule(table)["k"] % 1 != 0).any():
+        raise _damaged(file, "has a fixed budget k that is no whole number", command)
     if np.isinf(numbers).any(axis=None) or not within.all(axis=None):
         raise _damaged(file, "has numbers that cannot be", command)
     if "adds" in needed and not (table["k"] > 0).any():
@@ -217,7 +233,26 @@ def _read_examples(file: Path) -> list[dict[str, Any]]:
         for example in examples
     ):
         raise _damaged(file, "is damaged (it is no list of examples)")
+    if not all(_has_lengths(example) for example in examples if "mean" in example):
+        raise _damaged(file, "is damaged (an example's mean budgets)")
     return examples
+
+
+def _has_lengths(example: dict[str, Any]) -> bool:
+    """Whether what an example says of mean budgets fits what it says of its tokens."""
+    try:
+        lengths, explained = example["mean"]["lengths"], example["explained"]
+        return (
+            isinstance(example["mean"]["predictions"], list)
+            and len({len(of_token) for of_token in lengths}) == 1
+            and all(
+                type(n) is int and 0 <= n < len(shares)
+                for of_token, shares in zip(lengths, explained, strict=True)
+                for n in of_token
+            )
+        )
+    except (TypeError, KeyError, ValueError):
+        return False
 
 
 def _read_json(file: Path) -> Any:
@@ -251,3 +286,7 @@ def _check_types(cfg: EvalConfig) -> None:
             raise TypeError(f"{name} is {value!r}")
     if not all(isinstance(name, str) for name in cfg.saes):
         raise TypeError(f"saes are {cfg.saes}")
+    for name in ("budgets", "mean_budgets", "error_targets"):
+        for number in getattr(cfg, name) or []:
+            if isinstance(number, bool) or not isinstance(number, int | float):
+                raise TypeError(f"{name} has {number!r}")

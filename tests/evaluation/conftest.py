@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from subprocess import CompletedProcess
 from typing import Any
 
 import pytest
 import torch
 from helpers import training_sae
+from helpers.command import hsae
 from helpers.eval_runs import documents
 from helpers.variants import VARIANTS, inference_variant
 from sae_lens import SAE
 
-from hsae_lens import HierarchicalTopKSAE, load_pretrained
+from hsae_lens import HierarchicalTopKSAE, calibrate, load_pretrained
 from hsae_lens.cli import main
 from hsae_lens.models.hooks import hook_activations
 from hsae_lens.models.text_files import cpython_reference
@@ -77,6 +79,32 @@ def run_folder(
     command += ["--tokens", "1024", "--bootstrap", "20", "--tasks", "4", "--out", base / "run"]
     assert main(list(map(str, command))) == 0
     return base / "run"
+
+
+@pytest.fixture(scope="session")
+def calibrated_folder(
+    sae_folder: Path, tiny_gemma2: Any, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """The same SAE with thresholds for mean budgets, from what the tiny model has at its hook."""
+    sae = SAE.load_from_disk(sae_folder)
+    tokens = tokenize(cpython_reference()[:20], tiny_gemma2.tokenizer, 32, progress=False)[:40]
+    calibrate(sae, hook_activations(tiny_gemma2, tokens, HOOK)[:, 1:].flatten(0, 1), progress=False)
+    folder = tmp_path_factory.mktemp("saes") / "calibrated"
+    sae.save_model(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def mean_run(
+    calibrated_folder: Path, gemma2_folder: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, CompletedProcess[str]]:
+    """An evaluation with mean budgets and error targets, a stock SAE beside; and what it said."""
+    base = tmp_path_factory.mktemp("mean")
+    SAE.load_from_disk(calibrated_folder).at_k(24).save_model(base / "stock")
+    text = documents(base / "text.jsonl", 400)
+    command = ["eval", calibrated_folder, base / "stock", "--model", gemma2_folder, "--text", text]
+    command += ["--mean-budgets", "2,8.5,16", "--error-targets", "0.3,0.9", "--tokens", 2048]
+    return base / "run", hsae(*command, "--bootstrap", 20, "--tasks", 4, "--out", base / "run")
 
 
 @pytest.fixture

@@ -15,6 +15,7 @@ from helpers.variants import activations_for
 from sae_lens import AbsTopKSAE, AbsTopKSAEConfig, Transcoder, TranscoderConfig
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from hsae_lens import MeanBudget, calibrate
 from hsae_lens._util.columns import FRONTIER
 from hsae_lens.circuits.sites import Site
 from hsae_lens.evaluation import (
@@ -156,7 +157,9 @@ def test_every_column_stands_in_the_table_of_columns(
     sae: Any, tiny_gemma2: Any, tiny_tokens: torch.Tensor
 ) -> None:
     settings: dict[str, Any] = {"bootstrap": 20, "progress": False}
-    table = evaluate_saes({"mine": sae}, tiny_gemma2, tiny_tokens[:12], [2], **settings)
+    calibrate(sae, torch.randn(600, 32), progress=False)
+    budgets = [2, MeanBudget(2)]
+    table = evaluate_saes({"mine": sae}, tiny_gemma2, tiny_tokens[:12], budgets, **settings)
     computed = {name for name in table if not name.endswith("_se")}
     assert computed == {column for column, _ in FRONTIER}
 

@@ -202,6 +202,7 @@ def test_the_page_works_in_a_browser(browser: Any, page: Path, run_folder: Path)
     assert f"{100 * share:.{1 if share < 0.1 else 0}f}% of its activation explained" in shown
     move(10**6)
     assert "k = 24" in find(".shown")[0].text
+    assert not find(".modes button, .tokens small"), "the SAE is not calibrated"
     find(".texts button")[1].click()
     assert find(".texts button")[1].get_attribute("aria-pressed") == "true"
     first = find(".tokens button")[3].get_attribute("textContent")
@@ -211,6 +212,92 @@ def test_the_page_works_in_a_browser(browser: Any, page: Path, run_folder: Path)
         browser.set_window_size(width, 900)
         overflow = "return document.documentElement.scrollWidth - window.innerWidth"
         assert browser.execute_script(overflow) <= 0, f"nothing sticks out at {width} pixels"
+
+
+def test_the_slider_spends_on_average_where_the_sae_is_calibrated(
+    browser: Any, mean_run: tuple[Path, Any], tmp_path: Path
+) -> None:
+    run = Path(shutil.copytree(mean_run[0], tmp_path / "run"))
+    examples = json.loads((run / "examples.json").read_text())
+    for example in examples:  # random weights explain nothing, and say the same at every budget
+        example["explained"] = [
+            [round(j / len(shares), 3) for j in range(len(shares))]
+            for shares in example["explained"]
+        ]
+        example["mean"]["predictions"] = [
+            [[[f"mean {k}", 0.5]]] * len(example["tokens"]) for k in example["budgets"]
+        ]
+    (run / "examples.json").write_text(json.dumps(examples))
+    example, other, *_ = examples
+    browser.get(write_report([run], tmp_path / "page.html").as_uri())
+
+    def find(selector: str) -> list[Any]:
+        return browser.find_elements("css selector", selector)
+
+    def move(steps: int) -> None:
+        browser.execute_script(
+            "const s = document.querySelector('.slider'); s.value = arguments[0];"
+            "s.dispatchEvent(new Event('input'))",
+            steps,
+        )
+
+    def said_of(number: int, share: float) -> str:
+        some = f"{number} latent{'' if number == 1 else 's'}"
+        shown = max(0, share)
+        return f": {some}, {100 * shown:.{1 if shown < 0.1 else 0}f}% of its activation explained"
+
+    same, average = find(".modes button")
+    assert (same.text, average.text) == ("each token the same", "on average")
+    assert same.get_attribute("aria-pressed") == "true"
+    move(9)
+    plain = [token.get_attribute("textContent") for token in find(".tokens button")]
+    assert not find(".tokens small")
+    average.click()
+    assert find(".modes button")[1].get_attribute("aria-pressed") == "true"
+    assert find(".shown")[0].text == "9 on average"
+    lengths = [of_token[8] for of_token in example["mean"]["lengths"]]
+    tokens = [token.get_attribute("textContent") for token in find(".tokens button")]
+    assert tokens == [
+        text + (str(number) if judged else "")
+        for text, number, judged in zip(plain, lengths, example["judged"], strict=True)
+    ], "each judged token shows its own number"
+    hungrier = lengths.index(max(lengths))
+    assert lengths[hungrier] > 9
+    for chosen in (example["judged"].index(True), hungrier):
+        find(".tokens button")[chosen].click()
+        assert len(find(".bars li")) == min(32, lengths[chosen])
+        share = example["explained"][chosen][lengths[chosen]]
+        assert find(".detail h3")[0].text.endswith(said_of(lengths[chosen], share))
+    opacity = float(
+        find(".tokens button")[hungrier]
+        .value_of_css_property("background-color")
+        .split(",")[-1][:-1]
+    )
+    assert opacity == pytest.approx(0.6 * share, abs=0.005)
+    said = find(".detail table tr")[0].text
+    assert said == "8 on average mean 8 50%", "the largest mean budget that the model was run at"
+    move(0)
+    assert {small.text for small in find(".tokens small")} == {"0"}
+    move(10**6)
+    assert find(".shown")[0].text == "24 on average"
+    numbers = [of_token[-1] for of_token in other["mean"]["lengths"]]
+    find(".texts button")[1].click()
+    hungriest = max(range(len(numbers)), key=numbers.__getitem__)
+    assert numbers[hungriest] > 24
+    find(".tokens button")[hungriest].click()
+    share = other["explained"][hungriest][numbers[hungriest]]
+    assert find(".detail h3")[0].text.endswith(said_of(numbers[hungriest], share))
+    left = other["judged"].index(False)
+    find(".tokens button")[left].click()
+    assert find(".detail h3")[0].text.endswith(": left as it is")
+    for width in (1366, 412):
+        browser.set_window_size(width, 900)
+        overflow = "return document.documentElement.scrollWidth - window.innerWidth"
+        assert browser.execute_script(overflow) <= 0, f"nothing sticks out at {width} pixels"
+    find(".modes button")[0].click()
+    assert find(".shown")[0].text == "k = 24"
+    assert not find(".tokens small")
+    assert [entry["message"] for entry in browser.get_log("browser")] == []
 
 
 def test_the_explorer_opens_at_a_budget_of_a_small_sae(browser: Any, tmp_path: Path) -> None:

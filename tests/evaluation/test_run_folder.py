@@ -40,6 +40,24 @@ def test_runs_of_an_earlier_version_can_be_added_to(run_folder: Path, tmp_path: 
          "frontier.csv has words for numbers in k.*Run `hsae eval`"),
         ("frontier.csv", "sae,k,explained_variance\na,1e300,0.5\n",
          "frontier.csv has numbers that cannot be.*Run `hsae eval`"),
+        ("frontier.csv", "sae,k,rule,target,explained_variance\na,1,median,1,0.5\n",
+         "frontier.csv has a rule that is none of fixed, mean, error.*Run `hsae eval`"),
+        ("frontier.csv", "sae,k,rule,target,explained_variance\na,1,,1,0.5\n",
+         "frontier.csv has a rule that is none of fixed, mean, error.*Run `hsae eval`"),
+        ("frontier.csv", "sae,k,rule,explained_variance\na,1,mean,0.5\n",
+         "frontier.csv lacks target.*Run `hsae eval`"),
+        ("frontier.csv", "sae,k,rule,target,explained_variance\na,1,mean,,0.5\n",
+         "frontier.csv has numbers that cannot be.*Run `hsae eval`"),
+        ("frontier.csv", "sae,k,rule,target,l0,explained_variance\na,1,mean,1,-2,0.5\n",
+         "frontier.csv has numbers that cannot be.*Run `hsae eval`"),
+        ("probing.csv", "sae,dataset,k,rule,target,probe_size,test_auc\na,d,1,x,1,1,0.5\n",
+         "probing.csv has a rule that is none of .*Run `hsae probe "),
+        ("absorption.csv", "sae,absorption,letters,probe_accuracy,k,rule,target\na,0,24,1,1,x,1\n",
+         "absorption.csv has a rule that is none of .*Run `hsae absorb "),
+        ("frontier.csv", "sae,k,rule,target,explained_variance\na,8.5,fixed,8.5,0.5\n",
+         "frontier.csv has a fixed budget k that is no whole number.*Run `hsae eval`"),
+        ("frontier.csv", "sae,k,explained_variance\na,8.5,0.5\n",
+         "frontier.csv has a fixed budget k that is no whole number.*Run `hsae eval`"),
         ("curve.csv", "k\n1\n", "curve.csv lacks adds.*Run `hsae eval`"),
         ("probing.csv", "sae,k\na,1\n", "probing.csv lacks dataset.*Run `hsae probe "),
         ("probing.csv", "sae,dataset,k,probe_size,test_auc\na,d,1,,0.5\n",
@@ -67,6 +85,52 @@ def test_a_half_finished_or_damaged_folder_is_said_with_the_file_and_the_mend(
     assert str(run) in error
     assert error.count("\n") == 1
     assert out.read_text() == "an earlier report"
+
+
+@pytest.mark.parametrize(
+    "mean",
+    [
+        None,
+        [],
+        {},
+        {"lengths": [[1] * 4] * 3},
+        {"lengths": [[1] * 4] * 2, "predictions": []},
+        {"lengths": [[1] * 4] * 2 + [[1]], "predictions": []},
+        {"lengths": [[5, 1, 1, 1]] * 3, "predictions": []},
+        {"lengths": [[-1, 1, 1, 1]] * 3, "predictions": []},
+        {"lengths": [["1"] * 4] * 3, "predictions": []},
+        {"lengths": [[1] * 4] * 3, "predictions": None},
+    ],
+)
+def test_what_examples_say_of_mean_budgets_must_fit(mean: Any, tmp_path: Path) -> None:
+    run = with_order(make_run(tmp_path / "run"))
+    (example,) = json.loads((run / "examples.json").read_text())
+    fits = {"lengths": [[0, 1, 2, 4]] * 3, "predictions": [[[["x", 0.5]]] * 3] * 3}
+    (run / "examples.json").write_text(json.dumps([example | {"mean": fits}]))
+    assert RunFolder(run).read().examples
+    (run / "examples.json").write_text(json.dumps([example | {"mean": mean}]))
+    with pytest.raises(ValueError, match="examples.json is damaged .an example's mean budgets"):
+        RunFolder(run).read()
+
+
+def test_settings_of_a_run_with_mean_budgets_come_back(
+    mean_run: tuple[Path, Any], run_folder: Path, tmp_path: Path
+) -> None:
+    cfg = RunFolder(mean_run[0]).config()
+    assert (cfg.mean_budgets, cfg.error_targets) == ([2, 8.5, 16], [0.3, 0.9])
+    facts = json.loads((run_folder / "run.json").read_text())
+    for name in ("mean_budgets", "error_targets"):
+        del facts["settings"][name]  # before there were any
+    (tmp_path / "frontier.csv").write_text("")
+    (tmp_path / "run.json").write_text(json.dumps(facts))
+    cfg = RunFolder(tmp_path).config()
+    assert (cfg.mean_budgets, cfg.error_targets) == ([], [])
+    for name in ("budgets", "mean_budgets", "error_targets"):
+        for damaged in (["8"], [True], [None], [[8]]):
+            wrong = facts | {"settings": facts["settings"] | {name: damaged}}
+            (tmp_path / "run.json").write_text(json.dumps(wrong))
+            with pytest.raises(ValueError, match=f"damaged or of another version .{name} has"):
+                RunFolder(tmp_path).config()
 
 
 @pytest.mark.parametrize("name", RUN_FACTS)

@@ -605,6 +605,21 @@ def _write_run(folder: Path) -> None:
     (folder / "examples.json").write_text(json.dumps([example]), encoding="utf-8")
 
 
+def _write_run_with_rules(folder: Path) -> None:
+    """The same with budgets on average and error targets."""
+    _write_run(folder)
+    for name in ("frontier", "tasks", "probing", "absorption"):
+        rows = [
+            row | {"rule": rule, "target": 0.5 if rule == "error" else row["k"]}
+            for row in _rows_of(folder / f"{name}.csv")
+            for rule in ("fixed", "mean", "error")
+        ]
+        _write_rows(folder / f"{name}.csv", rows)
+    (example,) = json.loads((folder / "examples.json").read_text(encoding="utf-8"))
+    example["mean"] = {"lengths": [[1, 2, 3, 4]] * 2, "predictions": [[[[" a", 0.5]]] * 2] * 3}
+    (folder / "examples.json").write_text(json.dumps([example]), encoding="utf-8")
+
+
 def _change_run(rng: random.Random, folder: Path) -> str:
     if rng.random() < 0.1:
         return change_files(rng, folder)
@@ -640,7 +655,8 @@ def _check_run(folder: Path, answer: Any) -> None:
     for row in _rows_of(folder / "frontier.csv"):
         shown = float(row["explained_variance"] or "nan")  # a text has no place in a report
         expect(shown != shown or f"{shown:.3f}" in page, f"{shown} is not on the page")
-        expect(float(row["k"]).is_integer(), f"k = {row['k']} is no budget")
+        fixed = row.get("rule", "fixed") == "fixed"
+        expect(not fixed or float(row["k"]).is_integer(), f"k = {row['k']} is no budget")
 
 
 # --- all of them ----------------------------------------------------------------------------------
@@ -683,7 +699,12 @@ INPUTS: dict[str, Kind] = {
         share=0.5,
     ),
     "evaluations": Kind(
-        (_write_run,), _change_run, _use_run, _check_run, ("run.json", ".csv"), share=0.4
+        (_write_run, _write_run_with_rules),
+        _change_run,
+        _use_run,
+        _check_run,
+        ("run.json", ".csv"),
+        share=0.4,
     ),
 }
 """Every kind of input, by the name that a failure is reported under."""

@@ -9,6 +9,7 @@ from typing import Any
 import pandas as pd
 
 from hsae_lens._util.columns import stamp
+from hsae_lens._util.tables import by_sae
 from hsae_lens.sae.controls import RANDOM_DECODER
 
 
@@ -30,6 +31,17 @@ def frontier(sae: str, **columns: Any) -> pd.DataFrame:
     return pd.DataFrame(rows | columns)
 
 
+def mixed_frontier(sae: str, **columns: Any) -> pd.DataFrame:
+    """The same with budgets of every rule: one on average, and an error target."""
+    rows = {"sae": sae, "k": [1, 2, 4, 2, 4], "rule": ["fixed"] * 3 + ["mean", "error"],
+            "target": [1, 2, 4, 2, 0.3], "l0": [1.0, 2.0, 4.0, 2.0, 3.5],
+            "explained_variance": [0.3, 0.5, 0.6, 0.55, 0.58],
+            "ce_score": [0.5, 0.8, 0.9, 0.87, 0.89],
+            "ce_clean": 3.0, "ce_with_sae": [3.8, 3.3, 3.2, 3.25, 3.21],
+            "ce_ablated": 6.0}  # fmt: skip
+    return pd.DataFrame(rows | columns)
+
+
 def make_run(
     folder: Path, sae: str = "mine", others: tuple[str, ...] = (RANDOM_DECODER,), **columns: Any
 ) -> Path:
@@ -41,6 +53,13 @@ def make_run(
              "text": "a text", "tokens": 64, "hsae_lens": "0", "torch": "0", "seconds": 1,
              "settings": {"saes": [sae]}, "definitions": stamp("frontier")}  # fmt: skip
     (folder / "run.json").write_text(json.dumps(facts))
+    return folder
+
+
+def with_rules(folder: Path, sae: str = "mine", **columns: Any) -> Path:
+    """As if budgets on average and error targets had been asked of its hierarchical SAEs."""
+    tables = [mixed_frontier(name, **columns) for name in (sae, RANDOM_DECODER)]
+    by_sae([*tables, frontier("stock")]).to_csv(folder / "frontier.csv", index=False)
     return folder
 
 

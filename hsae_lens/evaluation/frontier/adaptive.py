@@ -8,6 +8,8 @@ import numpy as np
 import pandas as pd
 import torch
 
+from hsae_lens._util.columns import QUALITIES
+from hsae_lens._util.tables import rows_by_rule, rules_of
 from hsae_lens.evaluation.frontier.errors import TokenErrors, token_errors, total_variance
 from hsae_lens.objective.budgets import powers_of_two
 from hsae_lens.sae.inference_sae import HierarchicalTopKSAE
@@ -27,6 +29,12 @@ def adaptive_frontier(
     token's latents above it are a prefix of its code. Rule ``error``: each token takes latents
     until its squared error is at most the target times the mean squared distance of activations
     from their mean (so a target is an unexplained share), or until K.
+
+    It needs no calibration, because threshold and variance are taken from these very activations,
+    and it looks at a token's first K latents only. A :class:`MeanBudget` or :class:`ErrorTarget`
+    of the SAE has them from elsewhere (:func:`hsae_lens.calibrate`): its l0 on a text is only near
+    the number asked for, and a mean budget may use more than K latents of a token.
+    :func:`evaluate_budgets` judges those; this is what they could do at best within K.
 
     Args:
         activations: ``[n, d_in]``.
@@ -70,6 +78,28 @@ def adaptive_frontier(
             }
         )
     return pd.DataFrame(rows)
+
+
+def beside_fixed(frontier: pd.DataFrame) -> pd.DataFrame:
+    """The rows of an SAE's frontier whose budgets are not fixed, and a fixed one with their l0.
+
+    Columns ``fixed explained_variance`` and ``fixed ce_score`` are interpolated between the fixed
+    budgets of the table, over the logarithm of l0; NaN outside them, and where there is no l0.
+    """
+    fixed, rest = rows_by_rule(frontier), frontier[rules_of(frontier) != "fixed"]
+    for of in [of for of in QUALITIES if of in frontier]:
+        rest = rest.assign(**{f"fixed {of}": _at_l0(fixed, rest, of)})
+    return rest
+
+
+def _at_l0(fixed: pd.DataFrame, rows: pd.DataFrame, of: str) -> np.ndarray | float:
+    if "l0" not in rows:
+        return np.nan
+    known = fixed[fixed["l0"] > 0].sort_values("l0")
+    if known.empty:
+        return np.nan
+    asked = np.log2(rows["l0"].where(rows["l0"] > 0))
+    return np.interp(asked, np.log2(known["l0"]), known[of], left=np.nan, right=np.nan)
 
 
 def spend_mean(values: torch.Tensor, mean: float) -> torch.Tensor:

@@ -6,6 +6,7 @@ import pandas as pd
 import torch
 from tqdm.auto import tqdm
 
+from hsae_lens.objective.ordered_code import OrderedCode
 from hsae_lens.sae.inference_sae import HierarchicalTopKSAE
 from hsae_lens.sae.normalization import joined_heads
 
@@ -38,13 +39,19 @@ def token_errors(
     errors, values = [], []
     for x in tqdm(activations.split(batch_size), "Every budget", disable=not progress):
         code = sae.encode_joined(x)
-        with joined_heads(sae):
-            stack = sae.each_budget(code, range(sae.cfg.k + 1))
-            wide = x.to(sae.device).float()  # a low-precision difference would drown late latents
-            each = [torch.linalg.vector_norm(x_hat.float() - wide, dim=-1) for x_hat in stack]
-        errors.append(torch.stack(each, -1).square_().cpu())
+        errors.append(errors_of_code(sae, x, code))
         values.append(code.values.float().cpu())
     return torch.cat(errors), torch.cat(values)
+
+
+@torch.no_grad()
+def errors_of_code(sae: HierarchicalTopKSAE, x: torch.Tensor, code: OrderedCode) -> torch.Tensor:
+    """‖x − x̂_j‖² ``[n, code.k + 1]`` for j = 0..code.k, from the SAE's latest code of ``x``."""
+    with joined_heads(sae):
+        stack = sae.each_budget(code, range(code.k + 1))
+        wide = x.to(sae.device).float()  # a low-precision difference would drown late latents
+        each = [torch.linalg.vector_norm(x_hat.float() - wide, dim=-1) for x_hat in stack]
+    return torch.stack(each, -1).square_().cpu()
 
 
 def explained_variance_curve(

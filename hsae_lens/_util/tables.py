@@ -47,12 +47,13 @@ def by_sae(tables: Sequence[pd.DataFrame]) -> pd.DataFrame:
     Where some have ``rule`` and ``target``, all do: the others' budgets are fixed.
     """
     if any("rule" in table for table in tables):
-        tables = [_with_rule(table) for table in tables]
+        tables = [with_rules(table) for table in tables]
     table = pd.concat(tables, ignore_index=True)
     return table[["sae", *table.columns.drop("sae")]]
 
 
-def _with_rule(table: pd.DataFrame) -> pd.DataFrame:
+def with_rules(table: pd.DataFrame) -> pd.DataFrame:
+    """The table with ``rule`` and ``target`` after ``k``: fixed, where it does not say."""
     if "rule" in table:
         return table
     columns = [*table.columns]

@@ -8,14 +8,13 @@ from pathlib import Path
 from typing import get_args
 
 from hsae_lens._util.did_you_mean import did_you_mean
+from hsae_lens._util.tables import RULE_NAMES
 from hsae_lens.circuits.curve import ErrorNodes, check_circuit_sizes
 from hsae_lens.circuits.replacement import Replacement
 from hsae_lens.evaluation.tasks.builtin import task_name
 from hsae_lens.evaluation.tasks.pairs import Pair, read_pairs
 from hsae_lens.models.devices import model_device, model_dtype
 from hsae_lens.objective.budgets import Budget, ErrorTarget, MeanBudget
-
-ON_AVERAGE, BY_ERROR = ", on average", ", by error"  # after a dictionary's label: how it spends
 
 FEWEST = 8  # pairs: with fewer a perfect score could be luck, and half of them find nothing
 
@@ -71,9 +70,9 @@ def budgets_by_rule(cfg: CircuitsConfig) -> dict[str, list[Budget]]:
     """
     by_rule: dict[str, list[Budget]] = {"": list(cfg.budgets)}
     if cfg.mean_budgets:
-        by_rule[ON_AVERAGE] = [MeanBudget(k) for k in cfg.mean_budgets]
+        by_rule[RULE_NAMES["mean"]] = [MeanBudget(k) for k in cfg.mean_budgets]
     if cfg.error_targets:
-        by_rule[BY_ERROR] = [ErrorTarget(share) for share in cfg.error_targets]
+        by_rule[RULE_NAMES["error"]] = [ErrorTarget(share) for share in cfg.error_targets]
     return by_rule
 
 

@@ -100,13 +100,3 @@ def nesting(
         number = named[larger].get("target", larger)
         rows.append({**named[k], "larger": number, "latents": len(found[k]), "shared": shared})
     return pd.DataFrame(rows)
-
-
-def with_rules(table: pd.DataFrame) -> pd.DataFrame:
-    """A table with ``rule`` and ``target`` after ``k``, as of budgets that are not all fixed."""
-    if "rule" in table:
-        return table
-    table, after = table.copy(), list(table.columns).index("k") + 1
-    table.insert(after, "rule", "fixed")
-    table.insert(after + 1, "target", table["k"])
-    return table

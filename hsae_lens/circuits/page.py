@@ -9,9 +9,9 @@ from pathlib import Path
 import pandas as pd
 
 from hsae_lens._util.html import definitions_html, folded_table_html, table_html, write_page
-from hsae_lens.circuits.config import BY_ERROR, ON_AVERAGE
+from hsae_lens._util.tables import RULE_NAMES, with_rules
 from hsae_lens.circuits.inputs import NEURONS, OURS
-from hsae_lens.circuits.metrics import CIRCUIT_METRICS, with_rules
+from hsae_lens.circuits.metrics import CIRCUIT_METRICS
 from hsae_lens.circuits.plots import circuit_svg, curve_svg
 from hsae_lens.circuits.result import CircuitsResult
 from hsae_lens.circuits.sites import ERROR, model_order
@@ -40,7 +40,7 @@ def _summary(result: CircuitsResult) -> str:
         f"another (in the first pair {escape(right)} to {escape(wrong)}). It is right on "
         f"{facts['accuracy']:.0%} of the pairs.",
     ]
-    ours = [OURS, OURS + ON_AVERAGE, OURS + BY_ERROR]
+    ours = [OURS + how for how in RULE_NAMES.values()]
     mine = with_rules(result.curve[result.curve["sae"].isin(ours)])
     for (_, rule, target), rows in mine.groupby(["sae", "rule", "target"], sort=False):
         at = AT[str(rule)].format(target)

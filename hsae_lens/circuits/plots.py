@@ -19,13 +19,12 @@ from hsae_lens._util.figures import (
     plain_text,
     save_png,
 )
-from hsae_lens.circuits.config import BY_ERROR, ON_AVERAGE
-from hsae_lens.circuits.metrics import CIRCUIT_METRICS, with_rules
+from hsae_lens._util.tables import RULE_NAMES, with_rules
+from hsae_lens.circuits.metrics import CIRCUIT_METRICS
 from hsae_lens.circuits.sites import ERROR, model_order
 
 STYLES = ["-", "--", ":", "-."]
 
-RULES = {"fixed": "", "mean": ON_AVERAGE, "error": BY_ERROR}
 MARKERS = {"fixed": ".", "mean": "^", "error": "x"}
 
 BUDGETS = {"fixed": "k =", "mean": "mean k =", "error": "error"}
@@ -71,7 +70,7 @@ def _curve(axes: Any, curve: pd.DataFrame, measure: str) -> None:
     # A mean budget has the colour of the fixed one of its size.
     curve = curve.assign(
         error=curve["rule"] == "error",
-        sae=[str(sae).removesuffix(RULES[rule])
+        sae=[str(sae).removesuffix(RULE_NAMES[rule])
              for sae, rule in zip(curve["sae"], curve["rule"], strict=True)],
     )  # fmt: skip
     budgets = _cycled(sorted(set(zip(curve["error"], curve["target"], strict=True))), COLOURS)
@@ -88,7 +87,7 @@ def _curve(axes: Any, curve: pd.DataFrame, measure: str) -> None:
         axes.plot([], [], style, color="#444444", label=plain_text(sae))
     rules = [rule for rule in MARKERS if rule in set(curve["rule"])]
     for rule in rules if rules != ["fixed"] else []:
-        label = RULES[rule].removeprefix(", ") or "by every token"
+        label = RULE_NAMES[rule].removeprefix(", ") or "by every token"
         axes.plot([], [], " ", marker=MARKERS[rule], color="#444444", label=label)
     for (error, target), colour in budgets.items():
         name = BUDGETS["error" if error else "fixed"]

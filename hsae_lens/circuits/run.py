@@ -21,7 +21,7 @@ from hsae_lens.circuits.config import CircuitsConfig
 from hsae_lens.circuits.curve import check_area, circuit_curve
 from hsae_lens.circuits.edges import latent_edges
 from hsae_lens.circuits.inputs import OURS, CircuitsInputs, open_circuit_inputs
-from hsae_lens.circuits.metrics import areas, nesting, with_rules
+from hsae_lens.circuits.metrics import areas, nesting
 from hsae_lens.circuits.page import write_circuits
 from hsae_lens.circuits.plots import plot_circuit, plot_curves
 from hsae_lens.circuits.result import SHARE, CircuitsResult, shown_nodes, token_texts
@@ -117,8 +117,6 @@ def _held_out_curves(
             replace=cfg.replace,
             errors=cfg.errors,
         )
-        if cfg.mean_budgets or cfg.error_targets:
-            curve = with_rules(curve)
         curves.append(curve.assign(sae=label))
     return by_sae(curves)
 

@@ -9,6 +9,7 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -18,7 +19,7 @@ from sae_lens import SAE
 from sae_lens.loading.pretrained_sae_loaders import load_sae_config_from_huggingface
 from sae_lens.loading.pretrained_saes_directory import get_pretrained_saes_directory
 
-from hsae_lens import load_pretrained
+from hsae_lens import MeanBudget, load_pretrained
 from hsae_lens.evaluation import evaluate_budgets
 from hsae_lens.models.text_files import cpython_reference
 from hsae_lens.models.tokenizing import tokenize
@@ -74,15 +75,28 @@ def test_folding_the_shipped_decoder_is_harmless() -> None:
 
 
 def test_the_card_tells_the_truth(smollm: Any) -> None:
-    """One point of the saved frontier, measured again on the real model and the same text."""
+    """Points of the saved frontier, measured again on the real model and the same text."""
     sae = load_pretrained(*SHIPPED)
     saved = pd.DataFrame(sae.cfg.metadata.frontier)
     saved = saved[saved["text"].str.contains("CPython") & (saved["k"] == 32)]
-    assert len(saved) == 1
+    assert list(saved["rule"]) == ["fixed", "mean"]
     tokens = tokenize(cpython_reference(), smollm.tokenizer, 128, progress=False)[:64]
-    table = evaluate_budgets(sae, smollm, tokens, [32], cross_entropy=False, progress=False)
-    difference = table["explained_variance"].iloc[0] - saved["explained_variance"].iloc[0]
-    assert abs(difference) < 0.01
+    budgets = [32, MeanBudget(32)]
+    table = evaluate_budgets(sae, smollm, tokens, budgets, cross_entropy=False, progress=False)
+    for column, tolerance in (("explained_variance", 0.01), ("l0", 0.5)):
+        assert table[column].to_numpy() == pytest.approx(saved[column].to_numpy(), abs=tolerance)
+
+
+def test_mean_budgets_are_worth_it() -> None:
+    """On both texts of the card, none of which set a threshold."""
+    saved = pd.DataFrame(load_pretrained(*SHIPPED).cfg.metadata.frontier)
+    assert saved["text"].nunique() == 2
+    for _, here in saved.groupby("text"):
+        fixed, mean = (here[here["rule"] == rule] for rule in ("fixed", "mean"))
+        for row in mean[mean["k"].isin([8, 16, 32])].to_dict("records"):
+            assert row["l0"] == pytest.approx(row["k"], rel=0.15)
+            for of in ("explained_variance", "ce_score"):
+                assert row[of] > np.interp(np.log(row["l0"]), np.log(fixed["l0"]), fixed[of])
 
 
 def test_the_wheel_holds_everything_and_is_small(tmp_path: Path) -> None:

@@ -51,7 +51,8 @@ def readme(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, dic
 def test_the_snippets_of_the_readme_load_and_train(readme: tuple[Path, dict[str, Any]]) -> None:
     folder, names = readme
     assert "500_000" in README
-    assert names["sae"].budget == 32  # set, and back again after `with`
+    assert names["sae"].budget == names["hsae_lens"].MeanBudget(32)  # as after the last line
+    assert names["stock"].cfg.architecture() == "jumprelu"
     assert (folder / "runs" / "mine" / "sae_weights.safetensors").exists()
 
 

@@ -123,7 +123,8 @@ def calibrate_on(sae: HierarchicalTopKSAE, model: HookedModel, texts: list[str])
 
 def remember_settings(args: argparse.Namespace, folder: Path) -> None:
     """Refuses to go on with a run that was begun with other settings: its card would lie."""
-    settings = json.dumps({key: str(value) for key, value in sorted(vars(args).items())})
+    given = {key: str(value) for key, value in sorted(vars(args).items()) if key != "again"}
+    settings = json.dumps(given)
     file = folder / "settings.json"
     if file.exists() and file.read_text() != settings:
         raise SystemExit(f"{folder} was begun with {file.read_text()}; give another --runs.")

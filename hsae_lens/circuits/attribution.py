@@ -341,10 +341,10 @@ def _contributions(
     replacer: Replacer,
     budgets: list[Budget],
 ) -> _Part:
-    own, lengths = site.split_budgets(x, budgets)
     counts = site.counts(batch.prompts.clean, x)
+    own, lengths = site.split_budgets(x, budgets, counts)
     site.check_fit(own, counts)
-    substitutes = replacer.substitutes(site, own, batch.rows, budgets)
+    substitutes = replacer.substitutes(site, own, batch.rows, budgets, counts)
     gradient = gradient.flatten(2).to(own.x) * counts[..., None]
     toward = gradient @ site.W_dec.T  # ⟨W_dec[i], g⟩ of every latent
     sides, used = [_terms(own.code, toward)], [lengths]

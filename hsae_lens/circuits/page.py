@@ -9,7 +9,7 @@ from pathlib import Path
 import pandas as pd
 
 from hsae_lens._util.html import definitions_html, folded_table_html, table_html, write_page
-from hsae_lens._util.tables import RULE_NAMES, with_rules
+from hsae_lens._util.tables import RULE_NAMES, rows_by_rule, shown_columns, with_rules
 from hsae_lens.circuits.inputs import NEURONS, OURS
 from hsae_lens.circuits.metrics import CIRCUIT_METRICS
 from hsae_lens.circuits.plots import circuit_svg, curve_svg
@@ -58,7 +58,8 @@ def _summary(result: CircuitsResult) -> str:
                 f"{at} no circuit tried keeps 90%: {best['nodes']:.0f} nodes keep "
                 f"{best['faithfulness']:.0%}."
             )
-    errors = result.nodes[result.nodes["latent"] == ERROR].groupby("k")["share"].sum()
+    fixed = rows_by_rule(result.nodes)
+    errors = fixed[fixed["latent"] == ERROR].groupby("k")["share"].sum()
     for k in errors.index:
         lines.append(
             f"At k={k}, error nodes carry {errors[k]:.0%}: what no latent of the SAE says."
@@ -78,15 +79,9 @@ def _curves(result: CircuitsResult) -> str:
         f"{result.facts['judging']} others that share no prompt with them.{_spending(result)}</p>"
         f'<div class="figures">{figures}</div>'
         "<p>Mean height over log₂ of the number of nodes: more is better for faithfulness, less "
-        f"for completeness.</p>{table_html(_plain_budgets(result.areas))}"
-        f"{folded_table_html('All figures', _plain_budgets(result.curve))}"
+        f"for completeness.</p>{table_html(shown_columns(result.areas))}"
+        f"{folded_table_html('All figures', shown_columns(result.curve))}"
     )
-
-
-def _plain_budgets(table: pd.DataFrame) -> pd.DataFrame:
-    """A table whose budgets are written as they were asked for: 8 and 0.2, not 8.000."""
-    columns = [name for name in ("k", "target") if name in table and table[name].dtype == "float"]
-    return table.assign(**{name: table[name].map("{:g}".format) for name in columns})
 
 
 def _spending(result: CircuitsResult) -> str:
@@ -99,7 +94,12 @@ def _spending(result: CircuitsResult) -> str:
     }
     rules = set(result.curve.get("rule", []))
     said = [text for rule, text in meanings.items() if rule in rules]
-    return f" Budgets are so many latents of every token; {'; '.join(said)}." if said else ""
+    if not said:
+        return ""
+    return (
+        f" Budgets are so many latents of every token; {'; '.join(said)}. The controls have their "
+        "thresholds from CPython’s reference."
+    )
 
 
 def _graph(result: CircuitsResult) -> str:
@@ -114,7 +114,7 @@ def _graph(result: CircuitsResult) -> str:
 
 
 def _nodes(result: CircuitsResult) -> str:
-    wide = result.nodes.pivot_table(
+    wide = rows_by_rule(result.nodes).pivot_table(
         index=["site", "position", "token", "latent"], columns="k", values="share"
     )
     order = wide.abs().max(axis=1).sort_values(ascending=False).index

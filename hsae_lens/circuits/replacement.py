@@ -102,12 +102,21 @@ class Replacer:
         return self._seen[site.hook_name][rows].flatten(2).to(own.x)
 
     def substitutes(
-        self, site: Site, own: Split, rows: slice, budgets: list[Budget]
+        self,
+        site: Site,
+        own: Split,
+        rows: slice,
+        budgets: list[Budget],
+        keep: torch.Tensor | None = None,
     ) -> Substitutes:
-        """What takes the nodes' place in some pairs; see :meth:`activation`."""
+        """What takes the nodes' place in some pairs; see :meth:`activation`.
+
+        Args:
+            keep: at which of their positions nodes are replaced, ``[b, context]``; None for all.
+        """
         x = self.activation(site, own, rows)
         if self.replace == "resample":
-            other, lengths = site.split_budgets(self._seen[site.hook_name][rows], budgets)
+            other, lengths = site.split_budgets(self._seen[site.hook_name][rows], budgets, keep)
             return Substitutes(x, other.code, lengths)
         return Substitutes(x, means=self.means(site, budgets))
 

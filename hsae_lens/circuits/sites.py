@@ -105,9 +105,13 @@ class Site:
         return self.split_budgets(x, [k])[0]
 
     def split_budgets(
-        self, x: torch.Tensor, budgets: Sequence[Budget]
+        self, x: torch.Tensor, budgets: Sequence[Budget], keep: torch.Tensor | None = None
     ) -> tuple[Split, torch.Tensor]:
         """:meth:`split` for several budgets at once: each token's latents at the largest of them.
+
+        Args:
+            keep: which tokens matter, ``[batch, context]``; None for all. See
+                :meth:`HierarchicalTopKSAE.encode_budgets`.
 
         Returns:
             The split, and how many of its code's latents each budget uses,
@@ -124,7 +128,7 @@ class Site:
         if not torch.isfinite(x).all():
             raise FloatingPointError(f"The model's activations at {self.hook_name} are not finite.")
         with joined_heads(self.sae):
-            code, lengths = ordered_code(self.sae, x.to(self.sae.dtype), budgets)
+            code, lengths = ordered_code(self.sae, x.to(self.sae.dtype), budgets, keep)
             code = code.prefixes(lengths.amax(0))
             scale = decoder_scale(self.sae)
             bias = _wide(decode_first(self.sae, code, 0))

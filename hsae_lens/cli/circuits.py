@@ -37,14 +37,12 @@ def add_circuits(commands: Any) -> None:
 
 
 def _circuits(parsed: argparse.Namespace) -> None:
+    from hsae_lens._util.tables import shown_columns
     from hsae_lens.circuits.config import CircuitsConfig
     from hsae_lens.circuits.run import find_circuits
 
     result = find_circuits(config_from_flags(parsed, CircuitsConfig))
-    table, asked = result.areas, {}
-    if "target" in table:
-        asked = dict.fromkeys(("k", "target"), "{:g}".format)
-    print(table.to_string(index=False, float_format="{:.3f}".format, formatters=asked))
+    print(shown_columns(result.areas).to_string(index=False, float_format="{:.3f}".format))
     print(f"Wrote {parsed.out} in {result.facts['seconds']} s; "
           f"open {parsed.out}/circuits.html in a browser.")  # fmt: skip
 

@@ -59,13 +59,18 @@ def calibrate_saved(where: str, cfg: CalibrateConfig) -> pd.DataFrame:
             ``out`` holds something, or for what :func:`hsae_lens.calibrate` refuses.
         FileNotFoundError: if there is no such SAE or text.
     """
-    sae = open_hierarchical(where, cfg.device)
+    sae = open_hierarchical(where, cfg.device, "float32")  # as it is used, whatever it is kept in
     _check_place(where, cfg.out)
     model = open_model_of(sae, cfg.model, cfg.device, cfg.dtype)
     context = sae.cfg.metadata.context_size
     tokens, _ = sample_tokens(cfg.text, model.tokenizer, context, cfg.tokens)
     activations, sequences = masked_activations(sae, model, tokens)
     held = sequences % 4 == 3
+    if not held.any():
+        raise ValueError(
+            f"{tokens.shape[0]} sequences of {tokens.shape[1]} tokens are too few: three of four "
+            "set the thresholds and the fourth shows what they spend. Give more text (--tokens)."
+        )
     calibrate(sae, activations[~held])
     budgets = powers_of_two(sae.cfg.k)
     table = evaluate_activations(
@@ -80,7 +85,11 @@ def calibrate_saved(where: str, cfg: CalibrateConfig) -> pd.DataFrame:
 def _check_place(where: str, out: str | None) -> None:
     if out is None and not expand_home(where).exists():
         raise ValueError(f"{where} is not in a folder of yours: give one for a copy (--out).")
-    if out is not None and (folder := expand_home(out)).exists() and any(folder.iterdir()):
+    if out is None or not (folder := expand_home(out)).exists():
+        return
+    if not folder.is_dir():
+        raise ValueError(f"{out} is a file. Give a folder to write.")
+    if any(folder.iterdir()):
         raise ValueError(f"{out} is not empty. Give another folder.")
 
 

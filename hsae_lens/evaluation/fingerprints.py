@@ -10,6 +10,9 @@ from typing import Any
 import torch
 from sae_lens import SAE
 
+from hsae_lens.objective.budgets import Budget, ErrorTarget, MeanBudget
+from hsae_lens.sae.inference_sae import HierarchicalTopKSAE
+
 SAMPLE = 4096  # numbers looked at in each weight of a model
 
 WHERE_FROM = {"device", "n_devices", "model_name", "tokenizer_name", "_name_or_path",
@@ -27,9 +30,19 @@ def sae_fingerprint(sae: SAE[Any]) -> str:
     config = sae.cfg.to_dict()
     metadata = sae.cfg.metadata
     config |= {"device": None, "default_budget": None, "metadata": None}
+    config.pop("calibration", None)  # decides nothing at fixed budgets; see work_name
     return _digest(
         sorted(sae.state_dict().items()), config, {name: metadata[name] for name in POSITIONS}
     )
+
+
+def work_name(sae: HierarchicalTopKSAE, budget: Budget) -> str:
+    """Of what is kept for an SAE at a budget; by another calibration it is another."""
+    if isinstance(budget, MeanBudget):
+        return f"k-{budget}-above-{sae.calibration.threshold(budget):.9g}"
+    if isinstance(budget, ErrorTarget):
+        return f"k-{budget}-of-{sae.calibration.variance:.9g}"
+    return f"k-{budget}"
 
 
 def model_fingerprint(model: Any, tokenizer: Any = None) -> str:

@@ -17,7 +17,7 @@ from hsae_lens.models.opening import model_name_of, open_model_of
 from hsae_lens.models.tokenizing import sample_tokens
 from hsae_lens.objective.budgets import Budget
 from hsae_lens.releases.opening import open_sae
-from hsae_lens.sae.calibration import calibrate
+from hsae_lens.sae.calibration import FEWEST_TOKENS, calibrate
 from hsae_lens.sae.codes import masked_activations
 from hsae_lens.sae.controls import RANDOM_DECODER, random_decoder
 from hsae_lens.sae.inference_sae import HierarchicalTopKSAE
@@ -83,6 +83,11 @@ def open_inputs(cfg: EvalConfig) -> EvalInputs:
     if isinstance(first, HierarchicalTopKSAE):
         control = saes[RANDOM_DECODER] = random_decoder(first, activations[:2048])
         if cfg.mean_budgets or cfg.error_targets:
+            if len(activations) < FEWEST_TOKENS:
+                raise ValueError(
+                    f"{len(activations)} tokens are left to judge: too few to set the thresholds "
+                    f"of the random control, which takes {FEWEST_TOKENS}. Judge more (--tokens)."
+                )
             calibrate(control, activations[:2048], progress=False)
         budgets[RANDOM_DECODER] = all_budgets(control, *asked, RANDOM_DECODER)
     model_name = str(cfg.model or model_name_of(first))

@@ -347,6 +347,11 @@ def _how_made(run: EvalRun) -> str:
             "The random decoder has as many latents in random directions, read off with one fitted "
             "gain: what a dictionary of this size scores without having learnt anything."
         )
+    if not rows_by_rule(run.frontier, "mean").empty:
+        notes.append(
+            "Its thresholds for mean budgets are set on the judged text itself, the SAE’s own were "
+            "set before."
+        )
     return (
         "<h2>How these figures were made</h2>"
         f"<p><code>hsae eval</code> of hsae_lens {escape(facts['hsae_lens'])} with torch "

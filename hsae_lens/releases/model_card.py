@@ -80,11 +80,21 @@ def store_frontier(sae: SAE[Any], table: pd.DataFrame, text: str) -> None:
 def frontier_rows(saved: Any) -> list[dict[str, Any]]:
     """The rows of a frontier in an SAE's metadata, where others may have put anything."""
     rows = [row for row in saved if isinstance(row, dict)] if isinstance(saved, list) else []
-    return [
-        row
-        for row in rows
-        if isinstance(row.get("text"), str) and isinstance(row.get("k"), int | float)
-    ]
+    whole = [{**row, "k": _whole(row.get("k"))} for row in rows]
+    return [row for row in whole if isinstance(row.get("text"), str) and _is_budget(row)]
+
+
+def _whole(number: Any) -> Any:
+    """A whole number as int: beside a mean budget of 2.5 a table holds 8.0."""
+    is_whole = isinstance(number, float) and number.is_integer()
+    return int(number) if is_whole else number
+
+
+def _is_budget(row: dict[str, Any]) -> bool:
+    """Whether ``k`` and, where it matters, ``l0`` of a row are such."""
+    if row.get("rule", "fixed") == "fixed":
+        return isinstance(row["k"], int)
+    return all(isinstance(row.get(name), int | float) for name in ("k", "l0"))
 
 
 def write_card(sae: SAE[Any], release: str, sae_id: str, title: str | None = None) -> str:
@@ -146,10 +156,9 @@ def _frontier_section(rows: list[dict[str, Any]]) -> str:
 
 def _spending_section(sae: SAE[Any]) -> str:
     """How to spend on average, and what the thresholds really use on each text; "" without any."""
-    if not sae.cfg.calibration:
+    if not getattr(sae.cfg, "calibration", None):
         return ""
     rows = of_rule(frontier_rows(sae.cfg.metadata.frontier), "mean")
-    rows = [row for row in rows if isinstance(row.get("l0"), int | float)]
     tables = "Not measured."
     if rows:
         table = pd.DataFrame(rows)

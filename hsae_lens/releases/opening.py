@@ -110,9 +110,11 @@ def folder_of(where: str | Path) -> Path | None:
     return None
 
 
-def open_hierarchical(where: str | Path, device: str = "cpu") -> HierarchicalTopKSAE:
+def open_hierarchical(
+    where: str | Path, device: str = "cpu", dtype: str | None = None
+) -> HierarchicalTopKSAE:
     """As :func:`open_sae`, and a ValueError if it is of another architecture."""
-    sae = open_sae(where, device)
+    sae = open_sae(where, device, dtype)
     if not isinstance(sae, HierarchicalTopKSAE):
         raise ValueError(f"{where} is a {sae.cfg.architecture()!r} SAE, not a hierarchical one.")
     return sae

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 import numpy as np
 import torch
+from sae_lens import SAE
 from tqdm.auto import tqdm
+from typing_extensions import override
 
 from hsae_lens.models.token_mask import longest_activation
 from hsae_lens.objective.budgets import MeanBudget, check_spending
@@ -47,8 +50,49 @@ class Calibration:
             ValueError: if it is outside 1..k.
         """
         check_spending(budget, len(self.thresholds))
-        whole = range(1, len(self.thresholds) + 1)
-        return float(np.interp(budget.k, whole, self.thresholds))
+        below = math.floor(budget.k)
+        lower, upper = (self.thresholds[min(k, len(self.thresholds)) - 1]
+                        for k in (below, below + 1))  # fmt: skip
+        return lower + (budget.k - below) * (upper - lower)
+
+
+class CalibratedSAE(SAE[Any]):
+    """Holds what :func:`calibrate` found in ``cfg.calibration``. A base for an architecture."""
+
+    _read: tuple[Any, Calibration] | None = None
+
+    @property
+    def calibration(self) -> Calibration:
+        """The thresholds of mean budgets, as :func:`hsae_lens.calibrate` has set them.
+
+        Raises:
+            ValueError: if it has not.
+        """
+        saved = self.cfg.calibration
+        if saved is None:
+            raise ValueError(
+                "This SAE has no thresholds for mean budgets and error targets. " + HOW_TO_CALIBRATE
+            )
+        if self._read is None or self._read[0] is not saved:  # looked at once, not at each encode
+            self._read = saved, check_calibration(saved, self.cfg.k)
+        return self._read[1]
+
+    @override
+    def fold_activation_norm_scaling_factor(self, scaling_factor: float) -> None:
+        """As SAELens'; activations are of another size then, and the calibration goes."""
+        super().fold_activation_norm_scaling_factor(scaling_factor)
+        self.cfg.calibration = None
+
+    @override
+    def fold_activation_whitening(
+        self,
+        mean: torch.Tensor,
+        whitening_matrix: torch.Tensor,
+        unwhitening_matrix: torch.Tensor,
+    ) -> None:
+        """As SAELens'; activations are of another size then, and the calibration goes."""
+        super().fold_activation_whitening(mean, whitening_matrix, unwhitening_matrix)
+        self.cfg.calibration = None
 
 
 def check_calibration(saved: Any, k: int) -> Calibration:
@@ -118,10 +162,19 @@ def calibrate(
         )
     if not (variance := moments.variance()) > 0:
         raise ValueError("All activations are the same, so no threshold tells tokens apart.")
-    thresholds = _thresholds(counts.cpu().numpy(), moments.n, sae.cfg.k)
+    coarse = sae.dtype in (torch.bfloat16, torch.float16)
+    thresholds = _thresholds(counts.cpu().numpy(), moments.n, sae.cfg.k, coarse)
     calibration = Calibration(thresholds, variance, moments.n)
     sae.cfg.calibration = asdict(calibration)
+    _forget_former_figures(sae.cfg.metadata)
     return calibration
+
+
+def _forget_former_figures(metadata: Any) -> None:
+    """Takes what other thresholds gave out of the frontier that a card shows."""
+    if isinstance(metadata.frontier, list):
+        rows = [row for row in metadata.frontier if isinstance(row, dict)]
+        metadata.frontier = [row for row in rows if row.get("rule", "fixed") == "fixed"]
 
 
 def scaled_activations(sae: Any, x: torch.Tensor) -> torch.Tensor:
@@ -181,8 +234,12 @@ def _count(acts: torch.Tensor, counts: torch.Tensor) -> None:
     counts += torch.bincount(bits, minlength=len(counts))
 
 
-def _thresholds(counts: np.ndarray, n_tokens: int, k: int) -> list[float]:
-    """For each mean budget the activation that so many latents exceed; 0 where fewer are active."""
+def _thresholds(counts: np.ndarray, n_tokens: int, k: int, coarse: bool) -> list[float]:
+    """For each mean budget the activation that so many latents exceed; 0 where fewer are active.
+
+    coarse: whether a bin holds one number only, of a type with few bits: none is between two such,
+    and that one is taken which is exceeded by more nearly as many as wanted.
+    """
     larger = counts[::-1].cumsum()[::-1]  # in this bin or above
     found = []
     for wanted in (n_tokens * budget for budget in range(1, k + 1)):
@@ -190,6 +247,11 @@ def _thresholds(counts: np.ndarray, n_tokens: int, k: int) -> list[float]:
             found.append(0.0)
             continue
         at = int(np.searchsorted(-larger, -wanted, side="right")) - 1  # the last with enough
+        if coarse:
+            fewer, more = larger[at] - counts[at], larger[at]  # exceed it, and the number below it
+            below = max((_edge(int(n)) for n in np.flatnonzero(counts[:at])[-1:]), default=0.0)
+            found.append(_edge(at) if wanted - fewer <= more - wanted else below)
+            continue
         into = (larger[at] - wanted) / counts[at]  # what part of the bin is too much
         lower, upper = _edge(at), _edge(at + 1)
         found.append(float(lower + into * (upper - lower)))

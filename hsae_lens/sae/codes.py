@@ -39,7 +39,10 @@ def check_budget_of(sae: SAE[Any], budget: Budget) -> Any:
 
 
 def ordered_code(
-    sae: SAE[Any], x: torch.Tensor, budgets: Sequence[Budget]
+    sae: SAE[Any],
+    x: torch.Tensor,
+    budgets: Sequence[Budget],
+    keep: torch.Tensor | None = None,
 ) -> tuple[OrderedCode, torch.Tensor]:
     """As :meth:`HierarchicalTopKSAE.encode_budgets`, of any SAE: a code, no longer than needed.
 
@@ -47,7 +50,7 @@ def ordered_code(
         ValueError: if the SAE has not all of the budgets.
     """
     if isinstance(sae, HierarchicalTopKSAE):
-        code, lengths = sae.encode_budgets(x, budgets)
+        code, lengths = sae.encode_budgets(x, budgets, keep)
         return code.prefix(max(1, int(lengths.max()))) if lengths.numel() else code, lengths
     fixed = [check_budget_of(sae, budget) for budget in budgets]  # ints: it refuses others
     code = OrderedCode.from_activations(sae.encode(x), max(fixed))
@@ -64,26 +67,34 @@ def decode_first(sae: SAE[Any], code: OrderedCode, j: int) -> torch.Tensor:
 
 
 def each_reconstruction(
-    sae: SAE[Any], original: torch.Tensor, batch_dims: int, budgets: Sequence[Budget]
+    sae: SAE[Any], original: torch.Tensor, keep: torch.Tensor, budgets: Sequence[Budget]
 ) -> Iterator[tuple[Budget, OrderedCode, torch.Tensor]]:
     """(budget, its ordered code, x̂), never two at a time.
 
     Args:
+        original: activations ``[..., d_in]``, or with heads to join ``[..., n_heads, d_head]``.
+        keep: which of these tokens matter ``[...]``, as ``encode_budgets`` takes it.
         budgets: fixed ones first, ascending, 0 among them if asked.
     """
+    batch_dims = keep.ndim
     joined = original if sae.hook_z_reshaping_mode else original.flatten(batch_dims)
     sae_in = joined.to(sae.device)
+    if not isinstance(sae, HierarchicalTopKSAE):
+        for budget in budgets:
+            # Encoded for every budget: some normalisations are undone by one decode only.
+            code, _ = ordered_code(sae, sae_in, [budget or 1])
+            yield budget, code, decode_first(sae, code, code.k if budget else 0)
+        return
     fixed = [budget for budget in budgets if isinstance(budget, int)]
-    if isinstance(sae, HierarchicalTopKSAE) and fixed:
+    if fixed:
         code = sae.encode_ordered(sae_in)
         for j, x_hat in zip(fixed, sae.each_budget(code, fixed), strict=True):
             yield j, code.prefix(max(1, j)), x_hat
-        budgets = budgets[len(fixed) :]
-    for budget in budgets:
-        # Encoded for every budget: some normalisations are undone by one decode only.
-        code, (lengths,) = ordered_code(sae, sae_in, [budget or 1])
-        code = code.prefixes(lengths)
-        yield budget, code, decode_first(sae, code, code.k if budget else 0)
+    if others := budgets[len(fixed) :]:
+        whole, lengths = sae.encode_budgets(sae_in, others, keep)
+        for budget, used in zip(others, lengths, strict=True):
+            code = whole.prefixes(used)
+            yield budget, code, decode_first(sae, code, code.k)
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ from hsae_lens.objective.budgets import (
 )
 from hsae_lens.objective.loss import each_prefix
 from hsae_lens.objective.ordered_code import OrderedCode
-from hsae_lens.sae.calibration import HOW_TO_CALIBRATE, Calibration, check_calibration
+from hsae_lens.sae.calibration import CalibratedSAE, check_calibration
 from hsae_lens.sae.normalization import OwnInputSteps, joined_heads
 from hsae_lens.sae.saved_files import CheckedFiles
 
@@ -84,7 +84,7 @@ def check_budget_fields(cfg: Any) -> None:
         check_calibration(cfg.calibration, cfg.k)
 
 
-class HierarchicalTopKSAE(OwnInputSteps, CheckedFiles, TopKSAE):
+class HierarchicalTopKSAE(CalibratedSAE, OwnInputSteps, CheckedFiles, TopKSAE):
     """One SAE that reconstructs from its first k latents for every k up to ``cfg.k``.
 
     It is a SAELens SAE in every way: ``encode``, ``decode``, ``forward``, hook points, saving and
@@ -128,19 +128,6 @@ class HierarchicalTopKSAE(OwnInputSteps, CheckedFiles, TopKSAE):
         if isinstance(budget, MeanBudget | ErrorTarget):
             _ = self.calibration
         return check_spending(budget, self.cfg.k)
-
-    @property
-    def calibration(self) -> Calibration:
-        """The thresholds of mean budgets, as :func:`hsae_lens.calibrate` has set them.
-
-        Raises:
-            ValueError: if it has not.
-        """
-        if self.cfg.calibration is None:
-            raise ValueError(
-                "This SAE has no thresholds for mean budgets and error targets. " + HOW_TO_CALIBRATE
-            )
-        return check_calibration(self.cfg.calibration, self.cfg.k)
 
     def _set_k(self, _: int) -> NoReturn:
         raise AttributeError("Set sae.budget; sae.cfg.k is the largest budget, and stays.")
@@ -196,19 +183,29 @@ class HierarchicalTopKSAE(OwnInputSteps, CheckedFiles, TopKSAE):
         return code.prefixes(lengths[0])
 
     def encode_budgets(
-        self, x: torch.Tensor, budgets: Sequence[Budget]
+        self, x: torch.Tensor, budgets: Sequence[Budget], keep: torch.Tensor | None = None
     ) -> tuple[OrderedCode, torch.Tensor]:
         """One code for several budgets, and how many of its latents tokens use at each.
+
+        Args:
+            keep: bool ``[...]``, which tokens matter. The others use nothing at mean budgets:
+                an outlier may exceed the threshold with most latents, and makes the code as long.
 
         Returns:
             A code ``[..., K]``, where K is cfg.k or what the hungriest token uses, if that is
             more; and the numbers ``[len(budgets), ...]``, int64: whatever the rule, what a token
             uses is a prefix of its code.
+
+        Raises:
+            ValueError: if there are no budgets, or as :meth:`check_budget`.
         """
+        if not budgets:
+            raise ValueError("There are no budgets: name some.")
         budgets = [self.check_budget(budget) for budget in budgets]
         acts = self._scaled_pre(x)
+        matters = torch.ones((), dtype=torch.bool) if keep is None else keep
         above = {
-            budget: (acts > self._threshold(budget)).sum(-1)
+            budget: (acts > self._threshold(budget)).sum(-1) * matters.to(acts.device)
             for budget in budgets
             if isinstance(budget, MeanBudget)
         }
@@ -327,8 +324,8 @@ class HierarchicalTopKSAE(OwnInputSteps, CheckedFiles, TopKSAE):
 
         As :meth:`at_k`; its thresholds, one for each latent, are its own. What it reports is what
         ``encode`` does at ``MeanBudget(k)``, bit for bit; with ``rescale_acts_by_decoder_norm``,
-        which JumpReLU SAEs lack, activations are not multiplied by the decoder norm, and the
-        reconstruction is the same up to rounding.
+        which JumpReLU SAEs lack, activations are not multiplied by the decoder norm, and rounding
+        may decide otherwise about latents at the threshold (in bfloat16 a few in a thousand).
 
         Raises:
             ValueError: if ``k`` is outside 1..cfg.k, or the SAE is not calibrated.

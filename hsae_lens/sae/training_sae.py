@@ -22,7 +22,7 @@ from hsae_lens.objective.budgets import powers_of_two, resolve_budgets, resolve_
 from hsae_lens.objective.encode import encode_topk
 from hsae_lens.objective.loss import NestedOutput, nested_pass
 from hsae_lens.objective.ordered_code import OrderedCode
-from hsae_lens.sae.calibration import RecentActivations, calibrate
+from hsae_lens.sae.calibration import CalibratedSAE, RecentActivations, calibrate
 from hsae_lens.sae.inference_sae import ARCHITECTURE, check_budget_fields, norms_are_one
 from hsae_lens.sae.normalization import OwnInputSteps, decoder_scale, decoder_target
 from hsae_lens.sae.saved_files import CheckedFiles, save_whole
@@ -138,7 +138,7 @@ class HierarchicalTopKTrainingSAEConfig(TopKTrainingSAEConfig):
         return {**super().get_inference_sae_cfg_dict(), "rescale_acts_by_decoder_norm": False}
 
 
-class HierarchicalTopKTrainingSAE(OwnInputSteps, CheckedFiles, TopKTrainingSAE):
+class HierarchicalTopKTrainingSAE(CalibratedSAE, OwnInputSteps, CheckedFiles, TopKTrainingSAE):
     """Trains one SAE for every budget at once; a drop-in for SAELens' TopK in its runners.
 
     ``encode`` and ``decode`` are SAELens' at k. ``training_forward_pass`` computes the nested loss

@@ -102,6 +102,8 @@ def test_activations_alone_and_several_saes(
         progress=False,
     )
     assert list(both["sae"]) == ["ours", "ours", "stock"]
+    with pytest.raises(ValueError, match="There are no budgets for stock, only for ours"):
+        evaluate_saes({"ours": sae, "stock": stock}, tiny_gemma2, tiny_tokens, {"ours": [4]})
     assert both["explained_variance"][0] == pytest.approx(both["explained_variance"][2])
 
 
@@ -203,6 +205,11 @@ def test_where_a_calibrated_copy_goes(
     assert main([*copy[:-1], str(tmp_path / "c"), "--tokens", "256"]) == 1
     assert "too few to calibrate mean budgets" in capsys.readouterr().err
     assert not (tmp_path / "c").exists()
+    assert main([*copy[:-1], str(tmp_path / "c"), "--tokens", "64"]) == 1
+    assert "2 sequences of 32 tokens are too few: three of four" in capsys.readouterr().err
+    (tmp_path / "file").write_text("")
+    assert main([*copy[:-1], str(tmp_path / "file")]) == 1
+    assert "file is a file. Give a folder to write." in capsys.readouterr().err
 
 
 def test_a_training_checkpoint_stays_one(saved: tuple[Path, list[str]], tmp_path: Path) -> None:

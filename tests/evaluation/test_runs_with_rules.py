@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 from helpers.command import says
-from helpers.eval_runs import documents, make_run, mixed_frontier, with_order, with_rules
+from helpers.eval_runs import documents, make_run, mixed_frontier, run_with_rules, with_order
 
 from hsae_lens._util.tables import read_csv
 from hsae_lens.evaluation.config import EvalConfig
@@ -149,7 +149,7 @@ def test_a_fixed_budget_of_as_many_latents_is_interpolated() -> None:
 def test_the_report_of_a_run_with_every_rule(tmp_path: Path) -> None:
     run = with_order(make_run(tmp_path / "run"))
     before = page_of(run)
-    page = page_of(with_rules(run))
+    page = page_of(run_with_rules(run))
     for line in before.split("<h1>")[1].split("</ul>")[0].split("<li>"):
         assert line in page, "advice and costs are of fixed budgets, as they were"
     assert (
@@ -174,9 +174,9 @@ def test_the_report_of_a_run_with_every_rule(tmp_path: Path) -> None:
 
 
 def test_no_gain_is_said_where_no_fixed_budget_is_as_large(tmp_path: Path) -> None:
-    run = with_rules(make_run(tmp_path / "run"), l0=[1, 2, 4, 9, 8])
+    run = run_with_rules(make_run(tmp_path / "run"), l0=[1, 2, 4, 9, 8])
     assert "Spent on average" not in page_of(run)
-    run = with_rules(make_run(tmp_path / "bad"), explained_variance=-0.3, ce_score=-1.0)
+    run = run_with_rules(make_run(tmp_path / "bad"), explained_variance=-0.3, ce_score=-1.0)
     assert "a mean budget of 2, which" in page_of(run), "without advice the middle is taken"
     table = read_csv(run / "frontier.csv").drop(columns="l0")
     table.to_csv(run / "frontier.csv", index=False)

@@ -56,7 +56,7 @@ def make_run(
     return folder
 
 
-def with_rules(folder: Path, sae: str = "mine", **columns: Any) -> Path:
+def run_with_rules(folder: Path, sae: str = "mine", **columns: Any) -> Path:
     """As if budgets on average and error targets had been asked of its hierarchical SAEs."""
     tables = [mixed_frontier(name, **columns) for name in (sae, RANDOM_DECODER)]
     by_sae([*tables, frontier("stock")]).to_csv(folder / "frontier.csv", index=False)

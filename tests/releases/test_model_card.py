@@ -10,7 +10,7 @@ import torch
 from helpers import training_sae
 from helpers.eval_runs import frontier
 
-from hsae_lens import calibrate
+from hsae_lens import HierarchicalTopKSAE, calibrate
 from hsae_lens._util.columns import DEFINITIONS
 from hsae_lens.releases.model_card import store_frontier, write_card
 
@@ -33,6 +33,7 @@ def test_a_card_says_what_mean_budgets_really_use() -> None:
     store_frontier(sae, fixed, "a text")
     assert "on average" not in write_card(sae, "release", "sae")
     calibrate(sae, torch.randn(600, 24), progress=False)
+    sae = HierarchicalTopKSAE.from_dict(sae.cfg.get_inference_sae_cfg_dict())
     assert "The thresholds are from 600 activations, and drift with the text:\n\nNot measured." in (
         write_card(sae, "release", "sae")
     )
@@ -47,5 +48,12 @@ def test_a_card_says_what_mean_budgets_really_use() -> None:
     assert "| 1 | 1.100 | +10.0% | 0.300" in second
     assert "| 2 | 1.900 | -5.0% |" in second
     assert "+10.0%" not in first
+    half = both.assign(k=both["k"].where(both["rule"] == "fixed", 2.5))  # k is 1.0, 2.0, 4.0 then
+    store_frontier(sae, half, "a text")
+    first, second = write_card(sae, "release", "sae").split("## Spent on average")
+    assert "| 4 | 4.000 | 0.600" in first
+    assert "| 2.500 | 1.100 | -56.0%" in second
+    assert "Spent on average" not in write_card(sae.at_k(4), "release", "sae"), "a stock one"
+    store_frontier(sae, both, "a text")
     sae.cfg.metadata.frontier[3].pop("l0")  # what others may have put there
     assert "| 1 |" not in write_card(sae, "release", "sae").split("## Spent on average")[1]

@@ -16,8 +16,8 @@ def test_a_stock_sae_has_the_same_codes_and_reconstructions(variant: str) -> Non
     stock, x = sae.at_k(8), activations_for(sae, 3, 5)
     budgets = [0, 1, 3, 8]
     pairs = zip(
-        each_reconstruction(sae, x, 2, budgets),
-        each_reconstruction(stock, x, 2, budgets),
+        each_reconstruction(sae, x, torch.ones(x.shape[:2], dtype=torch.bool), budgets),
+        each_reconstruction(stock, x, torch.ones(x.shape[:2], dtype=torch.bool), budgets),
         strict=True,
     )
     for (j, code, x_hat), (same, stocks, x_stock) in pairs:

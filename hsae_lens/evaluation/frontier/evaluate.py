@@ -155,6 +155,8 @@ def evaluate_saes(
     """
     check_same_hook(saes)
     asked = budgets if isinstance(budgets, Mapping) else dict.fromkeys(saes, budgets)
+    if missing := [name for name in saes if name not in asked]:
+        raise ValueError(f"There are no budgets for {missing[0]}, only for {', '.join(asked)}.")
     resolved = {name: budgets_of(sae, asked[name], name) for name, sae in saes.items()}
     first = next(iter(saes.values()))
     if model is None:
@@ -332,7 +334,7 @@ def _add_reconstructions(
     here, kept = groups[keep.cpu()], x[keep]
     fixed = sorted({j for k in sums.budgets if isinstance(k, int) for j in (k - 1, k)})
     wanted = [*fixed, *(budget for budget in sums.budgets if not isinstance(budget, int))]
-    for j, code, x_hat in each_reconstruction(sae, original, keep.ndim, wanted):
+    for j, code, x_hat in each_reconstruction(sae, original, keep, wanted):
         x_hat = x_hat.flatten(keep.ndim).to(x.device)
         if (
             isinstance(j, int) and j + 1 in sums.budgets

@@ -24,7 +24,7 @@ from tqdm.auto import tqdm
 
 from hsae_lens._util.atomic_files import replacing_folder
 from hsae_lens.evaluation.checks import budgets_of
-from hsae_lens.evaluation.fingerprints import model_fingerprint, sae_fingerprint
+from hsae_lens.evaluation.fingerprints import model_fingerprint, sae_fingerprint, work_name
 from hsae_lens.models.hooked_model import HookedModel
 from hsae_lens.models.hooks import hook_activations
 from hsae_lens.objective.budgets import Budget, budget_rows
@@ -72,7 +72,8 @@ def feature_absorption(
         words: for each letter, 10 or more, of which a fifth is held out.
 
     Returns:
-        A row per budget: ``k``; ``absorption`` (mean over letters and words of the share of the
+        A row per budget: ``k`` (and, if not all are fixed, ``rule`` and ``target``);
+        ``absorption`` (mean over letters and words of the share of the
         letter's direction that other latents carry in place of the letter's own) and
         ``full_absorption`` (the share of words where those are all silent and one other carries
         it), both better when small; ``letter_f1`` (of the single latent that marks a letter best:
@@ -113,7 +114,7 @@ def feature_absorption(
     rows, of_sae = [], folder / sae_fingerprint(sae)
     for budget in tqdm(resolved, "Absorption", disable=not progress):
         with sae.using_budget(budget), _quiet():
-            rows.append(_absorption_at_budget(sae, shared, of_sae, f"k-{budget}"))
+            rows.append(_absorption_at_budget(sae, shared, of_sae, work_name(sae, budget)))
     in_table = budget_rows(resolved, sae.cfg.k)
     return pd.DataFrame([budget | row for budget, row in zip(in_table, rows, strict=True)])
 

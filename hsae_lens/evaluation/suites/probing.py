@@ -17,7 +17,7 @@ from tqdm.auto import tqdm
 from hsae_lens._util.atomic_files import replacing_files, write_json
 from hsae_lens._util.did_you_mean import did_you_mean
 from hsae_lens.evaluation.checks import budgets_of
-from hsae_lens.evaluation.fingerprints import model_fingerprint, sae_fingerprint
+from hsae_lens.evaluation.fingerprints import model_fingerprint, sae_fingerprint, work_name
 from hsae_lens.models.hooked_model import HookedModel
 from hsae_lens.models.hooks import check_bare
 from hsae_lens.objective.budgets import Budget, budget_rows
@@ -61,7 +61,8 @@ def sparse_probing(
         budgets: as :func:`evaluate_budgets` takes them; None for 1, 2, 4, … K.
 
     Returns:
-        A row per data set, budget and probe size: ``dataset``, ``k``, ``probe_size``, ``test_auc``,
+        A row per data set, budget and probe size: ``dataset``, ``k`` (and, if not all are
+        fixed, ``rule`` and ``target``), ``probe_size``, ``test_auc``,
         ``test_acc``, ``test_f1``; ``model_auc``, of a logistic regression on the model's
         whole activation; ``retention``, (test_auc − 0.5) / (model_auc − 0.5), NaN where the model's
         own is not above guessing by two standard errors (:func:`above_guessing`): there is then
@@ -92,7 +93,9 @@ def sparse_probing(
             able = above_guessing(**baseline)
             for budget, columns in zip(resolved, in_table, strict=True):
                 with sae.using_budget(budget), contextlib.redirect_stdout(io.StringIO()):
-                    found = _probe_at_budget(sae, dataset, sizes, of_model, of_sae / f"k-{budget}")
+                    found = _probe_at_budget(
+                        sae, dataset, sizes, of_model, of_sae / work_name(sae, budget)
+                    )
                 for size, metrics in zip(sizes, found, strict=True):
                     row = {"dataset": dataset, **columns, "probe_size": size}
                     row |= {name: metrics[name] for name in METRICS}

@@ -53,7 +53,8 @@ def evaluate_tasks(
         batch_size: prompts per forward pass; None as in :func:`evaluate_budgets`.
 
     Returns:
-        A row per task and budget: ``task``, ``k``, ``accuracy``, ``logit_diff`` (mean of right −
+        A row per task and budget: ``task``, ``k`` (and, if not all are fixed, ``rule`` and
+        ``target``), ``accuracy``, ``logit_diff`` (mean of right −
         wrong), ``model_accuracy``, ``model_logit_diff``, ``retention`` ((accuracy − 0.5) /
         (the model's − 0.5)) and ``logit_retention`` (logit_diff / the model's). Both retentions are
         NaN where the model itself is not better than guessing by two standard errors: there is
@@ -125,7 +126,7 @@ def _logit_diffs(
             diff(original),
             *(
                 diff(torch.where(keep, x_hat.flatten(2).to(x), x))
-                for _, _, x_hat in each_reconstruction(sae, original, 2, budgets)
+                for _, _, x_hat in each_reconstruction(sae, original, keep[..., 0], budgets)
             ),
         ]
     )

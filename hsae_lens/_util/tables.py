@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import numbers
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
@@ -60,6 +62,12 @@ def with_rules(table: pd.DataFrame) -> pd.DataFrame:
     after = columns.index("k") + 1
     table = table.assign(rule="fixed", target=table["k"])
     return table[[*columns[:after], "rule", "target", *columns[after:]]]
+
+
+def whole(number: Any) -> Any:
+    """A whole number as int: beside 2.5 a table holds 8.0. Anything else as it is."""
+    real = isinstance(number, numbers.Real) and not isinstance(number, bool)
+    return int(number) if real and float(number).is_integer() else number
 
 
 RULE_NAMES = {"fixed": "", "mean": ", on average", "error": ", by error"}

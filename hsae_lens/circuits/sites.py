@@ -40,8 +40,8 @@ class Split:
 
     x: ``[batch, context, d_in]``, heads joined.  code: ``[batch, context, R]``, what each token
     uses and then zeros; values scaled so that they multiply the rows of ``W_dec`` as they are.
-    bias: what the SAE decodes from no
-    latents, ``[batch, context, d_in]``.  W_dec: ``[d_sae, d_in]``.
+    bias: what the SAE decodes from no latents, ``[batch, context, d_in]``.  W_dec:
+    ``[d_sae, d_in]``.
     """
 
     x: torch.Tensor

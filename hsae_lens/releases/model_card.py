@@ -10,6 +10,7 @@ import yaml
 from sae_lens import SAE
 
 from hsae_lens._util.columns import DEFINITIONS, frontier_columns, heading, stamp
+from hsae_lens._util.tables import whole
 
 CARD_FACTS = {
     "dataset_path": "text",
@@ -80,14 +81,8 @@ def store_frontier(sae: SAE[Any], table: pd.DataFrame, text: str) -> None:
 def frontier_rows(saved: Any) -> list[dict[str, Any]]:
     """The rows of a frontier in an SAE's metadata, where others may have put anything."""
     rows = [row for row in saved if isinstance(row, dict)] if isinstance(saved, list) else []
-    whole = [{**row, "k": _whole(row.get("k"))} for row in rows]
-    return [row for row in whole if isinstance(row.get("text"), str) and _is_budget(row)]
-
-
-def _whole(number: Any) -> Any:
-    """A whole number as int: beside a mean budget of 2.5 a table holds 8.0."""
-    is_whole = isinstance(number, float) and number.is_integer()
-    return int(number) if is_whole else number
+    tidy = [{**row, "k": whole(row.get("k"))} for row in rows]
+    return [row for row in tidy if isinstance(row.get("text"), str) and _is_budget(row)]
 
 
 def _is_budget(row: dict[str, Any]) -> bool:

@@ -81,7 +81,7 @@ class CalibratedSAE(SAE[Any]):
     def fold_activation_norm_scaling_factor(self, scaling_factor: float) -> None:
         """As SAELens'; activations are of another size then, and the calibration goes."""
         super().fold_activation_norm_scaling_factor(scaling_factor)
-        self.cfg.calibration = None
+        self._after_folding(lambda x: x / scaling_factor)
 
     @override
     def fold_activation_whitening(
@@ -92,7 +92,18 @@ class CalibratedSAE(SAE[Any]):
     ) -> None:
         """As SAELens'; activations are of another size then, and the calibration goes."""
         super().fold_activation_whitening(mean, whitening_matrix, unwhitening_matrix)
+        self._after_folding(lambda z: z @ unwhitening_matrix.to(z) + mean.to(z))
+
+    def _after_folding(self, unscaled: Callable[[torch.Tensor], torch.Tensor]) -> None:
+        """``unscaled`` takes the activations that the SAE read before to those it reads now."""
         self.cfg.calibration = None
+
+    def _scaled_pre(self, x: torch.Tensor) -> torch.Tensor:
+        """Pre-activations ``[..., d_sae]`` as latents are ordered by them, negative ones too."""
+        hidden_pre = self.hook_sae_acts_pre(self.process_sae_in(x) @ self.W_enc + self.b_enc)
+        if self.cfg.rescale_acts_by_decoder_norm:
+            hidden_pre = hidden_pre * self.W_dec.norm(dim=-1)
+        return hidden_pre
 
 
 def check_calibration(saved: Any, k: int) -> Calibration:
@@ -154,7 +165,8 @@ def calibrate(
     for x in tqdm(_batches(activations, batch_size), "Calibrating", disable=not progress):
         x = _checked(sae, x)
         moments.add(x)
-        _count(scaled_activations(sae, x), counts)
+        with joined_heads(sae):
+            _count(sae._scaled_pre(x), counts)
     if moments.n < FEWEST_TOKENS:
         raise ValueError(
             f"{moments.n} activations are too few to calibrate mean budgets: give {FEWEST_TOKENS} "
@@ -175,13 +187,6 @@ def _forget_former_figures(metadata: Any) -> None:
     if isinstance(metadata.frontier, list):
         rows = [row for row in metadata.frontier if isinstance(row, dict)]
         metadata.frontier = [row for row in rows if row.get("rule", "fixed") == "fixed"]
-
-
-def scaled_activations(sae: Any, x: torch.Tensor) -> torch.Tensor:
-    """Every latent's activation ``[n, d_sae]``, negative ones too, as ``encode`` reports those."""
-    with joined_heads(sae):
-        pre = sae.process_sae_in(x) @ sae.W_enc + sae.b_enc
-    return pre * sae.W_dec.norm(dim=-1) if sae.cfg.rescale_acts_by_decoder_norm else pre
 
 
 def _batches(
@@ -241,16 +246,18 @@ def _thresholds(counts: np.ndarray, n_tokens: int, k: int, coarse: bool) -> list
     and that one is taken which is exceeded by more nearly as many as wanted.
     """
     larger = counts[::-1].cumsum()[::-1]  # in this bin or above
+    filled = np.flatnonzero(counts)
+    every = n_tokens * np.arange(1, k + 1)
+    enough = np.searchsorted(-larger, -every, side="right") - 1  # the last bins with enough
     found = []
-    for wanted in (n_tokens * budget for budget in range(1, k + 1)):
-        if larger[0] < wanted:
+    for wanted, at in zip(every.tolist(), enough.tolist(), strict=True):
+        if at < 0:
             found.append(0.0)
             continue
-        at = int(np.searchsorted(-larger, -wanted, side="right")) - 1  # the last with enough
         if coarse:
             fewer, more = larger[at] - counts[at], larger[at]  # exceed it, and the number below it
-            below = max((_edge(int(n)) for n in np.flatnonzero(counts[:at])[-1:]), default=0.0)
-            found.append(_edge(at) if wanted - fewer <= more - wanted else below)
+            below = [_edge(int(n)) for n in filled[filled < at][-1:]]
+            found.append(_edge(at) if wanted - fewer <= more - wanted else sum(below, 0.0))
             continue
         into = (larger[at] - wanted) / counts[at]  # what part of the bin is too much
         lower, upper = _edge(at), _edge(at + 1)

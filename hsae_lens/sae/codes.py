@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -86,15 +86,17 @@ def each_reconstruction(
             yield budget, code, decode_first(sae, code, code.k if budget else 0)
         return
     fixed = [budget for budget in budgets if isinstance(budget, int)]
-    if fixed:
-        code = sae.encode_ordered(sae_in)
-        for j, x_hat in zip(fixed, sae.each_budget(code, fixed), strict=True):
-            yield j, code.prefix(max(1, j)), x_hat
-    if others := budgets[len(fixed) :]:
-        whole, lengths = sae.encode_budgets(sae_in, others, keep)
-        for budget, used in zip(others, lengths, strict=True):
-            code = whole.prefixes(used)
-            yield budget, code, decode_first(sae, code, code.k)
+    others = budgets[len(fixed) :]
+    used_by: Iterable[torch.Tensor] = ()
+    if others:
+        whole, used_by = sae.encode_budgets(sae_in, others, keep)
+    else:
+        whole = sae.encode_ordered(sae_in)
+    for j, x_hat in zip(fixed, sae.each_budget(whole, fixed), strict=True):
+        yield j, whole.prefix(max(1, j)), x_hat
+    for budget, used in zip(others, used_by, strict=True):
+        code = whole.prefixes(used)
+        yield budget, code, decode_first(sae, code, code.k)
 
 
 @dataclass(frozen=True)

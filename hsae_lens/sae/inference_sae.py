@@ -240,13 +240,10 @@ class HierarchicalTopKSAE(CalibratedSAE, OwnInputSteps, CheckedFiles, TopKSAE):
             return self.encode_at(x, budget).to_dense(self.cfg.d_sae)
         return self.encode_ordered(x).prefix(budget).to_dense(self.cfg.d_sae)
 
+    @override
     def _scaled_pre(self, x: torch.Tensor) -> torch.Tensor:
-        """Pre-activations ``[..., d_sae]`` as latents are ordered by them."""
         self._check_width(x)
-        hidden_pre = self.hook_sae_acts_pre(self.process_sae_in(x) @ self.W_enc + self.b_enc)
-        if self.cfg.rescale_acts_by_decoder_norm:
-            hidden_pre = hidden_pre * self.W_dec.norm(dim=-1)
-        return hidden_pre
+        return super()._scaled_pre(x)
 
     def _threshold(self, budget: MeanBudget) -> torch.Tensor:
         # In the SAE's dtype, as a stock JumpReLU SAE would hold it.

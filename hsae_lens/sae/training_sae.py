@@ -365,16 +365,6 @@ class HierarchicalTopKTrainingSAE(CalibratedSAE, OwnInputSteps, CheckedFiles, To
             logger.warning("Saved without thresholds for mean budgets: %s", error)
 
     @override
-    def fold_activation_norm_scaling_factor(self, scaling_factor: float) -> None:
-        super().fold_activation_norm_scaling_factor(scaling_factor)
-        self._recent.change(lambda x: x / scaling_factor)
-
-    @override
-    def fold_activation_whitening(
-        self,
-        mean: torch.Tensor,
-        whitening_matrix: torch.Tensor,
-        unwhitening_matrix: torch.Tensor,
-    ) -> None:
-        super().fold_activation_whitening(mean, whitening_matrix, unwhitening_matrix)
-        self._recent.change(lambda z: z @ unwhitening_matrix.to(z) + mean.to(z))
+    def _after_folding(self, unscaled: Callable[[torch.Tensor], torch.Tensor]) -> None:
+        super()._after_folding(unscaled)
+        self._recent.change(unscaled)

@@ -7,6 +7,7 @@ import os
 import re
 import shutil
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +47,14 @@ def browser() -> Iterator[Any]:
 
 def page_of(run: Path) -> str:
     return write_report([run], run / "report.html").read_text()
+
+
+def move_slider(browser: Any, steps: int) -> None:
+    browser.execute_script(
+        "const s = document.querySelector('.slider'); s.value = arguments[0];"
+        "s.dispatchEvent(new Event('input'))",
+        steps,
+    )
 
 
 def test_the_page_has_a_section_for_each_table(page: Path) -> None:
@@ -175,15 +184,7 @@ def test_the_page_works_in_a_browser(browser: Any, page: Path, run_folder: Path)
     ]
     assert asked == [page.as_uri()], "the page fetches nothing"
 
-    def find(selector: str) -> list[Any]:
-        return browser.find_elements("css selector", selector)
-
-    def move(steps: int) -> None:
-        browser.execute_script(
-            "const s = document.querySelector('.slider'); s.value = arguments[0];"
-            "s.dispatchEvent(new Event('input'))",
-            steps,
-        )
+    find, move = partial(browser.find_elements, "css selector"), partial(move_slider, browser)
 
     examples = json.loads((run_folder / "examples.json").read_text())
     tokens = find(".tokens button")
@@ -231,15 +232,7 @@ def test_the_slider_spends_on_average_where_the_sae_is_calibrated(
     example, other, *_ = examples
     browser.get(write_report([run], tmp_path / "page.html").as_uri())
 
-    def find(selector: str) -> list[Any]:
-        return browser.find_elements("css selector", selector)
-
-    def move(steps: int) -> None:
-        browser.execute_script(
-            "const s = document.querySelector('.slider'); s.value = arguments[0];"
-            "s.dispatchEvent(new Event('input'))",
-            steps,
-        )
+    find, move = partial(browser.find_elements, "css selector"), partial(move_slider, browser)
 
     def said_of(number: int, share: float) -> str:
         some = f"{number} latent{'' if number == 1 else 's'}"

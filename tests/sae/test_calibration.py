@@ -21,7 +21,7 @@ from hsae_lens import ErrorTarget, HierarchicalTopKSAE, MeanBudget, calibrate
 from hsae_lens.models.opening import open_model
 from hsae_lens.models.text_files import cpython_reference
 from hsae_lens.models.tokenizing import token_dataset, tokenize
-from hsae_lens.sae.calibration import RecentActivations, scaled_activations
+from hsae_lens.sae.calibration import RecentActivations
 from hsae_lens.sae.normalization import joined_heads
 from hsae_lens.training.runner import HierarchicalTopKTrainingRunner
 
@@ -59,7 +59,8 @@ def test_each_mean_budget_is_met_on_the_activations_that_set_it(variant: str) ->
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_thresholds_lie_where_so_many_activations_exceed_them(variant: str) -> None:
     sae = calibrated(variant)
-    everything = scaled_activations(sae, joined(activations_for(sae, N))).double()
+    with joined_heads(sae):
+        everything = sae._scaled_pre(joined(activations_for(sae, N))).double()
     falling = everything.flatten().sort(descending=True).values
     for k, threshold in enumerate(sae.calibration.thresholds, 1):
         at, after = falling[k * N - 1].item(), falling[k * N].item()

@@ -9,7 +9,7 @@ from typing import Any
 import pandas as pd
 
 from hsae_lens._util.columns import LABELS, QUALITIES
-from hsae_lens._util.tables import RULE_NAMES, rows_by_rule, rules_of
+from hsae_lens._util.tables import RULE_NAMES, rows_by_rule, rules_of, whole
 
 LEAST_HURT = 0.01  # of the clean cross-entropy, that ablation must add to be worth a share
 
@@ -83,7 +83,7 @@ def advise(
     first = rows[rows[of] >= keep * best].iloc[0]
     beware = _beware(rows.iloc[-1]) if of == "ce_score" else ""
     return Advice(
-        _whole(first["k"]),
+        whole(first["k"]),
         of,
         keep,
         float(first[of]),
@@ -117,12 +117,8 @@ def _rules_in(frontier: pd.DataFrame) -> str:
 def _asked(row: pd.Series[Any], rule: str) -> tuple[float, str]:
     """What a row's budget was asked for, and what it is called."""
     names = {"fixed": "k=", "mean": "a mean budget of ", "error": "an error target of "}
-    asked = _whole(row["target" if rule == "error" else "k"])
+    asked = whole(row["target" if rule == "error" else "k"])
     return asked, f"{names[rule]}{asked}"
-
-
-def _whole(number: float) -> float:
-    return int(number) if float(number).is_integer() else float(number)
 
 
 def _beware(row: pd.Series[Any]) -> str:

@@ -87,8 +87,7 @@ def evaluate_budgets(
           (the number asked for, or the share of error); of an error target ``k`` is K;
         - ``tokens`` (judged), ``l0`` (mean active latents);
         - ``explained_variance`` (1 − Σ‖x−x̂‖² / Σ‖x−mean x‖², pooled over tokens and dimensions),
-          ``fvu`` (1 − that), ``adds`` (what the k-th latent adds to it, of
-          fixed budgets);
+          ``fvu`` (1 − that), ``adds`` (what the k-th latent adds to it, of fixed budgets);
         - ``mse`` (mean over tokens of ‖x−x̂‖², summed over d_in), ``cosine`` and ``l2_ratio``
           (‖x̂‖/‖x‖), means over tokens;
         - with ``cross_entropy``: ``ce_score`` ((ablated − with SAE) / (ablated − clean)),
@@ -336,9 +335,8 @@ def _add_reconstructions(
     wanted = [*fixed, *(budget for budget in sums.budgets if not isinstance(budget, int))]
     for j, code, x_hat in each_reconstruction(sae, original, keep, wanted):
         x_hat = x_hat.flatten(keep.ndim).to(x.device)
-        if (
-            isinstance(j, int) and j + 1 in sums.budgets
-        ):  # what the next latent adds starts from here
+        # What the next latent adds starts from here.
+        if isinstance(j, int) and j + 1 in sums.budgets:
             error = (kept.float() - x_hat[keep].float()).square().sum(-1)
             sums.add("square_error_before", sums.budgets.index(j + 1), error, here)
         if j in sums.budgets:

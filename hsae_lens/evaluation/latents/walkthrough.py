@@ -91,9 +91,7 @@ def _code_and_lengths(
     rule = MeanBudget if sae.cfg.calibration else int
     with joined_heads(sae):
         acts = x.to(sae.device, sae.dtype)
-        code, lengths = sae.encode_budgets(acts, [rule(k) for k in range(1, sae.cfg.k + 1)], keep)
-    lengths = lengths * keep.to(lengths.device)
-    return code.prefix(max(sae.cfg.k, int(lengths.max()))), lengths
+        return sae.encode_budgets(acts, [rule(k) for k in range(1, sae.cfg.k + 1)], keep)
 
 
 def _at_lengths(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import subprocess
 import sys
 from collections import defaultdict
 from collections.abc import Iterator
@@ -61,6 +62,42 @@ def test_the_objective_needs_torch_alone() -> None:
         if (top := name.split(".")[0]) not in allowed and top not in sys.stdlib_module_names
     }
     assert not foreign
+
+
+WITHOUT_SAELENS = """
+import sys
+
+class Without:
+    def __init__(self, finder):
+        self.finder = finder
+
+    def find_spec(self, name, path=None, target=None):
+        bare = name.split(".")[0] not in {"sae_lens", "transformer_lens", "transformers", "yaml",
+                                          "huggingface_hub", "datasets", "pandas", "matplotlib"}
+        return self.finder.find_spec(name, path, target) if bare else None
+
+sys.meta_path = [Without(finder) for finder in sys.meta_path]
+import torch
+import hsae_lens
+
+pre = torch.randn(6, 9)
+code = hsae_lens.OrderedCode.from_pre_activations(pre, 3)
+W = torch.randn(9, 4, requires_grad=True)
+hsae_lens.nested_loss(code, W, torch.zeros(4), torch.randn(6, 4)).backward()
+assert W.grad.any()
+try:
+    from hsae_lens import HierarchicalTopKSAE
+except ImportError as error:
+    print(error)
+"""
+
+
+def test_the_objective_works_where_saelens_is_missing() -> None:
+    """A rented machine on which the kernels are measured has torch and little else."""
+    run = subprocess.run(
+        [sys.executable, "-c", WITHOUT_SAELENS], capture_output=True, text=True, check=True
+    )
+    assert run.stdout.startswith("hsae_lens.HierarchicalTopKSAE needs SAELens: pip install")
 
 
 def test_no_two_public_things_have_one_name() -> None:

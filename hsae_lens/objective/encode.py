@@ -10,13 +10,18 @@ from hsae_lens.objective import kernels
 from hsae_lens.objective.budgets import check_k
 from hsae_lens.objective.differentiable_once import differentiable_once
 from hsae_lens.objective.kernels import Implementation
+from hsae_lens.objective.kernels.interface import deterministic
+from hsae_lens.objective.kernels.launches import launch_on
+from hsae_lens.objective.kernels.segments import segment_sums, segments_again
 from hsae_lens.objective.ordered_code import OrderedCode
 
 # Bytes of pre-activations kept at once: large enough for an efficient matrix product, small enough
-# that the [B, d_sae] tensor never exists.
+# that the [B, d_sae] tensor never exists. A GPU reads W_enc anew for each chunk (docs/kernels.md).
 CHUNK_BYTES = 64 << 20
+CHUNK_BYTES_ON_CUDA = 512 << 20
 
 
+@torch.compiler.disable  # kernels run as they are: tracing their loops takes half a minute
 def encode_topk(
     x: torch.Tensor,
     W_enc: torch.Tensor,
@@ -30,9 +35,9 @@ def encode_topk(
     """TopK of ReLU((x − b_in) W_enc + b_enc), in descending order, for training.
 
     Everything is computed in W_enc's dtype, to which the others are cast; autocast applies to the
-    matrix product alone. Only the K selected pre-activations of a token have a gradient, so the
-    backward pass is a segment sum over latents instead of a dense product, and the path through
-    ``b_in`` collapses to −W_enc · Σ_tokens d_pre.
+    matrix product alone. Only the K selected pre-activations of a token have a
+    gradient, so the backward pass is a segment sum over latents instead of a dense product, and the
+    path through ``b_in`` collapses to −W_enc · Σ_tokens d_pre.
 
     Args:
         x: ``[..., d_in]``.  W_enc: ``[d_in, d_sae]``.  b_enc: ``[d_sae]``.
@@ -55,7 +60,7 @@ def encode_topk(
         )
     d_in, d_sae = W_enc.shape
     k = check_k(k, d_sae)
-    implementation = kernels.select(kernel, W_enc.device, W_enc.dtype)
+    implementation = kernels.select(kernel, W_enc.device, W_enc.dtype, d_in, k)
     values, indices = _EncodeTopK.apply(
         _like("x", x, (*x.shape[:-1], d_in), W_enc).reshape(-1, d_in),
         W_enc,
@@ -117,9 +122,7 @@ class _EncodeTopK(torch.autograd.Function):
             d_W = ctx.implementation.encoder_grad(d_pre, indices, centred, d_sae)
         if needs_b_enc or needs_b_in:
             wide = torch.promote_types(d_pre.dtype, torch.float32)
-            d_b_enc = torch.zeros(d_sae, dtype=wide, device=d_pre.device)
-            d_b_enc.index_add_(0, indices.reshape(-1), d_pre.reshape(-1).to(wide))
-            d_b_enc = d_b_enc.to(d_pre.dtype)
+            d_b_enc = _sums_by_latent(d_pre.to(wide), indices, d_sae).to(d_pre.dtype)
         if needs_b_in:
             d_b_in = -(W_enc @ d_b_enc)
         if needs_x:
@@ -129,6 +132,16 @@ class _EncodeTopK(torch.autograd.Function):
         return d_x, d_W, d_b_enc if needs_b_enc else None, d_b_in, None, None, None
 
 
+def _sums_by_latent(values: torch.Tensor, indices: torch.Tensor, d_sae: int) -> torch.Tensor:
+    if deterministic():  # index_add_ is, on CUDA, only where torch's own switch says so
+        entries = torch.arange(indices.numel(), device=indices.device).view_as(indices)
+        return segment_sums(
+            values.reshape(-1, 1), entries, torch.ones_like(values), segments_again(indices, d_sae)
+        )[:, 0]
+    sums = torch.zeros(d_sae, dtype=values.dtype, device=values.device)
+    return sums.index_add_(0, indices.reshape(-1), values.reshape(-1))
+
+
 def _select(
     centred: torch.Tensor,
     W_enc: torch.Tensor,
@@ -136,14 +149,47 @@ def _select(
     k: int,
     selection_scale: torch.Tensor | None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The k largest (scaled) pre-activations of each token, a chunk of tokens at a time."""
-    rows = max(1, CHUNK_BYTES // (W_enc.shape[1] * centred.element_size()))
+    """The k largest (scaled) pre-activations of each token, a chunk of tokens at a time.
+
+    Weights are scaled instead of pre-activations, of which there are more, and the bias is the
+    product's own: nothing passes over ``[B, d_sae]`` between the product and the choice. (Autocast
+    would round the bias, which is therefore added to the product.)
+    """
+    if selection_scale is not None:
+        W_enc, b_enc = W_enc * selection_scale, b_enc * selection_scale
+    dtype, device = W_enc.dtype, W_enc.device
+    autocast = torch.amp.is_autocast_available(device.type) and torch.is_autocast_enabled(
+        device.type
+    )
+    if autocast and dtype == torch.float32:
+        W_enc = W_enc.to(torch.get_autocast_dtype(device.type))  # once, not for every chunk
+    size = CHUNK_BYTES_ON_CUDA if centred.is_cuda else CHUNK_BYTES
+    rows = max(1, size // (W_enc.shape[1] * centred.element_size()))
+    group = launch_on(device, dtype, len(W_enc), k).selection_group
     values, indices = [], []
     for chunk in centred.split(rows):
-        pre = chunk @ W_enc + b_enc
-        if selection_scale is not None:
-            pre *= selection_scale
-        top = pre.topk(k, dim=-1, sorted=True)
-        values.append(top.values)
-        indices.append(top.indices)
-    return torch.cat(values).to(W_enc.dtype), torch.cat(indices)
+        pre = chunk @ W_enc + b_enc if autocast else torch.addmm(b_enc, chunk, W_enc)
+        chosen = topk_in_two_stages(pre, k, group) if group else pre.topk(k, dim=-1)
+        values.append(chosen[0])
+        indices.append(chosen[1])
+    return torch.cat(values).to(dtype), torch.cat(indices)
+
+
+def topk_in_two_stages(pre: torch.Tensor, k: int, group: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """``pre.topk(k)`` of ``[B, d_sae]``, by way of the k groups with the largest maxima.
+
+    The k largest are among them: whatever is in another group is no larger than its maximum, and so
+    no larger than the k maxima that were chosen before it. Values are those of ``topk``; of equal
+    ones it may name others. One pass reads everything, where ``topk`` takes several.
+
+    Where there are not k whole groups, it is ``topk`` itself.
+    """
+    tokens, d_sae = pre.shape
+    if d_sae % group or d_sae // group < k:
+        whole = pre.topk(k, dim=-1)
+        return whole.values, whole.indices
+    groups = pre.view(tokens, d_sae // group, group)
+    best = groups.amax(-1).topk(k, dim=-1, sorted=False).indices
+    candidates = groups.gather(1, best[:, :, None].expand(-1, -1, group))
+    values, places = candidates.reshape(tokens, k * group).topk(k, dim=-1)
+    return values, best.gather(1, places // group) * group + places % group

@@ -67,6 +67,7 @@ def nested_loss(
     return nested_pass(code, W_dec, b_dec, target, budgets, weights, kernel=kernel).loss
 
 
+@torch.compiler.disable  # kernels run as they are: tracing their loops takes half a minute
 def nested_pass(
     code: OrderedCode,
     W_dec: torch.Tensor,
@@ -87,7 +88,7 @@ def nested_pass(
     resolved = resolve_budgets(budgets, code.k)
     resolved_weights = resolve_weights(weights, resolved)
     code = code.prefix(resolved[-1])
-    implementation = kernels.select(kernel, W_dec.device, W_dec.dtype)
+    implementation = kernels.select(kernel, W_dec.device, W_dec.dtype, W_dec.shape[1], code.k)
     problem = NestedProblem(
         code.values.reshape(-1, code.k).to(W_dec.dtype),
         code.indices.reshape(-1, code.k),

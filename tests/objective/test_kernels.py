@@ -13,22 +13,18 @@ import pytest
 import torch
 
 from hsae_lens.objective import kernels
-from hsae_lens.objective.kernels import IMPLEMENTATIONS, NestedProblem, reference
+from hsae_lens.objective.kernels import (
+    IMPLEMENTATIONS,
+    NestedProblem,
+    reference,
+    trial_problems,
+    triton,
+)
+from hsae_lens.objective.kernels.launches import Launch
+from hsae_lens.objective.kernels.probe import TOLERANCE, relative_error
+from hsae_lens.objective.kernels.trial_problems import KINDS, SHAPES, trial_problem
 
-# B, K, d_in, d_sae, budgets
-SHAPES = {
-    "odd": (11, 50, 577, 1000, None),
-    "one token": (1, 8, 64, 200, None),
-    "K = d_sae": (5, 16, 20, 16, None),
-    "K = 1": (9, 1, 33, 40, None),
-    "sparse budgets": (24, 20, 130, 300, [1, 3, 4, 20]),
-    "only K": (24, 20, 128, 300, [20]),
-    "crowded latents": (60, 12, 65, 14, [2, 12]),
-    "one column": (10, 4, 1, 12, None),
-}
-KINDS = ["plain", "all negative", "ties", "zipf"]
-# Relative error allowed, in norm, for each dtype.
-TOLERANCE = {torch.float64: 1e-12, torch.float32: 2e-6, torch.bfloat16: 2e-2}
+CPU = torch.device("cpu")
 # Triton's kernels run on a GPU where there is one, else in its interpreter (conftest.py).
 DEVICE = {name: torch.device("cpu") for name in IMPLEMENTATIONS}
 if torch.cuda.is_available():
@@ -50,48 +46,16 @@ CASES = [
 
 
 def problem(shape: str, kind: str = "plain", weighted_tokens: bool = False) -> NestedProblem:
-    n_tokens, k, d_in, d_sae, budgets = SHAPES[shape]
-    generator = torch.Generator().manual_seed(0)
-
-    def normal(*size: int) -> torch.Tensor:
-        return torch.randn(*size, dtype=torch.float64, generator=generator)
-
-    pre = normal(n_tokens, d_sae)
-    if kind == "all negative":
-        pre = -pre.abs()
-    elif kind == "ties":
-        pre = pre.round()
-    elif kind == "zipf":
-        pre = pre + 4 / torch.arange(1, d_sae + 1)
-    values, indices = pre.topk(k)
-    budgets = budgets or list(range(1, k + 1))
-    weights = [float(j) for j in range(1, len(budgets) + 1)]
-    return NestedProblem(
-        values.relu(),
-        indices,
-        normal(d_sae, d_in) / d_in**0.5,
-        normal(d_in),
-        normal(n_tokens, d_in),
-        budgets,
-        [w / sum(weights) for w in weights],
-        torch.rand(n_tokens, dtype=torch.float64, generator=generator) if weighted_tokens else None,
-    )
+    return trial_problem(SHAPES[shape], kind, weighted_tokens)
 
 
 def cast(p: NestedProblem, dtype: torch.dtype, on: str = "reference") -> NestedProblem:
     """The problem in a dtype, where the implementation ``on`` runs."""
-    fields = {
-        name: value.to(DEVICE[on], dtype if value.is_floating_point() else value.dtype)
-        for name, value in p._asdict().items()
-        if isinstance(value, torch.Tensor)
-    }
-    return p._replace(**fields)
+    return trial_problems.cast(p, dtype, DEVICE[on])
 
 
 def assert_close(name: str, got: torch.Tensor, want: torch.Tensor, tolerance: float) -> None:
-    got = got.cpu()
-    error = (got.double() - want.double()).norm() / want.double().norm().clamp(min=1e-30)
-    assert torch.isfinite(got).all(), f"{name} is not finite"
+    error = relative_error(got, want)
     assert error <= tolerance, f"{name}: relative error {error:.2e} > {tolerance:.0e}"
 
 
@@ -156,11 +120,11 @@ def test_triton_sorts_instead_of_adding_atomically_when_asked(
     p = p._replace(budgets=list(range(1, p.values.shape[1] + 1)))
     p = p._replace(weights=[1 / len(p.budgets)] * len(p.budgets))
     want = reference.nested(cast(p, torch.float64), True)
+    # Room for one of the blocks of columns: they are launched one after the other.
+    monkeypatch.setattr(triton_kernels, "WORKSPACE_BYTES", 1)
     monkeypatch.setenv("HSAE_DETERMINISTIC", "1")
-    # Room for the suffix sums of a few tokens only: the launch is cut into chunks.
-    monkeypatch.setattr(triton_kernels, "WORKSPACE_BYTES", 4 * len(p.budgets) * 65 * 7)
-    monkeypatch.setattr(triton_kernels, "FEW_BUDGETS", 0)
-    got = IMPLEMENTATIONS["triton"].nested(p, True)
+    narrow = Launch(columns=16, segment_columns=16, few_budgets=0)
+    got = triton.launched(narrow).nested(p, True)
     for field in got._fields:
         assert_close(field, getattr(got, field), getattr(want, field), TOLERANCE[torch.float32])
 
@@ -226,7 +190,7 @@ def test_what_does_not_fit_together_never_reaches_a_kernel(name: str, dtype: tor
         implementation.nested(p._replace(indices=p.indices.int()), True)
     for x in (p.target[1:], p.target.to(other)):
         with pytest.raises(ValueError, match="x must be"):
-            implementation.encoder_grad(p.values, p.indices, x, 1000)
+            implementation.encoder_grad(p.values, p.indices, x, 300)
 
 
 @pytest.mark.parametrize(("name", "dtype"), RUNS, ids=lambda x: str(x).removeprefix("torch."))
@@ -264,15 +228,15 @@ def test_native_weight_gradients_do_not_depend_on_the_number_of_threads() -> Non
 
 
 def test_the_choice_is_explained_and_can_be_forced(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert kernels.select("scan", torch.device("cpu"), torch.float32).name == "scan"
+    assert kernels.select("scan", CPU, torch.float32, 64, 8).name == "scan"
     assert "float32 only" in kernels.explain(dtype=torch.float64)
     monkeypatch.setenv("HSAE_KERNEL", "reference")
     assert kernels.explain().startswith("reference")
-    assert kernels.select("scan", torch.device("cpu"), torch.float32).name == "scan"
+    assert kernels.select("scan", CPU, torch.float32, 64, 8).name == "scan"
     with pytest.raises(ValueError, match="Unknown kernel 'fast'.*Known: auto, native"):
-        kernels.select("fast", torch.device("cpu"), torch.float32)
+        kernels.select("fast", CPU, torch.float32, 64, 8)
     with pytest.raises(ValueError, match="float32 only, not float64"):
-        kernels.select("native", torch.device("cpu"), torch.float64)
+        kernels.select("native", CPU, torch.float64, 64, 8)
 
 
 def test_the_environment_may_name_a_kernel_or_be_empty(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -386,7 +350,7 @@ def test_every_triton_kernel_compiles_for_gpus_and_spills_nothing() -> None:
     )
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
-    assert len(lines) == 20
+    assert len(lines) == 16
     for line in lines:
         *_, registers, stack = line.split()
         assert int(registers) <= 96, line

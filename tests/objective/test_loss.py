@@ -13,14 +13,16 @@ from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from hsae_lens import OrderedCode, nested_loss
+from hsae_lens.objective import encode
 from hsae_lens.objective.budgets import (
     check_budget,
     powers_of_two,
     resolve_budgets,
     resolve_weights,
 )
-from hsae_lens.objective.encode import encode_topk
+from hsae_lens.objective.encode import encode_topk, topk_in_two_stages
 from hsae_lens.objective.kernels import IMPLEMENTATIONS, interface
+from hsae_lens.objective.kernels.launches import Launch
 from hsae_lens.objective.loss import decode_prefixes, nested_pass
 
 KERNELS = [
@@ -194,7 +196,7 @@ def test_a_zero_tail_changes_nothing(size: tuple[int, ...]) -> None:
     torch.testing.assert_close(after.mse[code.k :], before.mse[-1].expand(2))
 
 
-@pytest.mark.parametrize("kernel", ["reference", "scan"])
+@pytest.mark.parametrize("kernel", ["reference", "scan", "bags"])
 @pytest.mark.parametrize(("budgets", "weights"), [(None, None), ([2, 5], [0.0, 3.0])])
 def test_gradients_in_float64(kernel: str, budgets: list[int] | None, weights: list | None) -> None:
     code, W, b, x = draw((3, 5, 4, 6, 1))
@@ -208,7 +210,7 @@ def test_gradients_in_float64(kernel: str, budgets: list[int] | None, weights: l
 
 
 @pytest.mark.parametrize("scaled", [False, True])
-@pytest.mark.parametrize("kernel", ["reference", "scan"])
+@pytest.mark.parametrize("kernel", ["reference", "scan", "bags"])
 def test_sparse_encoder_gradients_in_float64(kernel: str, scaled: bool) -> None:
     torch.manual_seed(0)
     x, W, b, b_in = (torch.randn(*s, dtype=torch.float64) for s in ((4, 6), (6, 11), (11,), (6,)))
@@ -234,6 +236,98 @@ def test_chunked_encoding_equals_whole(monkeypatch: pytest.MonkeyPatch) -> None:
     parts = encode_topk(x, W, b, None, 4)
     assert torch.equal(whole.indices, parts.indices)
     torch.testing.assert_close(whole.values, parts.values)
+
+
+@pytest.mark.parametrize("group", [1, 2, 4, 7, 32])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_choosing_in_two_stages_is_choosing(group: int, dtype: torch.dtype) -> None:
+    """In bfloat16 many are equal: which of them is named may differ, but not how large they are."""
+    torch.manual_seed(0)
+    for tokens, d_sae, k in ((50, 64, 16), (1, 64, 64), (3, 65, 5), (0, 64, 2)):
+        for pre in (torch.randn(tokens, d_sae), -torch.rand(tokens, d_sae).exp()):
+            pre = pre.to(dtype)
+            values, indices = topk_in_two_stages(pre, k, group)
+            want = pre.topk(k)
+            assert torch.equal(values, want.values)
+            assert torch.equal(pre.gather(1, indices), values)
+            assert all(len(set(row)) == k for row in indices.tolist())
+            if dtype == torch.float32:
+                assert torch.equal(indices, want.indices)
+
+
+def test_a_card_may_choose_in_two_stages(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    x, W, b = torch.randn(50, 8), torch.randn(8, 32), torch.randn(32)
+    want = encode_topk(x, W, b, None, 4)
+    monkeypatch.setattr(encode, "launch_on", lambda *_: Launch(selection_group=4))
+    monkeypatch.setattr(encode, "topk_in_two_stages", spy := Spy(topk_in_two_stages))
+    got = encode_topk(x, W, b, None, 4)
+    assert spy.called
+    assert torch.equal(got.values, want.values)
+    assert torch.equal(got.indices, want.indices)
+
+
+class Spy:
+    """A function that remembers whether it was called."""
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        self.function, self.called = function, False
+
+    def __call__(self, *args: Any) -> Any:
+        self.called = True
+        return self.function(*args)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_encoder_bias_has_the_same_gradient_where_it_must_be_deterministic(
+    dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.manual_seed(0)
+    x, W = torch.randn(50, 8, dtype=dtype), torch.randn(8, 32, dtype=dtype)
+    b, b_in = (torch.randn(n, dtype=dtype, requires_grad=True) for n in (32, 8))
+    gradients = []
+    for asked in ("0", "1"):
+        monkeypatch.setenv("HSAE_DETERMINISTIC", asked)
+        loss = encode_topk(x, W, b, b_in, 4, kernel="scan").values.square().sum()
+        gradients.append(torch.autograd.grad(loss, [b, b_in]))
+    for plain, sorted_ in zip(*gradients, strict=True):
+        torch.testing.assert_close(sorted_, plain)
+
+
+def test_autocast_rounds_the_product_and_not_the_bias() -> None:
+    torch.manual_seed(0)
+    x, W, b = torch.randn(30, 16), torch.randn(16, 40), 100 + torch.randn(40)
+    with torch.autocast("cpu", torch.bfloat16):
+        code = encode_topk(x, W, b, None, 4)
+        want = (x @ W + b).topk(4)  # as SAELens encodes
+    assert torch.equal(code.values, want.values)
+    assert torch.equal(code.indices, want.indices)
+
+
+def test_the_encoder_says_its_shapes_on_the_meta_device() -> None:
+    with torch.device("meta"):
+        code = encode_topk(torch.empty(3, 16), torch.empty(16, 40), torch.empty(40), None, 4)
+    assert code.values.shape == code.indices.shape == (3, 4)
+
+
+@pytest.mark.parametrize("kernel", ["native", "bags", "scan"])
+def test_a_compiled_program_gets_the_same_from_the_kernels_as_they_are(kernel: str) -> None:
+    """torch.compile steps round them: it would take half a minute to trace their loops."""
+    if kernel not in KERNELS:
+        pytest.skip(f"no {kernel} here")
+    torch.manual_seed(0)
+    x, W, b = torch.randn(20, 16), torch.randn(40, 16, requires_grad=True), torch.zeros(16)
+
+    def step(x: torch.Tensor, W: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+        code = encode_topk(2 * x, W.T, torch.zeros(40), b, 4, kernel=kernel)
+        return 2 * nested_loss(code, W, b, x, kernel=kernel) + W.square().sum()
+
+    compiled = torch.compile(step, backend="eager")
+    losses = [step(x, W, b), compiled(x, W, b), compiled(x, W, b)]
+    gradients = [torch.autograd.grad(loss, W)[0] for loss in losses]
+    for loss, gradient in zip(losses[1:], gradients[1:], strict=True):
+        assert torch.equal(loss, losses[0])
+        assert torch.equal(gradient, gradients[0])
 
 
 def test_batch_axes_and_low_precision() -> None:

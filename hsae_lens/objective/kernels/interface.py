@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -9,6 +10,7 @@ from typing import NamedTuple
 import torch
 
 from hsae_lens.objective.budgets import resolve_budgets
+from hsae_lens.objective.kernels.launches import Launch
 
 WITHOUT_FLOAT64 = ("mps",)
 
@@ -16,6 +18,13 @@ WITHOUT_FLOAT64 = ("mps",)
 def exact_dtype(device: torch.device) -> torch.dtype:
     """What sums over tokens are kept in: float64, float32 on a device that has no such thing."""
     return torch.float32 if device.type in WITHOUT_FLOAT64 else torch.float64
+
+
+def deterministic() -> bool:
+    """Whether the same input must give the same bits (torch's switch, or HSAE_DETERMINISTIC=1)."""
+    return (
+        torch.are_deterministic_algorithms_enabled() or os.environ.get("HSAE_DETERMINISTIC") == "1"
+    )
 
 
 class NestedProblem(NamedTuple):
@@ -74,6 +83,9 @@ class Implementation:
 
     solve: what :meth:`nested` calls.  reduce: what :meth:`encoder_grad` calls.
     refuses: why it cannot run on this device and dtype, or None if it can.
+    slow_on: devices (types) on which the next one is faster, so that it must be asked for.
+    launch: where blocks can be chosen, how a shape is launched: of (device, dtype, d_in, K).
+    launched: the same implementation, launched in one way always.
     """
 
     name: str
@@ -81,6 +93,9 @@ class Implementation:
     solve: Callable[[NestedProblem, bool], NestedSolution]
     reduce: Callable[[torch.Tensor, torch.Tensor, torch.Tensor, int], torch.Tensor]
     refuses: Callable[[torch.device, torch.dtype], str | None]
+    slow_on: tuple[str, ...] = ()
+    launch: Callable[[torch.device, torch.dtype, int, int], Launch] | None = None
+    launched: Callable[[Launch], Implementation] | None = None
 
     def nested(self, p: NestedProblem, needs_grad: bool) -> NestedSolution:
         """Solves a problem, with gradients if they are wanted.

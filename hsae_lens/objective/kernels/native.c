@@ -1,4 +1,4 @@
-/* The nested loss and the encoder's weight gradient for float32 on a CPU.
+/* The nested loss for float32 on a CPU.
  *
  * The unit of work is a slice of columns of d_in. No two slices write the same number of a weight
  * gradient, so there are no atomics and no sort, and the bits do not depend on timing. A slice of
@@ -11,11 +11,9 @@
 #include <stdlib.h>
 #include <string.h>
 
-#define SLICE 64     /* columns of d_in per unit of work in nested_slice */
-#define ENC_SLICE 16 /* rows of W_enc per unit of work in encoder_grad_slice */
+#define SLICE 64 /* columns of d_in per unit of work */
 
 int64_t hsae_slice_width(void) { return SLICE; }
-int64_t hsae_encoder_slice_width(void) { return ENC_SLICE; }
 
 /* One slice of S columns for all tokens. W and dW rows lie `stride` floats apart; `prefixes` holds
  * the residual at each budget of one token. Inlined twice so that the full-width case has a
@@ -121,33 +119,4 @@ int hsae_nested_slice(int64_t n_tokens, int64_t K, int64_t d_in, int64_t d_sae, 
   free(block);
   free(d_block);
   return failed;
-}
-
-/* Rows [first, first + ENC_SLICE) of dW_enc [d_in, d_sae]: for every token and rank, d_pre times x
- * is added to column indices[n, t]. The slice accumulates transposed, one latent's ENC_SLICE
- * numbers together (a cache line), and is turned round once at the end. Returns 1 when memory ran
- * out, else 0. */
-int hsae_encoder_grad_slice(int64_t n_tokens, int64_t K, int64_t d_in, int64_t d_sae,
-                            int64_t first, const float *d_pre, const int64_t *indices,
-                            const float *x, float *d_W_enc) {
-  const int64_t S = d_in - first < ENC_SLICE ? d_in - first : ENC_SLICE;
-  float *acc = aligned_alloc(64, sizeof(float) * ENC_SLICE * d_sae);
-  if (!acc) return 1;
-  memset(acc, 0, sizeof(float) * ENC_SLICE * d_sae);
-  for (int64_t n = 0; n < n_tokens; n++) {
-    float xs[ENC_SLICE] = {0};
-    memcpy(xs, x + n * d_in + first, sizeof(float) * S);
-    for (int64_t t = 0; t < K; t++) {
-      const float c = d_pre[n * K + t];
-      float *a = acc + indices[n * K + t] * ENC_SLICE;
-      for (int e = 0; e < ENC_SLICE; e++) a[e] += c * xs[e];
-    }
-  }
-  for (int64_t f0 = 0; f0 < d_sae; f0 += 64) {
-    const int64_t f1 = f0 + 64 < d_sae ? f0 + 64 : d_sae;
-    for (int64_t e = 0; e < S; e++)
-      for (int64_t f = f0; f < f1; f++) d_W_enc[(first + e) * d_sae + f] = acc[f * ENC_SLICE + e];
-  }
-  free(acc);
-  return 0;
 }

@@ -26,6 +26,7 @@ import torch
 
 from hsae_lens._util.paths import cache_dir
 from hsae_lens.objective.kernels.interface import Implementation, NestedProblem, NestedSolution
+from hsae_lens.objective.kernels.segments import encoder_grad
 
 logger = logging.getLogger(__name__)
 
@@ -105,8 +106,7 @@ def _build(compiler: str, built: Path) -> None:
 
 def _loaded(built: Path) -> ctypes.CDLL:
     library = ctypes.CDLL(str(built))
-    for name in ("hsae_slice_width", "hsae_encoder_slice_width"):
-        getattr(library, name).restype = ctypes.c_int64
+    library.hsae_slice_width.restype = ctypes.c_int64
     return library
 
 
@@ -216,25 +216,6 @@ def nested(p: NestedProblem, needs_grad: bool) -> NestedSolution:
         d_W_dec,
         suffix,
     )
-
-
-def encoder_grad(
-    d_pre: torch.Tensor, indices: torch.Tensor, x: torch.Tensor, d_sae: int
-) -> torch.Tensor:
-    library = _library()
-    n_tokens, k = d_pre.shape
-    d_in = x.shape[1]
-    width = library.hsae_encoder_slice_width()
-    out = torch.empty(d_in, d_sae, dtype=x.dtype, device=x.device)
-
-    def work(_: int, n: int) -> int:
-        return library.hsae_encoder_grad_slice(
-            *map(ctypes.c_int64, (n_tokens, k, d_in, d_sae, n * width)),
-            *map(_pointer, (d_pre, indices, x, out)),
-        )
-
-    _run_slices(work, -(-d_in // width))
-    return out
 
 
 def _refuses(device: torch.device, dtype: torch.dtype) -> str | None:

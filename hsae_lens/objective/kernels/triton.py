@@ -10,24 +10,41 @@ from typing import Any
 import torch
 
 from hsae_lens.objective.kernels.interface import Implementation, NestedProblem, NestedSolution
+from hsae_lens.objective.kernels.launches import Launch, launch_on
 
 DTYPES = (torch.float32, torch.bfloat16)
 
 
-def _nested(p: NestedProblem, needs_grad: bool) -> NestedSolution:
-    from hsae_lens.objective.kernels import triton_kernels
+def launched(launch: Launch | None = None) -> Implementation:
+    """The implementation, always launched in one way; None: as the table has it for the shape."""
 
-    with _current(p.values.device):
-        return triton_kernels.nested(p, needs_grad)
+    def solve(p: NestedProblem, needs_grad: bool) -> NestedSolution:
+        from hsae_lens.objective.kernels import triton_kernels
 
+        how = launch or launch_on(
+            p.W_dec.device, p.W_dec.dtype, p.W_dec.shape[1], p.values.shape[1]
+        )
+        with _current(p.values.device):
+            return triton_kernels.nested(p, needs_grad, how)
 
-def _encoder_grad(
-    d_pre: torch.Tensor, indices: torch.Tensor, x: torch.Tensor, d_sae: int
-) -> torch.Tensor:
-    from hsae_lens.objective.kernels import triton_kernels
+    def reduce(
+        d_pre: torch.Tensor, indices: torch.Tensor, x: torch.Tensor, d_sae: int
+    ) -> torch.Tensor:
+        from hsae_lens.objective.kernels import triton_kernels
 
-    with _current(x.device):
-        return triton_kernels.encoder_grad(d_pre, indices, x, d_sae)
+        how = launch or launch_on(x.device, x.dtype, x.shape[1], d_pre.shape[1])
+        with _current(x.device):
+            return triton_kernels.encoder_grad(d_pre, indices, x, d_sae, how)
+
+    return Implementation(
+        name="triton",
+        summary="fused Triton kernels, any K, d_in and batch",
+        solve=solve,
+        reduce=reduce,
+        refuses=_refuses,
+        launch=launch_on,
+        launched=launched,
+    )
 
 
 def _current(device: torch.device) -> contextlib.AbstractContextManager[Any]:
@@ -46,10 +63,4 @@ def _refuses(device: torch.device, dtype: torch.dtype) -> str | None:
     return None
 
 
-IMPLEMENTATION = Implementation(
-    name="triton",
-    summary="fused Triton kernels, any K, d_in and batch",
-    solve=_nested,
-    reduce=_encoder_grad,
-    refuses=_refuses,
-)
+IMPLEMENTATION = launched()

@@ -6,11 +6,11 @@ leaf, which is how attribution is done with an SAE that has one budget.
 
 from __future__ import annotations
 
-import argparse
 from typing import Any
 
 import torch
 
+from benchmarks.session import Session
 from benchmarks.timing import interleaved
 from hsae_lens import HierarchicalTopKSAE, attribute_budgets, load_pretrained
 from hsae_lens.circuits.attribution import frozen_parameters
@@ -26,10 +26,10 @@ BUDGETS = [1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 80, 96, 112, 128]
 FEW, MANY = 32, 200  # pairs compared with the peer, and in all
 
 
-def circuits(args: argparse.Namespace) -> list[dict[str, Any]]:
+def circuits(run: Session) -> list[dict[str, Any]]:
     """16 budgets against one and against 16 runs; then 200 clean/corrupt pairs."""
-    model = open_model("smollm2-135m", args.device, "float32")  # the peer adds its error in it
-    sae = load_pretrained(*SHIPPED, device=args.device)
+    model = open_model("smollm2-135m", run.device, "float32")  # the peer adds its error in it
+    sae = load_pretrained(*SHIPPED, device=run.device)
     task = make_task("indirect_object", model.tokenizer, MANY)
     few = task[:FEW]
     check_agree(model, sae, few[:4])
@@ -44,8 +44,8 @@ def circuits(args: argparse.Namespace) -> list[dict[str, Any]]:
             "each alone": lambda: [one_budget(model, sae, few, k) for k in BUDGETS],
             "200 pairs": lambda: ours(task, BUDGETS, "resample"),
         },
-        min(3, args.rounds),
-        args.device,
+        min(3, run.rounds),
+        run.device,
         warmup=0,
     )
     for name, timing in times.items():

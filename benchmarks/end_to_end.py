@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import io
 import logging
@@ -20,7 +19,8 @@ from sae_lens import (
     TopKTrainingSAEConfig,
 )
 
-from benchmarks.subjects import Shape
+from benchmarks.problems import Shape
+from benchmarks.session import Session
 from benchmarks.timing import interleaved
 from hsae_lens import HierarchicalTopKTrainingSAEConfig
 from hsae_lens.models.devices import dtype_name, model_dtype
@@ -37,26 +37,26 @@ STEPS = 32
 ROUNDS = 3  # of about ten seconds each
 
 
-def end_to_end(args: argparse.Namespace) -> list[dict[str, Any]]:
+def end_to_end(run: Session) -> list[dict[str, Any]]:
     """Tokens per second of a run from the first batch to the saved SAE (SmolLM2-135M, block 15).
 
     Ours over every budget in our runner, SAELens' TopK for one k in SAELens' own; beside them the
     model alone up to that block. Buffers are filled and SAEs saved within the time.
     """
-    model = open_model("smollm2-135m", args.device)
+    model = open_model("smollm2-135m", run.device)
     tokens = tokenize(cpython_reference(), model.tokenizer, CONTEXT, progress=False)
     data = token_dataset(tokens)
     batch = tokens[: SHAPE.tokens // CONTEXT]
     calls: dict[str, Callable[[], Any]] = {
-        "ours": lambda: _run(HierarchicalTopKTrainingRunner, _ours(args.device), model, data),
-        "saelens": lambda: _run(LanguageModelSAETrainingRunner, _stock(args.device), model, data),
+        "ours": lambda: _run(HierarchicalTopKTrainingRunner, _ours(run.device), model, data),
+        "saelens": lambda: _run(LanguageModelSAETrainingRunner, _stock(run.device), model, data),
         "model": lambda: [hook_activations(model, batch, HOOK) for _ in range(STEPS)],
     }
-    times = interleaved(calls, ROUNDS, args.device, warmup=1)
+    times = interleaved(calls, ROUNDS, run.device, warmup=1)
     row: dict[str, Any] = {
         "shape": vars(SHAPE),
         "steps": STEPS,
-        "dtype": dtype_name(model_dtype(device=args.device)),
+        "dtype": dtype_name(model_dtype(device=run.device)),
     }
     for name, timing in times.items():
         rate = STEPS * SHAPE.tokens / timing.median

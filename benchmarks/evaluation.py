@@ -5,13 +5,13 @@ The peer decodes with SAELens' stock TopK at each k, as one would without this p
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import pandas as pd
 import torch
 
+from benchmarks.session import Session
 from benchmarks.timing import extra_memory, interleaved
 from hsae_lens import HierarchicalTopKSAE, load_pretrained
 from hsae_lens.evaluation import evaluate_activations, explained_variance_curve
@@ -25,10 +25,10 @@ SHIPPED = ("smollm2-135m-res-htopk", "blocks.15.hook_resid_post")
 TOKENS = 50_000
 
 
-def evaluation(args: argparse.Namespace) -> list[dict[str, Any]]:
+def evaluation(run: Session) -> list[dict[str, Any]]:
     """The frontier at 8 budgets, explained variance at all of them, and the memory of both."""
-    sae = load_pretrained(*SHIPPED, device=args.device)
-    x = activations(sae, args.device)
+    sae = load_pretrained(*SHIPPED, device=run.device)
+    x = activations(sae, run.device)
     largest = sae.cfg.k
     few, every = powers_of_two(largest), list(range(1, largest + 1))
 
@@ -45,12 +45,12 @@ def evaluation(args: argparse.Namespace) -> list[dict[str, Any]]:
         "curve, stock": lambda: stock_frontier(sae, x, [largest]),
     }
     check_agree(frontier(), curve(), stock_frontier(sae, x, few))  # and warm up
-    times = interleaved(calls, min(3, args.rounds), args.device, warmup=0)
+    times = interleaved(calls, min(3, run.rounds), run.device, warmup=0)
     for name, timing in times.items():
         print(f"{name:20s} {timing.median:7.2f} s ({timing.fastest:.2f}–{timing.slowest:.2f})")
     shape = {"tokens": len(x), "d_in": sae.cfg.d_in, "d_sae": sae.cfg.d_sae, "k": largest}
     memory = {
-        f"{len(budgets)} budgets": extra_memory(lambda b=budgets: frontier(b), args.device)  # type: ignore[misc]
+        f"{len(budgets)} budgets": extra_memory(lambda b=budgets: frontier(b), run.device)  # type: ignore[misc]
         for budgets in (few, every)
     }
     print(", ".join(f"{name}: {used / 2**20:.0f} MiB" for name, used in memory.items()))

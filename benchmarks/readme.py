@@ -38,7 +38,10 @@ def table(results: Path, short: bool = False) -> str:
         if not file.exists():
             parts.append(f"On a {'GPU' if device == 'cuda' else 'CPU'}: not measured.")
             continue
-        for facts, figures in _by_machine(json.loads(file.read_text())):
+        measured = json.loads(file.read_text())
+        if measured.pop("dry run", False):
+            raise ValueError(f"{file} is of a dry run, whose figures mean nothing: delete it.")
+        for facts, figures in _by_machine(measured):
             rows = _shortened(_rows(figures)) if short else _rows(figures)
             if rows:
                 where = facts.get("gpu") or f"{facts['threads']} threads of {facts['cpu']}"
@@ -76,15 +79,31 @@ def _rows(figures: dict[str, Any]) -> list[str]:
     }
     for row in _part(figures, "step"):
         for key, name in peers.items():
-            out.append(_ratio("whole step, every budget", row, key, name))
+            if key in row:
+                out.append(_ratio("whole step, every budget", row, key, name))
+    losses = {
+        "naive": "cumulative sum",
+        "naive compiled": "torch.compile of it",
+        "ours, plain PyTorch": "our scan in plain PyTorch",
+        "bags": "plain PyTorch, bags",
+        "scan": "plain PyTorch, scan",
+        "ours, J={K}": "ours, loss at K only",
+        "flex_sae": "flex_sae",
+    }
     for row in _part(figures, "loss"):
-        for key, name in (("naive", "cumulative sum"), ("naive compiled", "torch.compile of it"),
-                          ("ours, plain PyTorch", "our scan in plain PyTorch"),
-                          ("flex_sae", "flex_sae")):  # fmt: skip
+        for key, name in losses.items():
             if key in row:
                 out.append(_ratio("nested loss, forward + backward", row, key, name))
+        if "gpu" in figures["loss"]["machine"]:  # few budgets are another kernel's work there
+            out += _few_budgets(row)
+    for row in _part(figures, "deterministic"):
+        times = row["deterministic"]["median"] / row["ours"]["median"]
+        ours = f"{_ms(row['deterministic'])} = {times:.2f} × default"
+        peer = f"by default: {_ms(row['ours'])}"
+        out.append(f"| nested loss, deterministic mode | {_size(row)} | {ours} | {peer} | |")
+    out += [_selection(row) for row in _part(figures, "selection")]
     memory = _part(figures, "memory")
-    if memory:
+    if len(memory) == 2:
         small, large = memory
         name = f"extra memory of the loss, K={large['shape']['k']} ÷ K={small['shape']['k']}"
         ours, naive = (large[key] / max(small[key], 1) for key in ("ours", "naive"))
@@ -92,19 +111,47 @@ def _rows(figures: dict[str, Any]) -> list[str]:
     for row in _part(figures, "limits"):
         step = f"{1e3 * row['step']['median']:.0f} ms = {row['ratio']:.2f} × floor"
         floor = f"floor from this machine's limits: {1e3 * row['floor']:.0f} ms"
-        out.append(f"| whole step, every budget | {_size(row)} | {step} | {floor} | |")
+        bare = "" if row.get("trainer", True) else ", without a trainer"
+        out.append(f"| whole step, every budget{bare} | {_size(row)} | {step} | {floor} | |")
     for row in _part(figures, "end_to_end"):
         ours, peer = (row[key]["tokens_per_s"] for key in ("ours", "saelens"))
         out.append(
             f"| a whole run, SmolLM2-135M in the loop | {_size(row)} | {ours:.0f} tokens/s "
             f"| SAELens TopK: {peer:.0f} tokens/s | {ours / peer:.2f} |"
         )
+    for row in _part(figures, "gemma"):
+        out += _gemma(row)
     out += [_evaluation(row) for row in _part(figures, "evaluation")]
     for row in _part(figures, "circuits"):
         out += _circuits(row)
     for row in _part(figures, "spending"):
         out += _spending(row)
     return out
+
+
+def _few_budgets(row: dict[str, Any]) -> list[str]:
+    peers = {"ours": "every budget", "flex_sae": "flex_sae at every budget"}
+    return [
+        _ratio("nested loss at 8 budgets", row, key, name, ours="ours, 8 budgets")
+        for key, name in peers.items()
+        if key in row
+    ]
+
+
+def _selection(row: dict[str, Any]) -> str:
+    groups = [name for name in row if name.startswith("in groups of ")]
+    best = min(groups, key=lambda name: row[name]["median"])
+    return _ratio(f"choosing K latents {best}", row, "topk", "torch.topk", ours=best)
+
+
+def _gemma(row: dict[str, Any]) -> list[str]:
+    measure = f"Gemma-2 2B's shape up to layer 12, context {row['context']}, and our step"
+    both = row["both"]["tokens_per_s"]
+    return [
+        f"| {measure} | {_size(row)} | {both:.0f} tokens/s | {name}: "
+        f"{row[key]['tokens_per_s']:.0f} tokens/s | {both / row[key]['tokens_per_s']:.2f} |"
+        for key, name in (("model", "the model alone"), ("step", "our step alone"))
+    ]
 
 
 def _spending(row: dict[str, Any]) -> list[str]:
@@ -153,9 +200,13 @@ def _size(row: dict[str, Any]) -> str:
     return f"{s['tokens']}×{s['d_in']}, {s['d_sae']} latents, K={s['k']}"
 
 
-def _ratio(measure: str, row: dict[str, Any], key: str, name: str) -> str:
-    ours, peer = row["ours"]["median"], row[key]["median"]
-    return (
-        f"| {measure} | {_size(row)} | {1e3 * ours:.0f} ms | {name}: {1e3 * peer:.0f} ms "
-        f"| {peer / ours:.2f} |"
-    )
+def _ratio(measure: str, row: dict[str, Any], key: str, name: str, ours: str = "ours") -> str:
+    times = row[key]["median"] / row[ours]["median"]
+    peer = f"{name}: {_ms(row[key])}"
+    return f"| {measure} | {_size(row)} | {_ms(row[ours])} | {peer} | {times:.2f} |"
+
+
+def _ms(timing: dict[str, float]) -> str:
+    """Whole milliseconds, and hundredths of them below ten."""
+    ms = 1e3 * timing["median"]
+    return f"{ms:.2f} ms" if ms < 10 else f"{ms:.0f} ms"

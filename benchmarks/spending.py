@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import argparse
 from typing import Any
 
 import torch
 
 from benchmarks.evaluation import SHIPPED, activations
+from benchmarks.session import Session
 from benchmarks.timing import interleaved
 from hsae_lens import MeanBudget, calibrate, load_pretrained
 
@@ -16,10 +16,10 @@ MEAN = MeanBudget(32)
 CALIBRATED = 100_000  # tokens
 
 
-def spending(args: argparse.Namespace) -> list[dict[str, Any]]:
+def spending(run: Session) -> list[dict[str, Any]]:
     """Encoding at a mean budget beside K and a stock JumpReLU SAE; calibration, in seconds."""
-    sae = load_pretrained(*SHIPPED, device=args.device)
-    some = activations(sae, args.device).to(args.device)
+    sae = load_pretrained(*SHIPPED, device=run.device)
+    some = activations(sae, run.device).to(run.device)
     many = some.repeat(-(-CALIBRATED // len(some)), 1)[:CALIBRATED]
     calibrate(sae, some, progress=False)
     stock, x = sae.at_mean_k(MEAN.k), some[:BATCH]
@@ -41,11 +41,11 @@ def spending(args: argparse.Namespace) -> list[dict[str, Any]]:
             "at K": lambda: encode(sae.cfg.k),
             "stock": encode_stock,
         },
-        3 * args.rounds,
-        args.device,
+        3 * run.rounds,
+        run.device,
     )
     calibrating = interleaved(
-        {"calibrate": lambda: calibrate(sae, many, progress=False)}, 3, args.device, warmup=0
+        {"calibrate": lambda: calibrate(sae, many, progress=False)}, 3, run.device, warmup=0
     )
     for name, timing in (times | calibrating).items():
         print(f"{name:10s} {timing.median:7.3f} s ({timing.fastest:.3f}–{timing.slowest:.3f})")

@@ -1,35 +1,17 @@
-"""What is measured: our step and loss, and the peers'. Each subject is a closure over its data."""
+"""What is measured of a training step: ours, and SAELens'. Each is a closure over its data."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from sae_lens import LoggingConfig, SAETrainer, TopKTrainingSAE, TopKTrainingSAEConfig
 from sae_lens.config import SAETrainerConfig
 
-from hsae_lens import (
-    HierarchicalTopKTrainingSAE,
-    HierarchicalTopKTrainingSAEConfig,
-    OrderedCode,
-    nested_loss,
-)
+from benchmarks.problems import Shape
+from hsae_lens import HierarchicalTopKTrainingSAE, HierarchicalTopKTrainingSAEConfig
 from hsae_lens.training.trainer import HierarchicalTopKTrainer
-
-
-@dataclass(frozen=True)
-class Shape:
-    """One size of problem: tokens per step, widths, and the largest budget."""
-
-    tokens: int
-    d_in: int
-    d_sae: int
-    k: int
-
-    def __str__(self) -> str:
-        return f"B={self.tokens} d_in={self.d_in} d_sae={self.d_sae} K={self.k}"
 
 
 def trainer(kind: str, shape: Shape, device: str, **settings: Any) -> SAETrainer[Any, Any]:
@@ -90,45 +72,3 @@ def _trainer_config(shape: Shape, device: str) -> SAETrainerConfig:
         logger=LoggingConfig(log_to_wandb=False),
         n_batches_for_norm_estimate=1,
     )
-
-
-class LossProblem:
-    """A code with its decoder and target, for timing the loss alone, forward and backward."""
-
-    def __init__(self, shape: Shape, device: str, dtype: torch.dtype = torch.float32) -> None:
-        generator = torch.Generator().manual_seed(0)
-
-        def normal(*size: int) -> torch.Tensor:
-            return torch.randn(*size, generator=generator).to(device, dtype)
-
-        x = normal(shape.tokens, shape.d_in)
-        self.W_dec = (normal(shape.d_sae, shape.d_in) / shape.d_in**0.5).requires_grad_()
-        self.b_dec = normal(shape.d_in).requires_grad_()
-        # A real encoder's skew: the same latents serve many tokens.
-        code = OrderedCode.from_pre_activations(x @ self.W_dec.detach().T, shape.k)
-        self.values, self.indices = code.values.requires_grad_(), code.indices
-        self.target = x
-
-    def leaves(self) -> list[torch.Tensor]:
-        return [self.values, self.W_dec, self.b_dec]
-
-    def ours(self, budgets: list[int] | None = None, kernel: str = "auto") -> list[torch.Tensor]:
-        code = OrderedCode(self.values, self.indices)
-        loss = nested_loss(code, self.W_dec, self.b_dec, self.target, budgets, kernel=kernel)
-        return [loss, *torch.autograd.grad(loss, self.leaves())]
-
-    def naive(self, loss_of: Callable[..., torch.Tensor]) -> list[torch.Tensor]:
-        loss = loss_of(self.values, self.indices, self.W_dec, self.b_dec, self.target)
-        return [loss, *torch.autograd.grad(loss, self.leaves())]
-
-
-def cumulative_sum_loss(
-    values: torch.Tensor,
-    indices: torch.Tensor,
-    W_dec: torch.Tensor,
-    b_dec: torch.Tensor,
-    target: torch.Tensor,
-) -> torch.Tensor:
-    """The objective as one would first write it: every prefix of every token in one tensor."""
-    prefixes = b_dec + (values.unsqueeze(-1) * W_dec[indices]).cumsum(1)
-    return (prefixes - target.unsqueeze(1)).pow(2).sum(-1).mean()

@@ -94,3 +94,13 @@ def machine(device: str) -> dict[str, Any]:
     if device != "cpu":
         facts["gpu"] = torch.cuda.get_device_name()
     return facts
+
+
+def row_of(shape: Any, times: dict[str, Timing], base: str) -> dict[str, Any]:
+    """A row of results, printed: times of each subject, as times of one of them."""
+    print(shape)
+    for name, t in times.items():
+        spread = f"({1e3 * t.fastest:.1f}–{1e3 * t.slowest:.1f})"
+        ratio = t.median / times[base].median
+        print(f"  {name:20s} {1e3 * t.median:9.1f} ms {spread:20s} {ratio:5.2f}x ours")
+    return {"shape": vars(shape), **{name: t.to_json() for name, t in times.items()}}

@@ -433,9 +433,9 @@ def test_a_device_without_float64_never_sees_any(
 
 
 def test_memory_does_not_hold_every_prefix() -> None:
-    """The [B, K, d_in] tensor would be 2 GB here."""
+    """The [B, K, d_in] tensor would be 1 GB here."""
     torch.manual_seed(0)
-    pre, W, x = torch.randn(2048, 512), torch.randn(512, 1024), torch.randn(2048, 1024)
+    pre, W, x = torch.randn(1024, 512), torch.randn(512, 1024), torch.randn(1024, 1024)
     code = OrderedCode.from_pre_activations(pre, 256)
     for kernel in ("auto", "scan"):
         with torch.profiler.profile(profile_memory=True) as profile:

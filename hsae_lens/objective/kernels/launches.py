@@ -2,7 +2,7 @@
 
 ``python -m benchmarks gpu`` finds what is fastest on a card and writes it into the table. Cards and
 shapes that are not in it get what is nearest, or the defaults, which are reasoned and not measured
-(docs/kernels.md).
+(docs/kernels.md). The card "cpu" is Triton's interpreter, which pays by the program.
 """
 
 from __future__ import annotations

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
 from benchmarks.timing import machine
+from hsae_lens._util.atomic_files import replacing_file
 from hsae_lens.objective import kernels
 
 RESULTS = Path(__file__).parent / "results"
@@ -20,7 +20,6 @@ def store(
 
     A dry run's file says that it is one: its figures mean nothing, and stand beside no others.
     """
-    file.parent.mkdir(parents=True, exist_ok=True)
     everything = json.loads(file.read_text()) if file.exists() else {}
     if everything.get("dry run", False) != dry:
         everything = {"dry run": True} if dry else {}
@@ -29,9 +28,8 @@ def store(
         "kernel": _kernel(device, rows),
         "rows": rows,
     }
-    fresh = file.with_suffix(".part")
-    fresh.write_text(json.dumps(everything, indent=1) + "\n")
-    os.replace(fresh, file)
+    with replacing_file(file) as fresh:
+        fresh.write_text(json.dumps(everything, indent=1) + "\n")
 
 
 def _kernel(device: str, rows: list[dict[str, Any]]) -> str:

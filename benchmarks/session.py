@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from benchmarks.problems import Shape
+from hsae_lens.objective.kernels.probe import in_short
 
 CPU_SHAPES = [Shape(1024, 576, 4608, 64), Shape(4096, 640, 16384, 128)]
 GPU_SHAPES = [Shape(b, 2304, 65536, k) for b in (4096, 8192) for k in (32, 64, 128)]
@@ -103,9 +104,3 @@ class Session:
             else:
                 fit[name] = call
         return fit
-
-
-def in_short(cause: BaseException) -> str:
-    """An error in one line: a compiler's last one says most."""
-    lines = str(cause).strip().splitlines() or ["no message"]
-    return f"{type(cause).__name__}: {lines[-1].strip()[:200]}"

@@ -37,15 +37,15 @@ def interleaved(
     seconds: dict[str, list[float]] = {name: [] for name in calls}
     for _ in range(rounds):
         for name, call in calls.items():
-            _synchronize(device)
+            synchronize(device)
             start = time.perf_counter()
             call()
-            _synchronize(device)
+            synchronize(device)
             seconds[name].append(time.perf_counter() - start)
     return {n: Timing(statistics.median(s), min(s), max(s)) for n, s in seconds.items()}
 
 
-def _synchronize(device: str) -> None:
+def synchronize(device: str) -> None:
     if device != "cpu":
         torch.cuda.synchronize()
 

@@ -20,10 +20,10 @@ from unittest import mock
 import torch
 
 from benchmarks.problems import LossProblem, Shape
-from benchmarks.session import Session, in_short
+from benchmarks.session import Session
 from hsae_lens.objective import encode_topk, nested_loss
 from hsae_lens.objective.kernels import IMPLEMENTATIONS, Implementation, NestedProblem, reference
-from hsae_lens.objective.kernels.probe import TOLERANCE, relative_error
+from hsae_lens.objective.kernels.probe import TOLERANCE, in_short, relative_error
 from hsae_lens.objective.kernels.trial_problems import KINDS, SHAPES, cast, trial_problem
 
 DTYPES = (torch.float32, torch.bfloat16)

@@ -17,7 +17,7 @@ from benchmarks.limits import whole_step
 from benchmarks.loss import spread
 from benchmarks.problems import LossProblem, Shape
 from benchmarks.session import Session
-from benchmarks.timing import interleaved
+from benchmarks.timing import interleaved, synchronize
 from hsae_lens.objective import encode, encode_topk, kernels
 from hsae_lens.objective.kernels import bags
 from hsae_lens.objective.kernels.launches import Launch, launch_on
@@ -145,7 +145,7 @@ def _kernels(call: Call, device: str, steps: int) -> list[dict[str, Any]]:
     with _profiled(device) as profiled:
         for _ in range(steps):
             call()
-        _synchronize(device)
+        synchronize(device)
     seconds = {
         event.key: (event.count / steps, 1e-6 * _microseconds(event, device) / steps)
         for event in profiled.key_averages()
@@ -221,7 +221,7 @@ def _allocations(subject: Subject, shape: Shape, device: str) -> dict[str, Any]:
     """
     with _profiled(device, profile_memory=True) as profiled:
         subject.call()
-        _synchronize(device)
+        synchronize(device)
     sizes = [
         (event.self_cpu_memory_usage if device == "cpu" else event.self_device_memory_usage, event)
         for event in profiled.events()
@@ -248,7 +248,7 @@ def _waits(call: Call, device: str) -> int | None:
     """How often one step waits for the card; None where there is none."""
     if device == "cpu":
         return None
-    _synchronize(device)
+    synchronize(device)
     before = torch.cuda.get_sync_debug_mode()
     torch.cuda.set_sync_debug_mode("warn")
     try:
@@ -258,11 +258,6 @@ def _waits(call: Call, device: str) -> int | None:
     finally:
         torch.cuda.set_sync_debug_mode(before)
     return sum("synchronizing CUDA operation" in str(warning.message) for warning in caught)
-
-
-def _synchronize(device: str) -> None:
-    if device != "cpu":
-        torch.cuda.synchronize()
 
 
 def _show(row: dict[str, Any]) -> None:

@@ -12,14 +12,14 @@ import torch
 
 from benchmarks.loss import spread
 from benchmarks.problems import LossProblem, Shape
-from benchmarks.session import Session, in_short
+from benchmarks.session import Session
 from benchmarks.timing import interleaved
 from hsae_lens.objective import kernels
 from hsae_lens.objective.budgets import resolve_weights
 from hsae_lens.objective.encode import CHUNK_BYTES_ON_CUDA, topk_in_two_stages
 from hsae_lens.objective.kernels import NestedProblem, triton
 from hsae_lens.objective.kernels.launches import DEFAULT, TABLE, Launch, card_of, record
-from hsae_lens.objective.kernels.probe import TOLERANCE, relative_error
+from hsae_lens.objective.kernels.probe import TOLERANCE, in_short, relative_error
 
 NESTED = {"columns": (32, 64, 128, 256, 512), "ranks": (2, 4, 8, 16), "warps": (1, 2, 4, 8),
           "stages": (1, 2, 3)}  # fmt: skip
@@ -45,7 +45,7 @@ def tune(run: Session, table: Path = TABLE) -> Iterator[dict[str, Any]]:
     largest = max(shape.tokens for shape in run.shapes)
     shapes = [shape for shape in run.shapes if shape.tokens == largest]
     shapes.sort(key=lambda shape: abs(shape.k - 64))
-    for shape, dtype in itertools.product(shapes, (torch.float32, torch.bfloat16)):
+    for shape, dtype in itertools.product(shapes, triton.DTYPES):
         what = f"launches for {shape} in {dtype}"
         if run.has_time(what, 5.0):
             with run.trying(what):

@@ -35,9 +35,9 @@ def encode_topk(
     """TopK of ReLU((x − b_in) W_enc + b_enc), in descending order, for training.
 
     Everything is computed in W_enc's dtype, to which the others are cast; autocast applies to the
-    matrix product alone. Only the K selected pre-activations of a token have a
-    gradient, so the backward pass is a segment sum over latents instead of a dense product, and the
-    path through ``b_in`` collapses to −W_enc · Σ_tokens d_pre.
+    matrix product alone. Only the K selected pre-activations of a token have a gradient, so the
+    backward pass is a segment sum over latents instead of a dense product, and the path through
+    ``b_in`` collapses to −W_enc · Σ_tokens d_pre.
 
     Args:
         x: ``[..., d_in]``.  W_enc: ``[d_in, d_sae]``.  b_enc: ``[d_sae]``.
@@ -134,10 +134,9 @@ class _EncodeTopK(torch.autograd.Function):
 
 def _sums_by_latent(values: torch.Tensor, indices: torch.Tensor, d_sae: int) -> torch.Tensor:
     if deterministic():  # index_add_ is, on CUDA, only where torch's own switch says so
-        entries = torch.arange(indices.numel(), device=indices.device).view_as(indices)
-        return segment_sums(
-            values.reshape(-1, 1), entries, torch.ones_like(values), segments_again(indices, d_sae)
-        )[:, 0]
+        segments = segments_again(indices, d_sae)
+        ones = torch.ones_like(values).reshape(-1)
+        return segment_sums(values.reshape(-1, 1), segments.entries, ones, segments)[:, 0]
     sums = torch.zeros(d_sae, dtype=values.dtype, device=values.device)
     return sums.index_add_(0, indices.reshape(-1), values.reshape(-1))
 

@@ -46,6 +46,7 @@ def nested(p: NestedProblem, needs_grad: bool) -> NestedSolution:
             scale *= p.token_weights[:, None]
         row_of_entry = slots * n_tokens + tokens[:, None]
         segments = segments_of(p.indices, d_sae)
+        rows_by_latent, by_latent = segments.take(row_of_entry), segments.take(scale * values)
         d_values = torch.zeros_like(values)
         d_W_dec = torch.empty(d_sae, d_in, dtype=p.W_dec.dtype, device=device)
         suffix = torch.empty_like(residual)
@@ -62,7 +63,7 @@ def nested(p: NestedProblem, needs_grad: bool) -> NestedSolution:
         s = _suffix_sums_(r, p.weights)
         rows = s.view(n_budgets * n_tokens, -1)
         d_values += _dots(rows, W, p.indices, row_of_entry)
-        d_W_dec[:, columns] = segment_sums(rows, row_of_entry, scale * values, segments)
+        d_W_dec[:, columns] = segment_sums(rows, rows_by_latent, by_latent, segments)
         suffix[:, columns] = s[0] * (scale / 2)
     if p.token_weights is not None:
         errors *= p.token_weights

@@ -10,11 +10,12 @@ from __future__ import annotations
 import functools
 import json
 import math
-import os
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+
+from hsae_lens._util.atomic_files import replacing_file
 
 TABLE = Path(__file__).with_name("launches.json")
 
@@ -82,9 +83,8 @@ def record(
     others = [e for e in everything.get(card, ()) if {n: e[n] for n in shape} != shape]
     changed = {n: v for n, v in launch._asdict().items() if v != getattr(DEFAULT, n)}
     everything[card] = [*others, {**shape, "launch": changed}]
-    fresh = table.with_suffix(".part")
-    fresh.write_text(json.dumps(everything, indent=1) + "\n", encoding="utf-8")
-    os.replace(fresh, table)
+    with replacing_file(table) as fresh:
+        fresh.write_text(json.dumps(everything, indent=1) + "\n", encoding="utf-8")
     _table.cache_clear()
     launch_on.cache_clear()
 

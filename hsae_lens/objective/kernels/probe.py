@@ -105,7 +105,7 @@ def _compare(implementation: Implementation, p: NestedProblem) -> tuple[float, s
         raise  # not its fault
     except Exception as error:
         _check_alive(implementation, p, error)
-        return 0.0, f"failed with {type(error).__name__}: {_in_short(error)}"
+        return 0.0, f"failed with {in_short(error)}"
     worst = max(errors, key=lambda name: errors[name])
     if errors[worst] <= 2 * TOLERANCE.get(p.W_dec.dtype, 2e-2):  # the scan rounds, too
         return errors[worst], None
@@ -138,11 +138,11 @@ def _check_alive(implementation: Implementation, p: NestedProblem, error: Except
     except Exception as second:
         raise LostDeviceError(
             f"The kernel {implementation.name!r} failed on {p.values.device} and left it unusable: "
-            f"{_in_short(error)}. Start again with HSAE_KERNEL=scan in the environment."
+            f"{in_short(error)}. Start again with HSAE_KERNEL=scan in the environment."
         ) from second
 
 
-def _in_short(error: Exception) -> str:
-    """The line of a message that says most: a compiler's comes last, after what it was given."""
+def in_short(error: BaseException) -> str:
+    """An error in the line that says most: a compiler's comes last, after what it was given."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return (lines[-1] if lines else "no message")[:300]
+    return f"{type(error).__name__}: {(lines[-1] if lines else 'no message')[:300]}"

@@ -23,6 +23,10 @@ class Segments(NamedTuple):
     entries: torch.Tensor
     offsets: torch.Tensor
 
+    def take(self, x: torch.Tensor) -> torch.Tensor:
+        """What stands at each place ``[B, K]``, in the order of the entries ``[B·K]``."""
+        return x.reshape(-1)[self.entries]
+
 
 _kept: dict[torch.device, tuple[torch.Tensor, int, Segments]] = {}
 
@@ -46,18 +50,16 @@ def segments_again(indices: torch.Tensor, d_sae: int) -> Segments:
     """
     if indices.is_cuda and torch.cuda.is_current_stream_capturing():
         return _sort(indices, d_sae)
-    kept, version, segments = _kept.get(indices.device, (None, 0, None))
-    if (
-        kept is None
-        or segments is None
-        or indices.is_inference()
-        or indices.data_ptr() != kept.data_ptr()
-        or (indices.shape, indices.stride()) != (kept.shape, kept.stride())
-        or indices._version != version
-        or len(segments.offsets) != d_sae + 1
-    ):
-        return segments_of(indices, d_sae)
-    return segments
+    if indices.device in _kept and not indices.is_inference():
+        kept, version, segments = _kept[indices.device]
+        if (
+            indices.data_ptr() == kept.data_ptr()
+            and (indices.shape, indices.stride()) == (kept.shape, kept.stride())
+            and indices._version == version
+            and len(segments.offsets) == d_sae + 1
+        ):
+            return segments
+    return segments_of(indices, d_sae)
 
 
 def _sort(indices: torch.Tensor, d_sae: int) -> Segments:
@@ -72,15 +74,16 @@ def segment_sums(
     """Σ coefficient · row over each latent's entries: ``[d_sae, width]``.
 
     Args:
-        rows: ``[n, width]``.  row_of_entry: int64 ``[B, K]``, a row for each place of the code.
-        coefficients: ``[B, K]``, in the dtype of rows.
+        rows: ``[n, width]``.
+        row_of_entry: int64 ``[B·K]``, in the order of the entries (:meth:`Segments.take`).
+        coefficients: ``[B·K]``, likewise, in the dtype of rows.
     """
     return torch.nn.functional.embedding_bag(
-        row_of_entry.reshape(-1)[s.entries],
+        row_of_entry,
         rows,
         s.offsets,
         mode="sum",
-        per_sample_weights=coefficients.reshape(-1)[s.entries],
+        per_sample_weights=coefficients,
         include_last_offset=True,
     )
 
@@ -90,6 +93,7 @@ def encoder_grad(
 ) -> torch.Tensor:
     """What :meth:`Implementation.encoder_grad` returns, on a CPU or CUDA, in float32 or wider."""
     wide = torch.promote_types(x.dtype, torch.float32)
-    tokens = torch.arange(len(x), device=x.device)[:, None].expand_as(indices)
-    sums = segment_sums(x.to(wide), tokens, d_pre.to(wide), segments_again(indices, d_sae))
+    segments = segments_again(indices, d_sae)
+    tokens = segments.entries // indices.shape[1]
+    sums = segment_sums(x.to(wide), tokens, segments.take(d_pre.to(wide)), segments)
     return sums.T.to(x.dtype).contiguous()

@@ -70,9 +70,12 @@ class HierarchicalTopKTrainingRunner(LanguageModelSAETrainingRunner):
         with _on_signals(adopted.request_stop):
             try:
                 return adopted.fit()
-            except InterruptedException:
+            except Exception as error:
+                # Raised within a library that calls back into Python, it comes out as its error.
+                if not (adopted.stopped or isinstance(error, InterruptedException)):
+                    raise
                 self._save_interrupted(adopted)
-                raise
+                raise InterruptedException() from error
 
     def _save_interrupted(self, trainer: InterruptibleTrainer) -> None:
         if not trainer.between_steps:

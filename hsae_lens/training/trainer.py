@@ -28,6 +28,7 @@ class InterruptibleTrainer(SAETrainer[Any, Any]):
     """
 
     stop_requested = False
+    stopped = False  # an interruption was raised; what comes out may be another error
     between_steps = True  # weights, statistics and counts agree: they may be saved
 
     @classmethod
@@ -47,6 +48,7 @@ class InterruptibleTrainer(SAETrainer[Any, Any]):
             InterruptedException: if that is now.
         """
         if self.between_steps or self.stop_requested:
+            self.stopped = True
             raise InterruptedException()
         self.stop_requested = True
 

@@ -189,6 +189,24 @@ def test_a_signal_while_the_model_runs_stops_at_once(make_runner: Callable[..., 
     assert state["n_training_steps"] == updates_of(checkpoint)
 
 
+def test_a_stop_that_a_library_makes_another_error_of_is_a_stop(
+    make_runner: Callable[..., Any],
+) -> None:
+    """As pyarrow does where it compares types: it asks Python, and what that raises is "unequal"."""
+    runner = make_runner()
+
+    def signalled(tokens: torch.Tensor) -> torch.Tensor:
+        try:
+            signal.raise_signal(signal.SIGTERM)
+        except InterruptedException:
+            raise KeyError("Schema at index 0 was different") from None
+        return tokens
+
+    runner.activations_store.get_activations = signalled
+    with pytest.raises(InterruptedException):
+        runner.run()
+
+
 def test_other_architectures_are_saved_whole_too(
     make_runner: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,8 +1,8 @@
 """``python -m benchmarks [step loss … circuits]``: measures, writes JSON, prints.
 
-Figures go to ``benchmarks/results/<device>.json``; ``--readme`` writes the tables of
-README and docs from it. ``python -m benchmarks gpu`` does everything that ten minutes on a card
-should (``benchmarks/gpu/``).
+Figures go to ``benchmarks/results/<device>.json``, those of quality (``defaults``) to a file of
+their own; ``--readme`` writes the tables of README and docs from them. ``python -m benchmarks gpu``
+does everything that ten minutes on a card should (``benchmarks/gpu/``).
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ PARTS = {
     "evaluation": "evaluation",
     "circuits": "circuits",
     "spending": "spending",
+    "defaults": "defaults",
 }
 """Each part's module, imported when it is measured: some need SAELens, some PyTorch alone."""
 
@@ -46,11 +47,12 @@ def main() -> None:
         torch.set_float32_matmul_precision("high")  # TF32, for ours and the peers
     run = Session(args.device, shapes, args.rounds, args.flex)
     file = RESULTS / f"{torch.device(args.device).type}.json"
+    files = {"defaults": RESULTS / readme.DEFAULTS}
     if not args.readme:
         for name in args.parts or PARTS:
             print(f"\n== {name} ({args.device})")
             measure = getattr(importlib.import_module(f"benchmarks.{PARTS[name]}"), name)
-            store(file, name, args.device, list(measure(run)))
+            store(files.get(name, file), name, args.device, list(measure(run)))
     readme.write(RESULTS)
 
 

@@ -1,6 +1,6 @@
-"""The tables of speed, generated from the JSON that the benchmarks wrote.
+"""The tables of speed and of defaults, generated from the JSON that the benchmarks wrote.
 
-README has the short one, docs/benchmarks.md the full one.
+README has the short one of speed, docs/benchmarks.md the full one and that of defaults.
 """
 
 from __future__ import annotations
@@ -11,6 +11,8 @@ from typing import Any
 
 ROOT = Path(__file__).parents[1]
 BEGIN, END = "<!-- benchmarks: begin -->", "<!-- benchmarks: end -->"
+DEFAULTS = "defaults.json"
+DEFAULTS_BEGIN, DEFAULTS_END = "<!-- defaults: begin -->", "<!-- defaults: end -->"
 
 SHORT = [
     ("whole step, every budget", "SAELens TopK, one k"),
@@ -24,10 +26,29 @@ SHORT = [
 def write(results: Path, root: Path = ROOT) -> None:
     """Replaces the text between the markers of both files."""
     for name, short in (("README.md", True), ("docs/benchmarks.md", False)):
-        page = root / name
-        before, rest = page.read_text().split(BEGIN)
-        after = rest.split(END)[1]
-        page.write_text(f"{before}{BEGIN}\n{table(results, short)}\n{END}{after}")
+        _between(root / name, BEGIN, END, table(results, short))
+    if (results / DEFAULTS).exists():
+        page = root / "docs/benchmarks.md"
+        _between(page, DEFAULTS_BEGIN, DEFAULTS_END, defaults_table(results))
+
+
+def _between(page: Path, begin: str, end: str, text: str) -> None:
+    before, rest = page.read_text().split(begin)
+    page.write_text(f"{before}{begin}\n{text}\n{end}{rest.split(end)[1]}")
+
+
+def defaults_table(results: Path) -> str:
+    """Markdown: explained variance by family of activations and setting, and of how many tokens."""
+    rows = json.loads((results / DEFAULTS).read_text())["defaults"]["rows"]
+    out = [
+        "| activations | SAE | lr | k=1 | k=8 | k=32 | outliers too: k=1 | k=8 | k=32 |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for row in rows:
+        family = f"{row['family']} ({row['outliers']} outliers)"
+        figures = " | ".join(f"{v:.2f}" for v in [*row["without"], *row["with"]])
+        out.append(f"| {family} | {row['setting']} | {row['lr']:.1e} | {figures} |")
+    return "\n".join(out)
 
 
 def table(results: Path, short: bool = False) -> str:

@@ -141,7 +141,6 @@ def train(args: argparse.Namespace, model: HookedModel, texts: list[str], folder
             d_sae=4608,
             k=128,
             budget_weights="inverse_sqrt",
-            b_dec_init="mean",
             device=args.device,
         ),
         model_name=SMOLLM2,

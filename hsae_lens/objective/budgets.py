@@ -15,11 +15,14 @@ SCHEDULES = {
     "uniform": lambda j: 1.0,
     "inverse": lambda j: 1.0 / j,
     "inverse_sqrt": lambda j: j**-0.5,
+    "linear": lambda j: float(j),
+    "square": lambda j: float(j * j),
 }
 """Named weightings of a budget j, before they are normalised to sum 1.
 
-``uniform`` is the paper's (arXiv 2505.24473). The others favour small budgets: they buy explained
-variance at the sparse end of the frontier and pay for it at K.
+``uniform`` is the paper's (arXiv 2505.24473). The inverse ones favour small budgets: they buy
+explained variance at the sparse end of the frontier and pay for it at K. ``linear`` and ``square``
+favour large ones, and find known features better (LOG.md).
 """
 
 

@@ -25,7 +25,8 @@ from hsae_lens.objective.ordered_code import OrderedCode
 from hsae_lens.sae.calibration import CalibratedSAE, RecentActivations, calibrate
 from hsae_lens.sae.inference_sae import ARCHITECTURE, check_budget_fields, norms_are_one
 from hsae_lens.sae.normalization import OwnInputSteps, decoder_scale, decoder_target
-from hsae_lens.sae.saved_files import CheckedFiles, save_whole
+from hsae_lens.sae.outliers import Outliers, weights_of_kept
+from hsae_lens.sae.saved_files import CheckedFiles, read_config, save_whole
 
 logger = logging.getLogger(__name__)
 
@@ -64,7 +65,8 @@ class HierarchicalTopKTrainingSAEConfig(TopKTrainingSAEConfig):
         budgets (list[int] | None): The budgets the loss looks at, ascending within 1..k; the last
             one is k. None, the default, is every 1..k (on the command line: all, or 1,2,4,8).
         budget_weights (str | list[float]): How much each budget counts: "uniform" (the paper's),
-            "inverse", "inverse_sqrt", or one number per budget. Normalised to sum 1.
+            "inverse" and "inverse_sqrt" for the small ones, "linear" and "square" for the large,
+            or one number per budget. Normalised to sum 1.
         default_budget (int | None): The budget a saved SAE starts with. None means k.
         aux_loss_coefficient (float): Weight of the auxiliary loss that revives dead latents, as
             in SAELens' TopK. 0 turns it off.
@@ -74,9 +76,17 @@ class HierarchicalTopKTrainingSAEConfig(TopKTrainingSAEConfig):
             tensor, which spares SAELens' trainer several passes over [batch, d_sae]. ``encode``
             is always dense.
         kernel (str): Forces an implementation of the objective (``hsae_lens.objective.kernels``).
-        b_dec_init ("zeros" | "mean"): What b_dec starts as: zeros, as in SAELens, or the mean of
-            the first batch. The mean saves the steps Adam would need to walk there. A b_dec that
-            is not zeros, of an SAE trained before, stays as it is.
+        b_dec_init ("mean" | "zeros"): What b_dec starts as: the mean of the first batch, or zeros
+            as in SAELens. The mean saves the steps Adam would need to walk there: where it is as
+            long as a typical activation, hundreds. A b_dec that is not zeros, of an SAE trained
+            before, stays as it is.
+        outlier_factor (float | None): An activation longer than so many times the median of the
+            first batch is an outlier. It counts neither in the losses nor in b_dec's mean nor as a
+            firing; the limit is saved as ``metadata.max_norm``, so that judging leaves the same
+            tokens out, and the share that was left out as ``metadata.outlier_share``. A max_norm
+            that is there, given or of an SAE trained before, is kept; it is in the units that the
+            SAE reads, scaled ones until the end with expected_average_only_in. None keeps every
+            token. Without effect with covariance_whitening: all are about as long then.
         calibration (dict | None): Not to be given: a training step takes it away, and at the end
             the saved SAE has what :func:`hsae_lens.calibrate` finds in the latest activations.
         decoder_init_norm (float | None): Norm the decoder rows start with. Inherited.
@@ -97,7 +107,8 @@ class HierarchicalTopKTrainingSAEConfig(TopKTrainingSAEConfig):
     )
     default_budget: int | None = None
     kernel: str = "auto"
-    b_dec_init: Literal["zeros", "mean"] = "zeros"
+    b_dec_init: Literal["zeros", "mean"] = "mean"
+    outlier_factor: float | None = 5.0
     calibration: dict[str, Any] | None = simple_parsing.field(default=None, cmd=False)
 
     def __post_init__(self) -> None:
@@ -111,6 +122,11 @@ class HierarchicalTopKTrainingSAEConfig(TopKTrainingSAEConfig):
             )
         if self.b_dec_init not in ("zeros", "mean"):
             raise ValueError(f"b_dec_init must be 'zeros' or 'mean', got {self.b_dec_init!r}.")
+        if self.outlier_factor is not None and not 1 < self.outlier_factor < math.inf:
+            raise ValueError(
+                "outlier_factor must be greater than 1, or None for no outliers, got "
+                f"{self.outlier_factor}."
+            )
         kernels.check_name(self.kernel)
 
     def _check_budgets(self) -> None:
@@ -158,6 +174,7 @@ class HierarchicalTopKTrainingSAE(CalibratedSAE, OwnInputSteps, CheckedFiles, To
         self.checks_activations = True  # False where the trainer does it without waiting for a GPU
         self._n_dead = DelayedScalar()
         self._recent = RecentActivations(RECENT_TOKENS, cfg.d_in)
+        self._outliers = Outliers()
 
     @override
     def get_activation_fn(self) -> Callable[[torch.Tensor], torch.Tensor]:
@@ -172,7 +189,10 @@ class HierarchicalTopKTrainingSAE(CalibratedSAE, OwnInputSteps, CheckedFiles, To
     def training_forward_pass(self, step_input: TrainStepInput) -> TrainStepOutput:
         """One step's losses: the nested loss at every budget plus the dead latents' auxiliary loss.
 
+        Both are means over the tokens that count, as if there were no others in the batch.
+
         Raises:
+            ValueError: if a ``metadata.max_norm`` leaves out more than half of the first batch.
             FloatingPointError: if the activations hold NaN or infinity (names step and share), the
                 first batch is all zeros, or the loss is not finite.
         """
@@ -180,11 +200,14 @@ class HierarchicalTopKTrainingSAE(CalibratedSAE, OwnInputSteps, CheckedFiles, To
         if checks:
             self._check_activations(step_input)
         x = self.hook_sae_input(self.reshape_fn_in(step_input.sae_in.to(self.dtype)))
-        self._recent.add(x)
+        self._recent.add(x)  # outliers too: calibrating leaves them out
         self.cfg.calibration = None  # that of an SAE trained before: the weights change now
+        if step_input.n_training_steps == 0:
+            self._outliers.find_limit(self, x)
+        keep = self._outliers.keep(self, x)
         normed = self.run_time_activation_norm_fn_in(x)
         if step_input.n_training_steps == 0 and self.cfg.b_dec_init == "mean":
-            self._start_b_dec(normed)
+            self._start_b_dec(normed if keep is None else normed[keep])
         norms = self.W_dec.detach().norm(dim=-1) if self.cfg.rescale_acts_by_decoder_norm else None
         # Coefficients multiply decoder rows; the activations SAELens reports are coefficient times
         # norm. The norm's own gradient is zero: z·norm for choosing, /norm for decoding.
@@ -198,11 +221,12 @@ class HierarchicalTopKTrainingSAE(CalibratedSAE, OwnInputSteps, CheckedFiles, To
             kernel=self.cfg.kernel,
         )
         scale = decoder_scale(self)  # un-normalising the reconstruction forgets it
-        nested, sae_out = self._nested(coefficients, normed, x)
+        counts = None if keep is None else weights_of_kept(keep, x.dtype)
+        nested, sae_out = self._nested(coefficients, normed, x, counts)
         losses = {"nested_loss": nested.loss}
         if self.cfg.aux_loss_coefficient:
             losses["auxiliary_reconstruction_loss"] = self._dead_latent_loss(
-                normed, (x - sae_out).detach(), scale, norms, step_input.dead_neuron_mask
+                normed, (x - sae_out).detach(), scale, norms, step_input.dead_neuron_mask, counts
             )
         loss = torch.stack(list(losses.values())).sum()
         if checks:
@@ -210,6 +234,8 @@ class HierarchicalTopKTrainingSAE(CalibratedSAE, OwnInputSteps, CheckedFiles, To
         values = coefficients.values.detach()
         if norms is not None:
             values = values * norms[coefficients.indices]
+        if keep is not None:  # what fires on an outlier alone has not fired
+            values = values.masked_fill(~keep.unsqueeze(-1), 0)
         code = OrderedCode(values, coefficients.indices)
         return TrainStepOutput(
             sae_in=step_input.sae_in,
@@ -218,14 +244,20 @@ class HierarchicalTopKTrainingSAE(CalibratedSAE, OwnInputSteps, CheckedFiles, To
             hidden_pre=values,  # the selected ones: all of them were never kept
             loss=loss,
             losses=losses,
-            metrics=self._metrics(nested.mse, x) if step_input.is_logging_step else {},
+            metrics=self._metrics(nested.mse, x, counts) if step_input.is_logging_step else {},
         )
 
     def _nested(
-        self, coefficients: OrderedCode, normed: torch.Tensor, x: torch.Tensor
+        self,
+        coefficients: OrderedCode,
+        normed: torch.Tensor,
+        x: torch.Tensor,
+        counts: torch.Tensor | None,
     ) -> tuple[NestedOutput, torch.Tensor]:
         """The nested loss in the input's own units, and the reconstruction at the last budget."""
         target, token_weights = decoder_target(self, x, normed)
+        if counts is not None:
+            token_weights = counts if token_weights is None else token_weights * counts
         nested = nested_pass(
             coefficients,
             self.W_dec,
@@ -246,6 +278,7 @@ class HierarchicalTopKTrainingSAE(CalibratedSAE, OwnInputSteps, CheckedFiles, To
         scale: torch.Tensor | float,
         norms: torch.Tensor | None,
         dead_mask: torch.Tensor | None,
+        counts: torch.Tensor | None,
     ) -> torch.Tensor:
         """SAELens' TopK auxiliary loss, computed on the dead columns only.
 
@@ -269,7 +302,8 @@ class HierarchicalTopKTrainingSAE(CalibratedSAE, OwnInputSteps, CheckedFiles, To
         ranked = (pre if norms is None else pre * norms[dead]).masked_fill(~is_dead, -torch.inf)
         chosen = ranked.topk(min(heuristic, room), sorted=False).indices
         acts = torch.zeros_like(pre).scatter(-1, chosen, pre.gather(-1, chosen))
-        error = (acts @ self.W_dec[dead] * scale - residual).pow(2).sum(dim=-1).mean()
+        errors = (acts @ self.W_dec[dead] * scale - residual).pow(2).sum(dim=-1)
+        error = (errors if counts is None else errors * counts).mean()
         share = (count.to(error.dtype) / heuristic).clamp(max=1)
         return self.cfg.aux_loss_coefficient * share * error
 
@@ -290,13 +324,17 @@ class HierarchicalTopKTrainingSAE(CalibratedSAE, OwnInputSteps, CheckedFiles, To
         return code.to_dense(self.cfg.d_sae)
 
     @torch.no_grad()
-    def _metrics(self, mse: torch.Tensor, x: torch.Tensor) -> dict[str, Any]:
+    def _metrics(
+        self, mse: torch.Tensor, x: torch.Tensor, counts: torch.Tensor | None = None
+    ) -> dict[str, Any]:
         """Squared error and explained variance at powers of two among the trained budgets.
 
         Where the batch has no variance (one token, again and again) none can be explained: NaN.
         """
         wide = x.to(torch.promote_types(x.dtype, torch.float32))
-        variance = (wide - wide.mean(0)).pow(2).sum(-1).mean().to(mse.dtype)
+        weights = wide.new_ones(()) if counts is None else counts.to(wide)
+        mean = (wide * weights.unsqueeze(-1)).mean(0)
+        variance = ((wide - mean).pow(2).sum(-1) * weights).mean().to(mse.dtype)
         variance = torch.where(variance > 0, variance, torch.nan)
         shown = set(powers_of_two(self.cfg.k)) & set(self.budgets) or self.budgets
         metrics: dict[str, Any] = {}
@@ -349,9 +387,12 @@ class HierarchicalTopKTrainingSAE(CalibratedSAE, OwnInputSteps, CheckedFiles, To
     def save_inference_model(self, path: str | Path) -> tuple[Path, Path]:
         """As SAELens' ``save_inference_model``; the files appear whole or not at all.
 
-        The saved SAE is calibrated with the latest activations of the training.
+        The saved SAE is calibrated with the latest activations of the training, and its metadata
+        says which share of the tokens was left out as outliers.
         """
         self._calibrate()
+        if self._outliers.n_tokens:
+            self.cfg.metadata.outlier_share = self._outliers.share()
         return save_whole(super().save_inference_model, path)
 
     def _calibrate(self) -> None:
@@ -363,6 +404,21 @@ class HierarchicalTopKTrainingSAE(CalibratedSAE, OwnInputSteps, CheckedFiles, To
         # Whatever it is, out of memory too: the SAE is trained, and is to be saved all the same.
         except (ValueError, FloatingPointError, RuntimeError) as error:
             logger.warning("Saved without thresholds for mean budgets: %s", error)
+
+    @override
+    def load_weights_from_checkpoint(self, checkpoint_path: Path | str) -> None:
+        """As SAELens'; outliers are what they were before the checkpoint."""
+        super().load_weights_from_checkpoint(checkpoint_path)
+        saved = read_config(Path(checkpoint_path)).get("metadata") or {}
+        if saved.get("max_norm"):
+            self.cfg.metadata.max_norm = saved["max_norm"]
+
+    @override
+    def fold_activation_norm_scaling_factor(self, scaling_factor: float) -> None:
+        """As SAELens'; the calibration goes, the limit of outliers is one of raw activations."""
+        super().fold_activation_norm_scaling_factor(scaling_factor)
+        if self.cfg.outlier_factor is not None and self.cfg.metadata.max_norm:
+            self.cfg.metadata.max_norm /= scaling_factor
 
     @override
     def _after_folding(self, unscaled: Callable[[torch.Tensor], torch.Tensor]) -> None:

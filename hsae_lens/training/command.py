@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import io
+import logging
 import re
 from collections.abc import Container, Sequence
 from pathlib import Path
@@ -23,8 +24,11 @@ from hsae_lens.models.opening import open_model, opened_here
 from hsae_lens.models.text_files import FORMATS, open_text
 from hsae_lens.sae.inference_sae import ARCHITECTURE
 from hsae_lens.training.checks import check_runner_settings
+from hsae_lens.training.learning_rate import suggested_lr
 from hsae_lens.training.recipe_flags import MODEL_DTYPE, known_flags, load_recipe, recipe_flags
 from hsae_lens.training.runner import HierarchicalTopKTrainingRunner
+
+logger = logging.getLogger(__name__)
 
 ARCHITECTURE_FLAGS = ("--architecture", "--sae")  # SAELens' two names for one
 
@@ -69,6 +73,8 @@ def parse_train_flags(
     dtype, flags = _split_off([*from_recipe, *given], f"--{MODEL_DTYPE}")
     default = [] if architecture is not None else ["--architecture", ARCHITECTURE]
     cfg = _runner_config([*default, *flags])
+    if _split_off(flags, "--lr")[0] is None:
+        _suggest_lr(cfg)
     for name, value in afterwards.items():
         if _split_off(given, f"--{name}")[0] is None:
             setattr(cfg, name, value)
@@ -105,6 +111,20 @@ def _runner_config(flags: list[str]) -> LanguageModelSAERunnerConfig[Any]:
         unknown = re.search(r"unrecognized arguments: --?([^\s=]+)", complaint)
         hint = did_you_mean(unknown[1], known_flags(ARCHITECTURE)) if unknown else ""
         raise ValueError(f"{complaint}.{hint}") from leaving
+
+
+def _suggest_lr(cfg: LanguageModelSAERunnerConfig[Any]) -> None:
+    """Sets the learning rate from the sizes and says so; of a resumed run the checkpoint has it."""
+    if cfg.sae.architecture() != ARCHITECTURE or cfg.resume_from_checkpoint is not None:
+        return
+    former, cfg.lr = cfg.lr, suggested_lr(cfg.sae.d_sae, cfg.train_batch_size_tokens)
+    if cfg.lr_end == former / 10:  # as SAELens makes it
+        cfg.lr_end = cfg.lr / 10
+    cfg.logger.run_name = (cfg.logger.run_name or "").replace(f"-LR-{former}-", f"-LR-{cfg.lr}-")
+    logger.info(
+        f"lr {cfg.lr:g}, suggested for {cfg.sae.d_sae} latents and batches of "
+        f"{cfg.train_batch_size_tokens} tokens; --lr sets another."
+    )
 
 
 def _open_local_data(cfg: LanguageModelSAERunnerConfig[Any]) -> Dataset | IterableDataset | None:

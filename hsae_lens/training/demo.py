@@ -197,7 +197,6 @@ def _sae_config(
         d_sae=cfg.d_sae,
         k=cfg.k,
         budgets=budgets,
-        b_dec_init="mean",
         device=cfg.device,
     )
 

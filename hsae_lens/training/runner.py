@@ -22,6 +22,7 @@ from hsae_lens._util.private_names import InterruptedException
 from hsae_lens.sae.training_sae import HierarchicalTopKTrainingSAE
 from hsae_lens.training.checkpoints import check_finite, missing_from_checkpoint
 from hsae_lens.training.checks import check_hook, check_runner_settings
+from hsae_lens.training.positions import say_outlier_positions
 from hsae_lens.training.trainer import HierarchicalTopKTrainer, InterruptibleTrainer
 
 
@@ -69,6 +70,8 @@ class HierarchicalTopKTrainingRunner(LanguageModelSAETrainingRunner):
         adopted = (HierarchicalTopKTrainer if ours else InterruptibleTrainer).adopt(trainer)
         with _on_signals(adopted.request_stop):
             try:
+                if ours and not trainer.n_training_steps:
+                    self._say_outlier_positions(trainer.sae.cfg.outlier_factor)
                 return adopted.fit()
             except Exception as error:
                 # Raised within a library that calls back into Python, it comes out as its error.
@@ -76,6 +79,11 @@ class HierarchicalTopKTrainingRunner(LanguageModelSAETrainingRunner):
                     raise
                 self._save_interrupted(adopted)
                 raise InterruptedException() from error
+
+    def _say_outlier_positions(self, factor: float | None) -> None:
+        # Cached activations have no order left; what is prefetched is another thread's.
+        if factor and not (self.cfg.use_cached_activations or self.cfg.prefetch_llm_batches):
+            say_outlier_positions(self.activations_store, factor)
 
     def _save_interrupted(self, trainer: InterruptibleTrainer) -> None:
         if not trainer.between_steps:

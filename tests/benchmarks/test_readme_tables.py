@@ -110,3 +110,18 @@ def test_figures_of_a_dry_run_reach_no_page(tmp_path: Path) -> None:
 def test_no_figures_of_a_dry_run_are_kept() -> None:
     for file in RESULTS.glob("*.json"):
         assert "dry run" not in json.loads(file.read_text()), file
+
+
+def test_the_table_of_defaults_is_of_its_figures() -> None:
+    page = (readme.ROOT / "docs" / "benchmarks.md").read_text()
+    shown = page.split(readme.DEFAULTS_BEGIN)[1].split(readme.DEFAULTS_END)[0]
+    assert shown.strip() == readme.defaults_table(RESULTS)
+
+
+def test_a_row_of_defaults(tmp_path: Path) -> None:
+    row = {"family": "made up", "setting": "ours", "lr": 2e-3, "outliers": 3, "shape": SHAPE,
+           "without": [-1.554, 0.7, 0.8], "with": [0.1, 0.2, 0.3], "seconds": 1.0}  # fmt: skip
+    (tmp_path / readme.DEFAULTS).write_text(json.dumps({"defaults": {"rows": [row]}}))
+    assert readme.defaults_table(tmp_path).splitlines()[-1] == (
+        "| made up (3 outliers) | ours | 2.0e-03 | -1.55 | 0.70 | 0.80 | 0.10 | 0.20 | 0.30 |"
+    )

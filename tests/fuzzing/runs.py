@@ -55,7 +55,7 @@ SAE_VALUES: dict[str, tuple[Any, ...]] = {
     "d_sae": (64, 96, 33, 8, 1, 0),
     "k": (1, 2, 4, 64, 65, 0, -1, 2.5, True),
     "budgets": ([1, 2, 8], [8], [1, 4], [4, 2], [], [0, 1], [1, 9], [1.0, 8.0]),
-    "budget_weights": ("inverse", "inverse_sqrt", "nonsense", [1.0] * 8, [1.0], [0.0] * 8, [NAN]),
+    "budget_weights": ("inverse", "square", "nonsense", [1.0] * 8, [1.0], [0.0] * 8, [NAN]),
     "default_budget": (1, 4, 9, 0),
     "aux_loss_coefficient": (0.0, 1.0, -1.0, NAN),
     "rescale_acts_by_decoder_norm": (True, False),

@@ -15,6 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from hsae_lens import OrderedCode, nested_loss
 from hsae_lens.objective import encode
 from hsae_lens.objective.budgets import (
+    SCHEDULES,
     check_budget,
     powers_of_two,
     resolve_budgets,
@@ -492,10 +493,10 @@ def test_bad_weights(weights: object, message: str) -> None:
 
 def test_weights_sum_to_one() -> None:
     assert resolve_weights([1, 3], [1, 2]) == [0.25, 0.75]
-    for name in ("uniform", "inverse", "inverse_sqrt"):
+    for name in SCHEDULES:
         weights = resolve_weights(name, range(1, 65))
         assert sum(weights) == pytest.approx(1)
-        assert weights == sorted(weights, reverse=True)
+        assert weights == sorted(weights, reverse=name not in ("linear", "square"))
 
 
 def test_powers_of_two() -> None:

@@ -24,6 +24,7 @@ from sae_lens.synthetic import SyntheticModelConfig, SyntheticSAERunner, Synthet
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from hsae_lens import HierarchicalTopKTrainingSAEConfig
+from hsae_lens.objective.budgets import SCHEDULES
 from hsae_lens.objective.kernels import reference
 from hsae_lens.training.runner import HierarchicalTopKTrainingRunner
 from hsae_lens.training.trainer import HierarchicalTopKTrainer
@@ -139,7 +140,7 @@ def test_bad_numbers_seen_late_do_not_change_the_weights(value: float, late_by_t
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-@pytest.mark.parametrize("weights", ["uniform", "inverse", "inverse_sqrt"])
+@pytest.mark.parametrize("weights", SCHEDULES)
 def test_every_budget_equals_autograd_through_the_definition(variant: str, weights: str) -> None:
     sae = training_variant(variant, dtype="float64", budget_weights=weights)
     x = batch()

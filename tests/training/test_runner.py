@@ -192,7 +192,7 @@ def test_a_signal_while_the_model_runs_stops_at_once(make_runner: Callable[..., 
 def test_a_stop_that_a_library_makes_another_error_of_is_a_stop(
     make_runner: Callable[..., Any],
 ) -> None:
-    """As pyarrow does where it compares types: it asks Python, and what that raises is "unequal"."""
+    """As pyarrow does where it compares types: what Python raises there means "unequal"."""
     runner = make_runner()
 
     def signalled(tokens: torch.Tensor) -> torch.Tensor:

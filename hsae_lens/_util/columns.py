@@ -22,6 +22,9 @@ LABELS = {
     "agreement": "share in common",
     "logit_retention": "share of the preference kept",
     "test_auc": "test AUC",
+    "mcc": "features found (MCC)",
+    "mcc_used": "purity of the latents used (MCC)",
+    "f1": "F1 of a latent for its feature",
     "nodes": "nodes in the circuit",
     "faithfulness": "what the circuit keeps",
     "completeness": "what the rest keeps",
@@ -114,6 +117,16 @@ DEFINITIONS = {
         "detection and fuzzing are balanced accuracies of a judge's answers from its own "
         "explanation, 0.5 is guessing; an answer in another form than the one asked for is NaN and "
         "counted in unanswered.",
+    ),
+    "comparison": (
+        1,
+        "regret is the explained variance (or recovered cross-entropy) of the best specialist "
+        "minus that of the one SAE; the best is the family of the highest mean over seeds among "
+        "those trained for this budget that spend latents by the same rule. With fixed budgets "
+        "both use k latents of each token; on average, the one SAE is read off at the specialist's "
+        "measured l0, between its own mean budgets, along the logarithm of l0. Intervals are 95%: "
+        "of the mean over seeds by Student's t, and for explained variance, in quadrature, of a "
+        "bootstrap over documents of the same difference.",
     ),
     "circuits": (
         1,

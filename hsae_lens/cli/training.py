@@ -1,4 +1,4 @@
-"""``hsae demo`` and ``hsae train``."""
+"""``hsae demo``, ``hsae train`` and ``hsae compare``."""
 
 from __future__ import annotations
 
@@ -22,6 +22,8 @@ on the command line win.
 --dtype is SAELens': the type of the activations. The language model's own is --model_dtype. Models
 that only hsae opens (local folders, smollm2-135m) are by default in "auto", bfloat16 where this
 machine multiplies it faster than float32; those SAELens opens are in its default.
+
+Without --lr, hierarchical_topk gets a learning rate from --d_sae and --train_batch_size_tokens.
 
 recipes in the package: {recipes}
 
@@ -50,6 +52,21 @@ def add_training(commands: Any) -> None:
 
     add_flags(demo, DemoConfig)
 
+    compare = add_command(
+        commands,
+        "compare",
+        _compare,
+        help="train one SAE and specialists for each budget alike, and show who is better where",
+        description=(
+            "Trains families of SAEs on the same activations, learning rate tuned for each, and "
+            "judges them on held-out text of two kinds: frontiers, regret with intervals, cost, a "
+            "page. Goes on where an interrupted one stopped."
+        ),
+    )
+    from hsae_lens.comparison.config import CompareConfig
+
+    add_flags(compare, CompareConfig)
+
     commands.add_parser(
         "train",
         help="train on any model and data set; takes every flag of SAELens' training command",
@@ -69,6 +86,20 @@ def _demo(parsed: argparse.Namespace) -> None:
     print(f"Table    {out / 'frontier.csv'}")
     print(f"Picture  {out / 'frontier.png'}")
     print(f"Took {time.perf_counter() - started:.0f} s.")
+
+
+def _compare(parsed: argparse.Namespace) -> None:
+    from hsae_lens.comparison.config import CompareConfig
+    from hsae_lens.comparison.page import in_short
+    from hsae_lens.comparison.run import run_compare
+
+    started, out = time.perf_counter(), Path(parsed.out)
+    tables = run_compare(config_from_flags(parsed, CompareConfig))
+    for name in ("cost", "regret explained_variance"):
+        print(tables[name].to_string(index=False, float_format=lambda value: f"{value:.3f}"), "\n")
+    for line in in_short(tables):
+        print(line)
+    print(f"Wrote {out / 'compare.html'} and compare.png in {time.perf_counter() - started:.0f} s.")
 
 
 def run_train(arguments: Sequence[str]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import random
+import sysconfig
 from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -51,6 +52,12 @@ def cpython_reference() -> list[str]:
     from pydoc_data.topics import topics
 
     return [topics[name] for name in sorted(topics)]
+
+
+def standard_library() -> list[str]:
+    """The source code of Python's standard library, one document per module of its top folder."""
+    folder = Path(sysconfig.get_path("stdlib"))
+    return [file.read_text(encoding="utf-8") for file in sorted(folder.glob("*.py"))]
 
 
 def open_text(path: str | Path, streaming: bool = False) -> Any:

@@ -99,3 +99,27 @@ def masked_batches(
         if not torch.isfinite(kept).all():
             raise FloatingPointError(f"The model's activations at {hook_name} are not finite.")
         yield MaskedBatch(batch, keep.cpu(), x, kept)
+
+
+def kept_activations(
+    model: HookedModel,
+    tokens: torch.Tensor,
+    hook_name: str,
+    mask: TokenMask,
+    batch_size: int,
+    doing: str | None = None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Activations of sequences that count ``[n, d_in]``, and which sequence each is of ``[n]``.
+
+    On the CPU, in the model's number format.
+
+    Raises:
+        FloatingPointError: as :func:`masked_batches`.
+    """
+    batches = masked_batches(model, tokens, hook_name, mask, batch_size, doing)
+    numbers = torch.arange(len(tokens)).split(batch_size)
+    kept, sequences = [], []
+    for batch, here in zip(batches, numbers, strict=True):
+        kept.append(batch.kept.cpu())
+        sequences.append(here[:, None].expand(batch.keep.shape)[batch.keep])
+    return torch.cat(kept), torch.cat(sequences)

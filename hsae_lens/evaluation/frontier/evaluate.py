@@ -205,6 +205,37 @@ def evaluate_activations(
     Returns:
         The table without the columns that need a model.
     """
+    return activation_sums(
+        sae,
+        activations,
+        budgets,
+        max_norm=max_norm,
+        bootstrap=bootstrap,
+        documents=documents,
+        metrics=metrics,
+        batch_size=batch_size,
+        progress=progress,
+    ).table(bootstrap)
+
+
+@torch.no_grad()
+def activation_sums(
+    sae: SAE[Any],
+    activations: torch.Tensor,
+    budgets: Sequence[Budget] | None = None,
+    *,
+    max_norm: float | None = None,
+    bootstrap: int = 0,
+    documents: torch.Tensor | None = None,
+    metrics: Mapping[str, TokenMetric] | None = None,
+    batch_size: int = 4096,
+    progress: bool = True,
+) -> FrontierSums:
+    """What :func:`evaluate_activations` makes its table of: sums over tokens, by document.
+
+    They are kept apart by document where ``bootstrap`` asks for standard errors, so that two SAEs
+    can be compared document by document.
+    """
     resolved = budgets_of(sae, budgets)
     if not isinstance(activations, torch.Tensor):
         raise ValueError(
@@ -225,7 +256,7 @@ def evaluate_activations(
         with joined_heads(sae):
             for _ in _add_reconstructions(sae, sums, x, keep, groups):
                 pass
-    return sums.table(bootstrap)
+    return sums
 
 
 def _group_rows(documents: torch.Tensor | None, n: int, bootstrap: int) -> tuple[torch.Tensor, int]:

@@ -1,0 +1,197 @@
+"""The families that are compared: how an SAE is made for a budget, and how it spends latents."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from sae_lens import (
+    BatchTopKTrainingSAEConfig,
+    MatryoshkaBatchTopKTrainingSAEConfig,
+    SAETrainer,
+    TopKTrainingSAEConfig,
+    TrainingSAE,
+)
+from sae_lens.config import SAETrainerConfig
+from sae_lens.registry import get_sae_training_class
+from sae_lens.training.types import DataProvider
+
+from hsae_lens._util.did_you_mean import did_you_mean
+from hsae_lens.comparison.trained_controls import (
+    FrozenDecoderSAE,
+    FrozenEncoderSAE,
+    SoftFrozenDecoderSAE,
+)
+from hsae_lens.sae.training_sae import (
+    HierarchicalTopKTrainingSAE,
+    HierarchicalTopKTrainingSAEConfig,
+)
+from hsae_lens.training.trainer import HierarchicalTopKTrainer
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What all SAEs of a comparison have in common. ``budgets``: ascending; the last one is K."""
+
+    d_in: int
+    d_sae: int
+    budgets: tuple[int, ...]
+    device: str = "cpu"
+
+    @property
+    def k(self) -> int:
+        return self.budgets[-1]
+
+    @property
+    def common(self) -> dict[str, Any]:
+        return {"d_in": self.d_in, "d_sae": self.d_sae, "device": self.device}
+
+
+@dataclass(frozen=True)
+class Family:
+    """Some way to have an SAE at every budget.
+
+    about: for people, in a line.  config: the training configuration for a shape and, of
+    specialists, a budget.  specialist: whether it takes an SAE for each budget, or one for all.
+    rules: how it can spend latents, "fixed" per token or on average ("mean").  control: whether it
+    stands there to show what learning less brings.  training_sae: the class, None for the
+    architecture's registered one.
+    """
+
+    about: str
+    config: Callable[[Shape, int], Any]
+    specialist: bool
+    rules: tuple[str, ...]
+    control: bool = False
+    training_sae: type[HierarchicalTopKTrainingSAE] | None = None
+
+    def build(self, shape: Shape, budget: int) -> TrainingSAE[Any]:
+        """A fresh training SAE, drawn with PyTorch's present random state."""
+        cfg = self.config(shape, budget)
+        made = self.training_sae or get_sae_training_class(cfg.architecture())[0]
+        return made(cfg)
+
+
+def _hierarchical(shape: Shape, _: int) -> HierarchicalTopKTrainingSAEConfig:
+    return HierarchicalTopKTrainingSAEConfig(**shape.common, k=shape.k)
+
+
+def _headroom(shape: Shape, _: int) -> HierarchicalTopKTrainingSAEConfig:
+    k = min(shape.k * 3 // 2, shape.d_sae)
+    return HierarchicalTopKTrainingSAEConfig(**shape.common, k=k)
+
+
+def _square(shape: Shape, _: int) -> HierarchicalTopKTrainingSAEConfig:
+    k = min(shape.k * 3 // 2, shape.d_sae)
+    return HierarchicalTopKTrainingSAEConfig(**shape.common, k=k, budget_weights="square")
+
+
+def _topk(shape: Shape, budget: int) -> HierarchicalTopKTrainingSAEConfig:
+    return HierarchicalTopKTrainingSAEConfig(**shape.common, k=budget, budgets=[budget])
+
+
+def _topk_saelens(shape: Shape, budget: int) -> TopKTrainingSAEConfig:
+    # Sparse activations have no gradient on a CPU there.
+    return TopKTrainingSAEConfig(**shape.common, k=budget, use_sparse_activations=False)
+
+
+def _batchtopk(shape: Shape, budget: int) -> BatchTopKTrainingSAEConfig:
+    return BatchTopKTrainingSAEConfig(**shape.common, k=budget, use_sparse_activations=False)
+
+
+def _matryoshka(shape: Shape, budget: int) -> MatryoshkaBatchTopKTrainingSAEConfig:
+    widths = [shape.d_sae // 16, shape.d_sae // 4, shape.d_sae]
+    return MatryoshkaBatchTopKTrainingSAEConfig(
+        **shape.common, k=budget, use_sparse_activations=False, matryoshka_widths=widths
+    )
+
+
+def _multi_topk(shape: Shape, _: int) -> HierarchicalTopKTrainingSAEConfig:
+    few = max(1, shape.k // 4)
+    return HierarchicalTopKTrainingSAEConfig(
+        **shape.common,
+        k=shape.k,
+        budgets=sorted({few, shape.k}),
+        budget_weights=[8.0, 1.0] if few < shape.k else [1.0],
+    )
+
+
+BOTH = ("fixed", "mean")
+
+FAMILIES: dict[str, Family] = {
+    "hierarchical": Family("one SAE, every budget in its loss", _hierarchical, False, BOTH),
+    "hierarchical-headroom": Family(
+        "one SAE, every budget up to 1.5 K in its loss, used up to K", _headroom, False, BOTH
+    ),
+    "hierarchical-square": Family(
+        "the same, budget j weighed by its square: large budgets first", _square, False, BOTH
+    ),
+    "topk": Family("TopK trained for each budget alone: J = {k}", _topk, True, BOTH),
+    "topk-saelens": Family("the same by SAELens' class and step", _topk_saelens, True, ("fixed",)),
+    "batchtopk": Family("SAELens' BatchTopK for each budget, threshold set on training tokens",
+        _batchtopk,
+        True,
+        ("mean",),
+   ),
+    "matryoshka": Family(
+        "SAELens' Matryoshka BatchTopK for each budget, widths d_sae/16, /4, /1",
+        _matryoshka,
+        True,
+        ("mean",),
+    ),
+    "multi-topk": Family(
+        "one SAE, loss at K/4 and an eighth of it at K (Gao et al., arXiv 2406.04093)",
+        _multi_topk,
+        False,
+        BOTH,
+    ),
+    "frozen-decoder": Family(
+        "decoder stays random", _hierarchical, False, BOTH, True, FrozenDecoderSAE
+    ),
+    "soft-frozen-decoder": Family(
+        "decoder stays within cosine 0.8 of random", _hierarchical, False, BOTH, True,
+        SoftFrozenDecoderSAE,
+    ),
+    "frozen-encoder": Family(
+        "encoder stays random", _hierarchical, False, BOTH, True, FrozenEncoderSAE
+    ),
+}  # fmt: skip
+"""By the name in tables and flags. To compare another family, add an entry."""
+
+TRUNCATED = "truncated"  # the topk specialist for K, cut to its largest latents at each budget
+
+
+def family(name: str) -> Family:
+    """A family by name.
+
+    Raises:
+        ValueError: if there is none (the nearest are said).
+    """
+    if name not in FAMILIES:
+        raise ValueError(f"Unknown family {name!r}.{did_you_mean(name, FAMILIES)}")
+    return FAMILIES[name]
+
+
+def trained_for(name: str, budgets: Sequence[int]) -> list[int]:
+    """The budgets for which a family needs an SAE each; K alone where one serves all."""
+    return list(budgets) if family(name).specialist else [budgets[-1]]
+
+
+def train(
+    sae: TrainingSAE[Any], data: DataProvider, cfg: SAETrainerConfig, first: torch.Tensor
+) -> TrainingSAE[Any]:
+    """Trains with SAELens' trainer, ours with the step of :class:`HierarchicalTopKTrainer`.
+
+    Args:
+        data: gives batches ``[batch, d_in]``.
+        first: ``[n, d_in]``: every family starts with its mean as b_dec, which Adam would else have
+            to walk to.
+    """
+    with torch.no_grad():
+        sae.b_dec.copy_(first.mean(0))
+    trainer: SAETrainer[Any, Any] = SAETrainer(cfg, sae, data)
+    if isinstance(sae, HierarchicalTopKTrainingSAE):
+        trainer = HierarchicalTopKTrainer.adopt(trainer)
+    return trainer.fit()

@@ -36,7 +36,7 @@ class CompareConfig:
     on with one that was interrupted, further families, budgets and seeds are added to it."""
     quick: bool = False
     """A small comparison (one seed, three budgets, few latents), in less than half an hour on two
-    cores. Other flags still count."""
+    cores. Flags whose values are not the usual ones still count."""
     families: list[str] = field(default_factory=lambda: [*USUAL])
     """What to compare: hierarchical, hierarchical-headroom, hierarchical-square, topk,
     topk-saelens, batchtopk, matryoshka, multi-topk, frozen-decoder, soft-frozen-decoder,

@@ -78,7 +78,8 @@ def _on_the_model(
 def _on_the_truth(
     sae: SAE[Any], synthetic: SyntheticModel, held: HeldOut, budgets: Sequence[Budget]
 ) -> dict[str, Any]:
-    # A stock SAE with a threshold has one mean budget, whatever its number is called.
+    # The synthetic model is on the CPU. A stock SAE with a threshold has one mean budget, whatever
+    # its number is called.
     asked = [MeanBudget(1)] if isinstance(sae, JumpReLUSAE) else budgets
-    table = truth_at(sae, synthetic, asked, len(held.activations))
+    table = truth_at(sae.to("cpu"), synthetic, asked, len(held.activations))
     return {name: table[name].to_list() for name in OF_THE_TRUTH}

@@ -170,6 +170,27 @@ def test_a_damaged_folder_is_said(tmp_path: Path, gemma2_folder: Path) -> None:
         run_compare(settings(tmp_path, gemma2_folder))
 
 
+def test_on_known_features_it_says_how_many_are_found(tmp_path: Path) -> None:
+    cfg = settings(
+        tmp_path / "runs",
+        Path("synthetic"),
+        families=["hierarchical", "batchtopk"],
+        n_features=96,
+        true_l0=5.0,
+        seeds=1,
+    )
+    tables = run_compare(cfg)
+    frontier = tables["frontier"]
+    assert set(frontier["text"]) == {"fresh samples"}
+    assert frontier[["mcc", "mcc_used", "f1"]].notna().all(axis=None)
+    assert "ce_score" not in frontier
+    one = frontier[frontier["family"] == "hierarchical"]
+    assert one["mcc"].nunique() == 1, "of the decoder alone, so of an SAE at any budget"
+    regret = tables["regret mcc"].set_index("k")
+    assert set(regret.index) == {1, 4}
+    assert (Path(cfg.out) / "regret_f1.csv").exists()
+
+
 def test_quick_sets_what_was_left_at_its_default() -> None:
     quick = with_presets(CompareConfig(quick=True, steps=100))
     assert quick.steps == 100

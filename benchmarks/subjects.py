@@ -28,6 +28,7 @@ def trainer(kind: str, shape: Shape, device: str, **settings: Any) -> SAETrainer
     if kind.startswith("saelens"):
         sae = TopKTrainingSAE(TopKTrainingSAEConfig(**sizes))
     else:
+        settings = {"b_dec_init": "zeros", **settings}  # as SAELens', so that losses are the same
         sae = HierarchicalTopKTrainingSAE(HierarchicalTopKTrainingSAEConfig(**sizes, **settings))
     made: SAETrainer[Any, Any] = SAETrainer(_trainer_config(shape, device), sae, iter(()))
     if kind == "saelens tuned":

@@ -52,7 +52,7 @@ def nested_loss(
         b_dec: ``[d_in]``.
         target: the activations x, ``[..., d_in]``.
         budgets: J, ascending within 1..K; None for every budget.
-        weights: w, a name of :data:`SCHEDULES` ("uniform", …) or a number per budget,
+        weights: w, a name of :data:`hsae_lens.objective.budgets.SCHEDULES` or a number per budget,
             normalised to sum 1; None for uniform.
         kernel: forces an implementation (see :func:`hsae_lens.objective.kernels.explain`).
 

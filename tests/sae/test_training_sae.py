@@ -364,7 +364,7 @@ def test_a_token_of_zeros_is_scaled_like_any() -> None:
         ({"budgets": [1, 4]}, "first 4 latents, so those up to k=8 .* Set k=4, or give budget 8"),
         ({"budgets": [1, 8], "budget_weights": [1, 0]}, "first 1 latents, .* Set k=1, or give"),
         ({"aux_loss_coefficient": float("nan")}, "must not be negative or infinite"),
-        ({"budget_weights": "linear"}, "Unknown budget weighting"),
+        ({"budget_weights": "cubic"}, "Unknown budget weighting"),
         ({"budget_weights": [1.0]}, "1 numbers for 8 budgets"),
         ({"default_budget": 9}, "default_budget 9 is outside"),
         ({"aux_loss_coefficient": -1.0}, "must not be negative"),

@@ -41,7 +41,7 @@ def write_comparison(
             regret = tables[f"regret {of}"]
             body += [
                 f"<h2>{escape(axis_label(of))}, {escape(text)}</h2>",
-                comparison_svg(frontier, regret, text, of),
+                f'<div class="wide">{comparison_svg(frontier, regret, text, of)}</div>',
                 folded_table_html("Regret", regret[regret["text"] == text]),
             ]
     body += [

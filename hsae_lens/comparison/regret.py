@@ -73,13 +73,12 @@ def cost_table(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def _in_order(table: pd.DataFrame) -> pd.DataFrame:
-    """By family, as :data:`FAMILIES` has them, then text, rule and budget."""
-    order = [*FAMILIES, TRUNCATED]
+    """By family, as :data:`FAMILIES` has them, then text as it came, rule and budget."""
+    places = {"family": table["family"].map([*FAMILIES, TRUNCATED].index)}
+    if "text" in table:
+        places["text"] = table["text"].map([*table["text"].unique()].index)
     keys = ["family", *(name for name in KEYS if name in table)]
-    ranked = table["family"].map(order.index)
-    return table.assign(family=ranked).sort_values(keys, ignore_index=True).assign(
-        family=lambda sorted_: sorted_["family"].map(dict(enumerate(order)))
-    )  # fmt: skip
+    return table.loc[table.assign(**places).sort_values(keys).index].reset_index(drop=True)
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from hsae_lens._util.atomic_files import replacing_file, replacing_folder, write
 from hsae_lens._util.tables import read_csv, write_csv
 from hsae_lens.comparison.config import CompareConfig, shape_of
 from hsae_lens.comparison.families import TRUNCATED, family, train
-from hsae_lens.comparison.judging import Judged, JudgeSAE
+from hsae_lens.comparison.judging import JudgeSAE
 from hsae_lens.comparison.material import Material
 from hsae_lens.evaluation import evaluate_activations
 from hsae_lens.objective.budgets import Budget, MeanBudget
@@ -116,7 +116,11 @@ def judge_cell(cfg: CompareConfig, judge: JudgeSAE, place: CellFolder) -> None:
     judged = judge(sae, _budgets(sae, cell, cfg))
     with replacing_file(place.folder / "errors.safetensors") as fresh:
         save_file(judged.errors, fresh)
-    write_csv(_described(judged, cell, place.settings), place.folder / "rows.csv")
+    rows = judged.rows
+    if "rule" not in rows:  # of a stock SAE: it has one budget, the one it was trained for
+        rule = "mean" if isinstance(sae, JumpReLUSAE) else "fixed"
+        rows = rows.assign(k=cell.budget, rule=rule)
+    write_csv(_described(rows, cell, place.settings), place.folder / "rows.csv")
 
 
 @torch.no_grad()
@@ -177,11 +181,8 @@ def _budgets(sae: SAE[Any], cell: Cell, cfg: CompareConfig) -> Sequence[Budget]:
     return [*fixed, *(MeanBudget(k) for k in fixed)]
 
 
-def _described(judged: Judged, cell: Cell, settings: dict[str, Any]) -> pd.DataFrame:
+def _described(rows: pd.DataFrame, cell: Cell, settings: dict[str, Any]) -> pd.DataFrame:
     """The rows with what they are of, for the tables of all cells."""
-    rows = judged.rows
-    if "rule" not in rows:  # of a stock SAE: it has one budget, the one it was trained for
-        rows = rows.assign(k=cell.budget, rule=family(cell.family).rules[0])
     name = pd.Series(cell.family, index=rows.index)
     if family(cell.family).specialist:
         name = name.where(rows["k"] == cell.budget, TRUNCATED)

@@ -120,7 +120,7 @@ def check_compare_settings(cfg: CompareConfig) -> None:
         raise ValueError("families is empty; name some, or leave it out.")
     if not cfg.budgets:
         raise ValueError("budgets is empty; name some, or leave it out.")
-    resolve_budgets(cfg.budgets, max(cfg.budgets, default=1))
+    resolve_budgets(cfg.budgets, max(cfg.budgets))
     if cfg.budgets[-1] > cfg.d_sae:
         raise ValueError(f"The budget {cfg.budgets[-1]} is more than the {cfg.d_sae} latents.")
     if not cfg.learning_rates or not all(0 < lr < 1 for lr in cfg.learning_rates):

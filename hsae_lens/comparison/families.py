@@ -1,9 +1,10 @@
-"""The families that are compared: how an SAE is made for a budget, and how it spends latents."""
+"""The families that are compared: how an SAE is made for a budget, and trained."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -55,22 +56,18 @@ class Family:
 
     about: for people, in a line.  config: the training configuration for a shape and, of
     specialists, a budget.  specialist: whether it takes an SAE for each budget, or one for all.
-    rules: how it can spend latents, "fixed" per token or on average ("mean").  control: whether it
-    stands there to show what learning less brings.  training_sae: the class, None for the
-    architecture's registered one.
+    control: the class of one that stands there to show what learning less brings, else None.
     """
 
     about: str
     config: Callable[[Shape, int], Any]
-    specialist: bool
-    rules: tuple[str, ...]
-    control: bool = False
-    training_sae: type[HierarchicalTopKTrainingSAE] | None = None
+    specialist: bool = False
+    control: type[HierarchicalTopKTrainingSAE] | None = None
 
     def build(self, shape: Shape, budget: int) -> TrainingSAE[Any]:
         """A fresh training SAE, drawn with PyTorch's present random state."""
         cfg = self.config(shape, budget)
-        made = self.training_sae or get_sae_training_class(cfg.architecture())[0]
+        made = self.control or get_sae_training_class(cfg.architecture())[0]
         return made(cfg)
 
 
@@ -78,14 +75,9 @@ def _hierarchical(shape: Shape, _: int) -> HierarchicalTopKTrainingSAEConfig:
     return HierarchicalTopKTrainingSAEConfig(**shape.common, k=shape.k)
 
 
-def _headroom(shape: Shape, _: int) -> HierarchicalTopKTrainingSAEConfig:
+def _headroom(shape: Shape, _: int, weights: str = "uniform") -> HierarchicalTopKTrainingSAEConfig:
     k = min(shape.k * 3 // 2, shape.d_sae)
-    return HierarchicalTopKTrainingSAEConfig(**shape.common, k=k)
-
-
-def _square(shape: Shape, _: int) -> HierarchicalTopKTrainingSAEConfig:
-    k = min(shape.k * 3 // 2, shape.d_sae)
-    return HierarchicalTopKTrainingSAEConfig(**shape.common, k=k, budget_weights="square")
+    return HierarchicalTopKTrainingSAEConfig(**shape.common, k=k, budget_weights=weights)
 
 
 def _topk(shape: Shape, budget: int) -> HierarchicalTopKTrainingSAEConfig:
@@ -118,46 +110,36 @@ def _multi_topk(shape: Shape, _: int) -> HierarchicalTopKTrainingSAEConfig:
     )
 
 
-BOTH = ("fixed", "mean")
-
 FAMILIES: dict[str, Family] = {
-    "hierarchical": Family("one SAE, every budget in its loss", _hierarchical, False, BOTH),
+    "hierarchical": Family("one SAE, every budget in its loss", _hierarchical),
     "hierarchical-headroom": Family(
-        "one SAE, every budget up to 1.5 K in its loss, used up to K", _headroom, False, BOTH
+        "one SAE, every budget up to 1.5 K in its loss, used up to K", _headroom
     ),
     "hierarchical-square": Family(
-        "the same, budget j weighed by its square: large budgets first", _square, False, BOTH
+        "the same, budget j weighed by its square: large budgets first",
+        partial(_headroom, weights="square"),
     ),
-    "topk": Family("TopK trained for each budget alone: J = {k}", _topk, True, BOTH),
-    "topk-saelens": Family("the same by SAELens' class and step", _topk_saelens, True, ("fixed",)),
-    "batchtopk": Family("SAELens' BatchTopK for each budget, threshold set on training tokens",
+    "topk": Family("TopK trained for each budget alone: J = {k}", _topk, specialist=True),
+    "topk-saelens": Family("the same by SAELens' class and step", _topk_saelens, specialist=True),
+    "batchtopk": Family(
+        "SAELens' BatchTopK for each budget, threshold set on training tokens",
         _batchtopk,
-        True,
-        ("mean",),
-   ),
+        specialist=True,
+    ),
     "matryoshka": Family(
         "SAELens' Matryoshka BatchTopK for each budget, widths d_sae/16, /4, /1",
         _matryoshka,
-        True,
-        ("mean",),
+        specialist=True,
     ),
     "multi-topk": Family(
-        "one SAE, loss at K/4 and an eighth of it at K (Gao et al., arXiv 2406.04093)",
-        _multi_topk,
-        False,
-        BOTH,
+        "one SAE, loss at K/4 and an eighth of it at K (Gao et al., arXiv 2406.04093)", _multi_topk
     ),
-    "frozen-decoder": Family(
-        "decoder stays random", _hierarchical, False, BOTH, True, FrozenDecoderSAE
-    ),
+    "frozen-decoder": Family("decoder stays random", _hierarchical, control=FrozenDecoderSAE),
     "soft-frozen-decoder": Family(
-        "decoder stays within cosine 0.8 of random", _hierarchical, False, BOTH, True,
-        SoftFrozenDecoderSAE,
+        "decoder stays within cosine 0.8 of random", _hierarchical, control=SoftFrozenDecoderSAE
     ),
-    "frozen-encoder": Family(
-        "encoder stays random", _hierarchical, False, BOTH, True, FrozenEncoderSAE
-    ),
-}  # fmt: skip
+    "frozen-encoder": Family("encoder stays random", _hierarchical, control=FrozenEncoderSAE),
+}
 """By the name in tables and flags. To compare another family, add an entry."""
 
 TRUNCATED = "truncated"  # the topk specialist for K, cut to its largest latents at each budget

@@ -26,14 +26,13 @@ from hsae_lens.models.text_files import (
 )
 from hsae_lens.models.token_mask import TokenMask, kept_activations
 from hsae_lens.models.tokenizing import tokenize_documents
+from hsae_lens.sae.training_sae import HierarchicalTopKTrainingSAEConfig
 
 logger = logging.getLogger(__name__)
 
 HELD_OUT_SHARE = 0.2  # of the text
 VALIDATION = 4096  # tokens of the training text on which learning rates are chosen
-OUTLIER = (
-    5.0  # times the median norm: longer ones are neither trained on nor judged, as in training
-)
+OUTLIER = HierarchicalTopKTrainingSAEConfig.outlier_factor or math.inf  # one rule, in training too
 LOOKED_AT = 2048  # tokens whose norms say what the median is
 CHARACTERS = 8  # that give a token of any text; what is too much is not tokenized
 FEW_DOCUMENTS = 200  # or fewer: of long ones a part is read, so that there are many
@@ -102,11 +101,11 @@ def collect(cfg: CompareConfig, model: HookedModel) -> Material:
     train, _ = _activations(cfg, model, train_tokens, mask)
     held_parts = {}
     for kind, (tokens, of) in held_out.items():
-        activations, sequences = _activations(cfg, model, tokens, mask)
+        x, sequences = _activations(cfg, model, tokens, mask)
         n_ce = -(-cfg.ce_tokens // cfg.context_size)
         some = torch.linspace(0, len(tokens) - 1, min(n_ce, len(tokens))).long()
         here = of[sequences].unique(return_inverse=True)[1]  # numbered without gaps
-        held_parts[kind] = HeldOut(activations.float(), here, tokens[some])
+        held_parts[kind] = HeldOut(x.float(), here, tokens[some])
     shuffled = train[torch.randperm(len(train), generator=torch.Generator().manual_seed(0))]
     validation, rest = shuffled[:VALIDATION], shuffled[VALIDATION:]
     return Material(rest, validation, held_parts, mask.max_norm)

@@ -12,12 +12,10 @@ import pandas as pd
 from hsae_lens._util.columns import axis_label
 from hsae_lens._util.html import definitions_html, folded_table_html, table_html, write_page
 from hsae_lens.comparison.families import FAMILIES
-from hsae_lens.comparison.plots import comparison_svg
+from hsae_lens.comparison.plots import PANELS, comparison_svg
 from hsae_lens.comparison.regret import MERITS
 
 ONE, SPECIALISTS = "hierarchical", "topk"  # whose result the page begins with
-
-SPENT = {"fixed": "Each token uses k latents", "mean": "k latents on average"}
 
 
 def write_comparison(
@@ -72,7 +70,7 @@ def in_short(tables: Mapping[str, pd.DataFrame]) -> list[str]:
     """The result in sentences: where one SAE is as good, where a specialist wins, what it costs."""
     regret = tables["regret explained_variance"]
     lines = [
-        f"{SPENT[str(rule)]}, {text}: {_where(rows)}"
+        f"{PANELS[str(rule)]}, {text}: {_where(rows)}"
         for (text, rule), rows in regret[regret["one"] == ONE].groupby(["text", "rule"], sort=False)
     ]
     cost = tables["cost"].set_index("family")

@@ -32,6 +32,10 @@ RESAMPLES = 500  # of documents
 
 CONFIDENCE, NORMAL = 0.95, 1.96
 
+_Resampling = tuple[torch.Tensor, torch.Tensor]
+"""How often each document counts ``[RESAMPLES, documents]``, and the summed squared distances from
+the mean of all activations then ``[RESAMPLES]``."""
+
 
 def all_rows(cells: Sequence[CellFolder]) -> pd.DataFrame:
     """A row per cell, kind of text, rule and budget; ``cell`` is its place in the list."""
@@ -118,6 +122,7 @@ def regret_table(
     specialists = rows[rows["family"].map(_is_specialist) & (rows["k"] == rows["trained_for"])]
     texts = pd.Categorical(specialists["text"], rows["text"].unique())  # in this order
     specialists = specialists.assign(text=texts)
+    documents = {kind: _resampling(held) for kind, held in material.held.items()}
     table = []
     for one in [name for name in FAMILIES if _is_one_for_all(name)]:
         for key, mine in specialists.groupby(KEYS, observed=True):
@@ -125,20 +130,20 @@ def regret_table(
             mine = mine[mine["family"] == means.idxmax()] if len(means) else mine[:0]
             pairs = list(_pairs(mine, rows[rows["family"] == one]))
             if pairs:
-                regret = _regret(pairs, cells, material, of)
+                regret = _regret(pairs, cells, documents[str(key[0])], of)
                 table.append({"one": one, **dict(zip(KEYS, key, strict=True)), **regret})
     return pd.DataFrame(table, columns=REGRET)
 
 
 def _regret(
-    pairs: Sequence[_Pair], cells: Sequence[CellFolder], material: Material, of: str
+    pairs: Sequence[_Pair], cells: Sequence[CellFolder], documents: _Resampling, of: str
 ) -> dict[str, Any]:
     """The figures of a row from the pairs of all seeds."""
     theirs = np.array([pair.specialist[of] for pair in pairs])
     ours = np.array([_interpolated(pair, of) for pair in pairs])
     half = _seed_half_width(theirs - ours)
     if of == "explained_variance":
-        of_documents = _document_half_width(pairs, cells, material)
+        of_documents = _document_half_width(pairs, cells, documents)
         half = of_documents if np.isnan(half) else float(np.hypot(half, of_documents))
     return {
         "best": pairs[0].specialist["family"],
@@ -186,12 +191,10 @@ def _seed_half_width(values: pd.Series[float] | np.ndarray) -> float:
 
 
 def _document_half_width(
-    pairs: Sequence[_Pair], cells: Sequence[CellFolder], material: Material
+    pairs: Sequence[_Pair], cells: Sequence[CellFolder], documents: _Resampling
 ) -> float:
     """The same of the mean regret over the seeds that there are, if documents are drawn again."""
-    held = material.held[pairs[0].specialist["text"]]
-    weights = _resampled(held.n_documents)
-    variance = weights @ _squared_distances(held)
+    weights, variance = documents
     # A regret is minus the difference of squared errors over the variance.
     differences = torch.stack([_difference(pair, cells) for pair in pairs]).mean(0)
     regrets = -(weights @ differences) / variance
@@ -208,17 +211,12 @@ def _difference(pair: _Pair, cells: Sequence[CellFolder]) -> torch.Tensor:
     return theirs - (errors[left] + part * (errors[right] - errors[left]))
 
 
-def _resampled(n_documents: int) -> torch.Tensor:
-    """How often each document counts ``[RESAMPLES, n_documents]``."""
+def _resampling(held: HeldOut) -> _Resampling:
     generator = torch.Generator().manual_seed(0)
-    drawn = torch.randint(n_documents, (RESAMPLES, n_documents), generator=generator)
-    weights = torch.zeros(RESAMPLES, n_documents, dtype=torch.float64)
-    return weights.scatter_add_(1, drawn, torch.ones(drawn.shape, dtype=torch.float64))
-
-
-def _squared_distances(held: HeldOut) -> torch.Tensor:
-    """Of each document's activations from the mean of all, summed ``[n_documents]``."""
+    drawn = torch.randint(held.n_documents, (RESAMPLES, held.n_documents), generator=generator)
+    weights = torch.zeros(drawn.shape, dtype=torch.float64)
+    weights.scatter_add_(1, drawn, torch.ones(drawn.shape, dtype=torch.float64))
     x = held.activations.double()
-    distances = (x - x.mean(0)).square().sum(-1)
-    sums = torch.zeros(held.n_documents, dtype=torch.float64)
-    return sums.index_add_(0, held.documents, distances)
+    distances = torch.zeros(held.n_documents, dtype=torch.float64)
+    distances.index_add_(0, held.documents, (x - x.mean(0)).square().sum(-1))
+    return weights, weights @ distances

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from typing import Any
 
 import pandas as pd
@@ -30,8 +29,6 @@ from hsae_lens.comparison.regret import (
 from hsae_lens.comparison.study import Study
 from hsae_lens.comparison.synthetic import synthetic_model
 from hsae_lens.models.opening import open_model
-
-logger = logging.getLogger(__name__)
 
 TABLE_FILES = {"frontier": "frontier.csv", "cost": "cost.csv"} | {
     f"regret {of}": f"regret_{of}.csv" for of in MERITS

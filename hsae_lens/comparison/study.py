@@ -56,7 +56,7 @@ class Study:
             made = make()
             write_json(settings_that_must_agree(self.cfg), self.settings_file)
             store_material(made, folder)
-        return read_material(folder)
+        return read_material(folder)  # as a command that goes on will read it
 
     def cell(self, cell: Cell) -> CellFolder:
         return CellFolder(self.folder / "cells" / cell.name)

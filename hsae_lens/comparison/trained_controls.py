@@ -20,25 +20,27 @@ from hsae_lens.sae.training_sae import (
 NEAREST = 0.8  # cosine between a soft-frozen decoder row and the one it started as, at least
 
 
-class FrozenDecoderSAE(HierarchicalTopKTrainingSAE):
+class _PartlyFrozenSAE(HierarchicalTopKTrainingSAE):
+    frozen: tuple[str, ...]
+
+    def __init__(
+        self, cfg: HierarchicalTopKTrainingSAEConfig, use_error_term: bool = False
+    ) -> None:
+        super().__init__(cfg, use_error_term)
+        for name in self.frozen:
+            getattr(self, name).requires_grad_(False)
+
+
+class FrozenDecoderSAE(_PartlyFrozenSAE):
     """The decoder's directions stay as they were drawn; encoder and biases learn to read them."""
 
-    def __init__(
-        self, cfg: HierarchicalTopKTrainingSAEConfig, use_error_term: bool = False
-    ) -> None:
-        super().__init__(cfg, use_error_term)
-        self.W_dec.requires_grad_(False)
+    frozen = ("W_dec",)
 
 
-class FrozenEncoderSAE(HierarchicalTopKTrainingSAE):
+class FrozenEncoderSAE(_PartlyFrozenSAE):
     """The encoder stays as it was drawn; decoder and its bias learn to make the best of it."""
 
-    def __init__(
-        self, cfg: HierarchicalTopKTrainingSAEConfig, use_error_term: bool = False
-    ) -> None:
-        super().__init__(cfg, use_error_term)
-        self.W_enc.requires_grad_(False)
-        self.b_enc.requires_grad_(False)
+    frozen = ("W_enc", "b_enc")
 
 
 class SoftFrozenDecoderSAE(HierarchicalTopKTrainingSAE):

@@ -10,6 +10,7 @@ import os
 import random
 import signal
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -18,6 +19,7 @@ from typing import Any
 import torch
 from datasets import Array2D, Dataset, Features
 from sae_lens import LanguageModelSAERunnerConfig, LoggingConfig
+from tqdm import tqdm
 
 from hsae_lens import HierarchicalTopKTrainingSAE, HierarchicalTopKTrainingSAEConfig
 from hsae_lens._util.private_names import InterruptedException
@@ -133,6 +135,8 @@ def terminated_during_the_norm_estimate(folder: Path, activations: Path) -> None
 
 def main(folder: Path) -> None:
     torch.set_num_threads(1)  # threads do not survive a fork
+    # tqdm's own lock is one for all processes: a run killed with it would hold up the next ones.
+    tqdm.set_lock(threading.RLock())
     random.seed(0)
     activations = folder / "activations"
     features = Features({HOOK: Array2D(shape=(CONTEXT, D_IN), dtype="float32")})

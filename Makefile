@@ -5,12 +5,14 @@ BIN := .venv/bin
 .PHONY: demo test docs fuzz check bench shipped_sae floors clean
 
 LAYER ?= 15
+WORKERS ?= 2
 
 demo: .venv/ready
 	$(BIN)/hsae demo
 
+# One thread a process: two processes that want each other's cores are many times slower.
 test: .venv/ready
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile
 
 # The pages, from docs/, the notebooks and the docstrings. A warning, of a broken link say, ends it.
 # (`--quiet` would hide warnings from `--strict`. Material announces its end of life unless told not to.)

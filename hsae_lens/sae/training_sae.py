@@ -8,11 +8,11 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import simple_parsing
 import torch
-from sae_lens import TopKTrainingSAE, TopKTrainingSAEConfig
+from sae_lens import SAE, TopKTrainingSAE, TopKTrainingSAEConfig
 from sae_lens.saes.sae import TrainStepInput, TrainStepOutput
 from typing_extensions import override
 
@@ -23,6 +23,7 @@ from hsae_lens.objective.encode import encode_topk
 from hsae_lens.objective.loss import NestedOutput, nested_pass
 from hsae_lens.objective.ordered_code import OrderedCode
 from hsae_lens.sae.calibration import CalibratedSAE, RecentActivations, calibrate
+from hsae_lens.sae.from_stock import take_over, wanted_k
 from hsae_lens.sae.inference_sae import ARCHITECTURE, check_budget_fields, norms_are_one
 from hsae_lens.sae.normalization import OwnInputSteps, decoder_scale, decoder_target
 from hsae_lens.sae.outliers import Outliers, weights_of_kept
@@ -175,6 +176,42 @@ class HierarchicalTopKTrainingSAE(CalibratedSAE, OwnInputSteps, CheckedFiles, To
         self._n_dead = DelayedScalar()
         self._recent = RecentActivations(RECENT_TOKENS, cfg.d_in)
         self._outliers = Outliers()
+
+    @classmethod
+    def from_sae(cls, sae: SAE[Any], *, k: int | None = None, **settings: Any) -> Self:
+        """A training SAE that starts as another SAE, to teach it every budget (``hsae convert``).
+
+        Before a step it reconstructs at the source's own k, or above its threshold
+        (``metadata.source_threshold``, in the numbers that latents are ordered by), what the source
+        does: :func:`hsae_lens.sae.from_stock.take_over`. Model, hook, normalisation, decoder norms
+        and biases are the source's.
+
+        Args:
+            sae: a SAELens TopK, BatchTopK or JumpReLU SAE, for inference or training, or a
+                hierarchical one. It is not changed.
+            k: the largest budget. None for the source's own.
+            settings: of :class:`HierarchicalTopKTrainingSAEConfig`, such as ``budgets``,
+                ``budget_weights`` or ``aux_loss_coefficient``; not those that are the source's.
+
+        Raises:
+            ValueError: for another architecture, damaged weights, a source without a k where none
+                is given, or settings that cannot be.
+        """
+        taken = take_over(sae)
+        # Zeros, of a source without b_dec, stay zeros: the mean would move what it reconstructs.
+        own: dict[str, Any] = {"b_dec_init": "zeros", "decoder_init_norm": None}
+        if clash := sorted(set(settings) & {*taken.settings, "metadata"}):
+            raise ValueError(f"{', '.join(clash)} cannot be set: the source's stays.")
+        cfg = HierarchicalTopKTrainingSAEConfig(
+            **taken.settings, **(own | settings), k=wanted_k(k, taken)
+        )
+        cfg.metadata = taken.metadata
+        cfg.metadata.source_k, cfg.metadata.source_threshold = taken.k, taken.threshold
+        converted = cls(cfg)
+        with torch.no_grad():
+            for name, tensor in taken.weights.items():
+                getattr(converted, name).copy_(tensor)
+        return converted
 
     @override
     def get_activation_fn(self) -> Callable[[torch.Tensor], torch.Tensor]:

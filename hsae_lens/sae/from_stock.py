@@ -1,0 +1,167 @@
+"""What a hierarchical training SAE takes over from an SAE that was trained for one budget."""
+
+from __future__ import annotations
+
+import copy
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from sae_lens import SAE
+from sae_lens.saes.sae import SAEMetadata, TrainingSAE
+
+from hsae_lens.sae.saved_files import is_finite
+
+BATCHTOPK = ("batchtopk", "matryoshka_batchtopk")  # SAELens' training SAEs; saved they are jumprelu
+
+CONVERTIBLE = ("topk", *BATCHTOPK, "jumprelu", "hierarchical_topk")
+
+REFUSED = {
+    "abstopk": "its latents are signed, and a code ordered by activation has no place for negative "
+    "ones",
+    "standard": "it has neither a k nor a threshold, so nothing says how many latents it means",
+    "gated": "its gates choose latents by other numbers than their activations",
+}
+
+SHARED_FIELDS = ("d_in", "d_sae", "dtype", "device", "apply_b_dec_to_input", "reshape_activations")
+
+FORGOTTEN = ("frontier", "definitions", "notes", "training_architecture_details", "training_time",
+             "training_tokens", "training_settings", "dead_latents", "outlier_share")  # fmt: skip
+"""Facts in the metadata that are no longer true of an SAE that is trained on."""
+
+
+@dataclass(frozen=True)
+class TakenOver:
+    """A source's weights and settings, so arranged that latents are ordered by one number.
+
+    weights: ``W_enc`` [d_in, d_sae], ``b_enc``, ``W_dec`` [d_sae, d_in], ``b_dec``; copies.
+    settings: of the training config.  k: how many latents its tokens use, if it says so; of
+    BatchTopK on average, rounded up.  threshold: the activation, as latents are ordered by it,
+    that the source's latents exceed to count; None of a TopK.
+    """
+
+    weights: dict[str, torch.Tensor]
+    settings: dict[str, Any]
+    metadata: SAEMetadata
+    k: int | None
+    threshold: float | None
+
+
+@torch.no_grad()
+def take_over(sae: SAE[Any]) -> TakenOver:
+    """Reads a stock (or hierarchical) SAE; changes nothing in it.
+
+    What it reconstructs from a token's latents stays, and so does which latents a token uses: of a
+    TopK the first k of the order, of a JumpReLU those whose place in the order is above one
+    threshold. That needs one number for all latents: where a JumpReLU has a threshold θᵢ for each,
+    activations are counted in units of θᵢ / θ̄ (θ̄ their geometric mean), encoder columns divided by
+    it and decoder rows multiplied. Thresholds that are not positive (a latent that is on whenever
+    it is positive) become a thousandth of the smallest positive one.
+
+    Raises:
+        ValueError: for another architecture (its reason is said), weights that are NaN or infinite,
+            decoder rows of norm zero, or a threshold that is nowhere positive.
+    """
+    architecture = sae.cfg.architecture()
+    if architecture not in CONVERTIBLE:
+        reason = REFUSED.get(architecture, "its latents are not ordered by one number")
+        raise ValueError(
+            f"An SAE of the architecture {architecture!r} cannot be converted: {reason}. "
+            f"Those that can: {', '.join(CONVERTIBLE)}."
+        )
+    weights = {name: getattr(sae, name).detach().clone() for name in
+               ("W_enc", "b_enc", "W_dec", "b_dec")}  # fmt: skip
+    _check(weights)
+    settings = {name: getattr(sae.cfg, name) for name in SHARED_FIELDS}
+    settings["normalize_activations"] = _normalization(sae)
+    threshold = None
+    if architecture == "jumprelu":
+        rescales, threshold = _by_one_threshold(weights, sae.threshold.detach().clone())
+    else:
+        # Norms of one decide nothing yet, and are not to begin it while they drift.
+        rescales = sae.cfg.rescale_acts_by_decoder_norm or _are_one(weights["W_dec"])
+        if architecture in BATCHTOPK:
+            threshold = float(sae.topk_threshold)
+    settings["rescale_acts_by_decoder_norm"] = rescales
+    metadata = copy.deepcopy(sae.cfg.metadata)
+    k = _own_k(sae)
+    for name in FORGOTTEN:
+        metadata.__dict__.pop(name, None)
+    return TakenOver(weights, settings, metadata, k, threshold)
+
+
+def _check(weights: dict[str, torch.Tensor]) -> None:
+    if bad := [name for name, tensor in weights.items() if not is_finite(tensor)]:
+        raise ValueError(f"{bad[0]} holds NaN or infinite numbers: this SAE cannot be trained on.")
+    if zero := int((weights["W_dec"].norm(dim=-1) == 0).sum()):
+        raise ValueError(
+            f"{zero} of {len(weights['W_dec'])} decoder rows have norm zero: such a latent has no "
+            "direction to reconstruct with. Is it the whole SAE, and one that was trained?"
+        )
+
+
+def _are_one(W_dec: torch.Tensor) -> bool:
+    return bool(((W_dec.norm(dim=-1) - 1).abs() < 1e-5).all())
+
+
+def _normalization(sae: SAE[Any]) -> str:
+    """Scalings of the whole input are in an inference SAE's weights, whatever its config says."""
+    mode: str = sae.cfg.normalize_activations
+    of_the_trainer = mode in ("expected_average_only_in", "covariance_whitening")
+    return "none" if of_the_trainer and not isinstance(sae, TrainingSAE) else mode
+
+
+def _by_one_threshold(
+    weights: dict[str, torch.Tensor], thresholds: torch.Tensor
+) -> tuple[bool, float]:
+    """Folds decoder norms, then thresholds ``[d_sae]``, into weights; the one that is left.
+
+    Also whether latents may be ordered by activation times decoder norm: not where the norms now
+    hold thresholds.
+    """
+    norms = weights["W_dec"].norm(dim=-1)
+    _scale(weights, norms)
+    thresholds = (thresholds * norms).double()
+    positive = thresholds[thresholds > 0]
+    if not len(positive):
+        raise ValueError(
+            "No latent has a threshold above 0: this SAE is on wherever it is positive (a BatchTopK "
+            "whose threshold was never set?), and nothing says how many latents it means."
+        )
+    thresholds = thresholds.clamp(min=float(positive.min()) / 1000)
+    if len(positive) == len(thresholds) and torch.allclose(positive, positive[:1], rtol=1e-4):
+        return True, float(positive[0])
+    middle = math.exp(float(thresholds.log().mean()))
+    _scale(weights, (middle / thresholds).to(norms))
+    return False, middle
+
+
+def _scale(weights: dict[str, torch.Tensor], factors: torch.Tensor) -> None:
+    """Activations ``factors`` ``[d_sae]`` times as large, decoder rows as much shorter."""
+    weights["W_enc"] *= factors
+    weights["b_enc"] *= factors
+    weights["W_dec"] /= factors[:, None]
+
+
+def _own_k(sae: SAE[Any]) -> int | None:
+    """How many latents the source means a token to use, where it says so."""
+    details = sae.cfg.metadata.training_architecture_details or {}
+    k = getattr(sae.cfg, "k", None) or details.get("k")
+    return math.ceil(k) if isinstance(k, int | float) and 0 < k <= sae.cfg.d_sae else None
+
+
+def wanted_k(k: int | None, taken: TakenOver) -> int:
+    """The largest budget of the converted SAE: as asked, else the source's own.
+
+    Raises:
+        ValueError: if neither says one.
+    """
+    if k is not None:
+        return k
+    if taken.k is None:
+        raise ValueError(
+            "The source does not say how many latents a token uses, so give the largest budget: k "
+            "(--k). About what it uses on average on your text is a good choice."
+        )
+    return taken.k

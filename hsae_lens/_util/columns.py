@@ -124,9 +124,11 @@ DEFINITIONS = {
         "minus that of the one SAE; the best is the family of the highest mean over seeds among "
         "those trained for this budget that spend latents by the same rule. With fixed budgets "
         "both use k latents of each token; on average, the one SAE is read off at the specialist's "
-        "measured l0, between its own mean budgets, along the logarithm of l0. Intervals are 95%: "
-        "of the mean over seeds by Student's t, and for explained variance, in quadrature, of a "
-        "bootstrap over documents of the same difference.",
+        "measured l0, between its own mean budgets, along the logarithm of l0, and outside "
+        "them on the prolonged line of the nearest two. Intervals are 95%: of the mean over seeds "
+        "by Student's t, and for explained variance, in quadrature, of a bootstrap over documents "
+        "of the same difference, in which l0 and the choice of the best stay what they are; those "
+        "of recovered cross-entropy, and of known features, are over seeds only.",
     ),
     "circuits": (
         1,

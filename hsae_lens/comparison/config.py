@@ -8,6 +8,7 @@ from typing import Any
 
 from hsae_lens.comparison.families import Shape, family
 from hsae_lens.comparison.synthetic import SyntheticSettings
+from hsae_lens.evaluation.frontier.metrics import FEWEST_GROUPS
 from hsae_lens.models.devices import AUTO, model_device, model_dtype
 from hsae_lens.models.smollm2 import SMOLLM2
 from hsae_lens.models.text_files import open_text
@@ -51,9 +52,9 @@ class CompareConfig:
     """Tokens in a step."""
     d_sae: int = 2304
     """Number of latents of each SAE."""
-    learning_rates: list[float] = field(default_factory=lambda: [1e-3, 2e-3, 4e-3])
-    """Tried for each family at its middle budget with the first seed; the best on validation
-    tokens is then used for all of the family."""
+    learning_rates: list[float] = field(default_factory=lambda: [1e-3, 2e-3, 4e-3, 8e-3])
+    """Tried for each family, of specialists for each budget, with the first seed; the best on
+    validation tokens, at the budgets it is for, is then used."""
     model: str = SMOLLM2
     """What to open: a hub name, a local folder, smollm2-135m, or synthetic: SAELens' benchmark with
     known features."""
@@ -110,12 +111,10 @@ def with_presets(cfg: CompareConfig) -> CompareConfig:
 def check_compare_settings(cfg: CompareConfig) -> None:
     """Raises ValueError or FileNotFoundError for settings that cannot be right, before any work."""
     least = {"seeds": 1, "steps": 1, "batch_size": 1, "d_sae": 1, "train_tokens": 1,
-             "eval_tokens": 1, "ce_tokens": 0, "context_size": 2}  # fmt: skip
+             "eval_tokens": FEWEST_GROUPS, "ce_tokens": 0, "context_size": 2}  # fmt: skip
     for name, lowest in least.items():
         if (value := getattr(cfg, name)) < lowest:
             raise ValueError(f"{name} must be {lowest} or more, got {value}.")
-    for name in cfg.families:
-        family(name)
     if not cfg.families:
         raise ValueError("families is empty; name some, or leave it out.")
     if not cfg.budgets:
@@ -123,8 +122,9 @@ def check_compare_settings(cfg: CompareConfig) -> None:
     resolve_budgets(cfg.budgets, max(cfg.budgets))
     if cfg.budgets[-1] > cfg.d_sae:
         raise ValueError(f"The budget {cfg.budgets[-1]} is more than the {cfg.d_sae} latents.")
-    if not cfg.learning_rates or not all(0 < lr < 1 for lr in cfg.learning_rates):
-        raise ValueError(f"learning_rates must be between 0 and 1, got {cfg.learning_rates}.")
+    for name in cfg.families:
+        family(name).config(shape_of(cfg, d_in=1), cfg.budgets[-1])
+    _check_learning_rates(cfg.learning_rates)
     model_dtype(cfg.dtype, model_device(cfg.device))
     synthetic_settings(cfg)
     for path in (cfg.text, cfg.other_text):
@@ -132,6 +132,13 @@ def check_compare_settings(cfg: CompareConfig) -> None:
             open_text(path)
     if Path(cfg.out).exists() and not Path(cfg.out).is_dir():
         raise ValueError(f"{cfg.out} is a file; give a folder for the comparison (out).")
+
+
+def _check_learning_rates(rates: list[float]) -> None:
+    if not rates or not all(0 < lr < 1 for lr in rates):
+        raise ValueError(f"learning_rates must be between 0 and 1, got {rates}.")
+    if len({f"{lr:g}" for lr in rates}) < len(rates):
+        raise ValueError(f"learning_rates must differ in their first six digits, got {rates}.")
 
 
 def settings_that_must_agree(cfg: CompareConfig) -> dict[str, object]:

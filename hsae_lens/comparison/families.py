@@ -71,17 +71,21 @@ class Family:
         return made(cfg)
 
 
+def _ours(shape: Shape, k: int, **others: Any) -> HierarchicalTopKTrainingSAEConfig:
+    # The material has its outliers left out already: for SAELens' classes too, which keep all.
+    return HierarchicalTopKTrainingSAEConfig(**shape.common, k=k, outlier_factor=None, **others)
+
+
 def _hierarchical(shape: Shape, _: int) -> HierarchicalTopKTrainingSAEConfig:
-    return HierarchicalTopKTrainingSAEConfig(**shape.common, k=shape.k)
+    return _ours(shape, shape.k)
 
 
 def _headroom(shape: Shape, _: int, weights: str = "uniform") -> HierarchicalTopKTrainingSAEConfig:
-    k = min(shape.k * 3 // 2, shape.d_sae)
-    return HierarchicalTopKTrainingSAEConfig(**shape.common, k=k, budget_weights=weights)
+    return _ours(shape, min(shape.k * 3 // 2, shape.d_sae), budget_weights=weights)
 
 
 def _topk(shape: Shape, budget: int) -> HierarchicalTopKTrainingSAEConfig:
-    return HierarchicalTopKTrainingSAEConfig(**shape.common, k=budget, budgets=[budget])
+    return _ours(shape, budget, budgets=[budget])
 
 
 def _topk_saelens(shape: Shape, budget: int) -> TopKTrainingSAEConfig:
@@ -94,6 +98,8 @@ def _batchtopk(shape: Shape, budget: int) -> BatchTopKTrainingSAEConfig:
 
 
 def _matryoshka(shape: Shape, budget: int) -> MatryoshkaBatchTopKTrainingSAEConfig:
+    if shape.d_sae < 16:
+        raise ValueError(f"matryoshka needs a d_sae of 16 or more, got {shape.d_sae}.")
     widths = [shape.d_sae // 16, shape.d_sae // 4, shape.d_sae]
     return MatryoshkaBatchTopKTrainingSAEConfig(
         **shape.common, k=budget, use_sparse_activations=False, matryoshka_widths=widths
@@ -102,12 +108,8 @@ def _matryoshka(shape: Shape, budget: int) -> MatryoshkaBatchTopKTrainingSAEConf
 
 def _multi_topk(shape: Shape, _: int) -> HierarchicalTopKTrainingSAEConfig:
     few = max(1, shape.k // 4)
-    return HierarchicalTopKTrainingSAEConfig(
-        **shape.common,
-        k=shape.k,
-        budgets=sorted({few, shape.k}),
-        budget_weights=[8.0, 1.0] if few < shape.k else [1.0],
-    )
+    weights = [8.0, 1.0] if few < shape.k else [1.0]
+    return _ours(shape, shape.k, budgets=sorted({few, shape.k}), budget_weights=weights)
 
 
 FAMILIES: dict[str, Family] = {
@@ -142,7 +144,7 @@ FAMILIES: dict[str, Family] = {
 }
 """By the name in tables and flags. To compare another family, add an entry."""
 
-TRUNCATED = "truncated"  # the topk specialist for K, cut to its largest latents at each budget
+CUT, TRUNCATED = "topk", "truncated"  # its specialist for K, cut to its largest at each budget
 
 
 def family(name: str) -> Family:

@@ -26,13 +26,14 @@ from hsae_lens.models.text_files import (
 )
 from hsae_lens.models.token_mask import TokenMask, kept_activations
 from hsae_lens.models.tokenizing import tokenize_documents
+from hsae_lens.sae.calibration import FEWEST_TOKENS
 from hsae_lens.sae.training_sae import HierarchicalTopKTrainingSAEConfig
 
 logger = logging.getLogger(__name__)
 
 HELD_OUT_SHARE = 0.2  # of the text
 VALIDATION = 4096  # tokens of the training text on which learning rates are chosen
-OUTLIER = HierarchicalTopKTrainingSAEConfig.outlier_factor or math.inf  # one rule, in training too
+OUTLIER = HierarchicalTopKTrainingSAEConfig.outlier_factor or math.inf  # as our trainer has it
 LOOKED_AT = 2048  # tokens whose norms say what the median is
 CHARACTERS = 8  # that give a token of any text; what is too much is not tokenized
 FEW_DOCUMENTS = 200  # or fewer: of long ones a part is read, so that there are many
@@ -45,8 +46,9 @@ SAME_KIND, OTHER_KIND, FRESH = "same kind", "other kind", "fresh samples"
 class HeldOut:
     """Text of a kind that no SAE was trained on.
 
-    activations: ``[n, d_in]``, float32, and of which document each is ``[n]``.  tokens:
-    ``[n_sequences, context]``, for the model's cross-entropy; empty where there is no model.
+    activations: ``[n, d_in]``, float32, and of which document each is ``[n]``, numbered without
+    gaps.  tokens: ``[n_sequences, context]``, for the model's cross-entropy; empty where there is
+    no model.
     """
 
     activations: torch.Tensor
@@ -55,7 +57,7 @@ class HeldOut:
 
     @property
     def n_documents(self) -> int:
-        return int(self.documents.max()) + 1
+        return len(self.documents.unique())
 
 
 @dataclass(frozen=True)
@@ -99,16 +101,25 @@ def collect(cfg: CompareConfig, model: HookedModel) -> Material:
     check_enough(cfg, train_tokens.numel() - VALIDATION, n_documents)
     mask = _without_outliers(cfg, model, train_tokens)
     train, _ = _activations(cfg, model, train_tokens, mask)
-    held_parts = {}
-    for kind, (tokens, of) in held_out.items():
-        x, sequences = _activations(cfg, model, tokens, mask)
-        n_ce = -(-cfg.ce_tokens // cfg.context_size)
-        some = torch.linspace(0, len(tokens) - 1, min(n_ce, len(tokens))).long()
-        here = of[sequences].unique(return_inverse=True)[1]  # numbered without gaps
-        held_parts[kind] = HeldOut(x.float(), here, tokens[some])
+    held_parts = {
+        kind: _held_out(cfg, model, tokens, of, mask) for kind, (tokens, of) in held_out.items()
+    }
+    n_documents = {kind: part.n_documents for kind, part in held_parts.items()}
+    check_enough(cfg, len(train) - VALIDATION, n_documents)  # now of what counts
     shuffled = train[torch.randperm(len(train), generator=torch.Generator().manual_seed(0))]
     validation, rest = shuffled[:VALIDATION], shuffled[VALIDATION:]
     return Material(rest, validation, held_parts, mask.max_norm)
+
+
+def _held_out(
+    cfg: CompareConfig, model: HookedModel, tokens: torch.Tensor, of: torch.Tensor, mask: TokenMask
+) -> HeldOut:
+    """Of the sequences of a kind of text ``[n_sequences, context]``; ``of``: their documents."""
+    x, sequences = _activations(cfg, model, tokens, mask)
+    n_ce = -(-cfg.ce_tokens // cfg.context_size)
+    some = torch.linspace(0, len(tokens) - 1, min(n_ce, len(tokens))).long()
+    here = of[sequences].unique(return_inverse=True)[1]  # numbered without gaps
+    return HeldOut(x.float(), here, tokens[some])
 
 
 def is_stored(folder: Path) -> bool:
@@ -134,12 +145,18 @@ def store_material(material: Material, folder: Path) -> None:
 
 def check_enough(cfg: CompareConfig, n_train: int, documents: Mapping[str, int]) -> None:
     """Raises ValueError for too little to train on, or to say how sure the figures are."""
-    seen = cfg.steps * cfg.batch_size
-    if n_train < max(cfg.batch_size, seen / MOST_EPOCHS):
+    seen, n_train = cfg.steps * cfg.batch_size, max(0, n_train)
+    if n_train < (fewest := max(cfg.batch_size, FEWEST_TOKENS)):
+        raise ValueError(
+            f"{n_train:,} tokens are left to train on: a batch is of {cfg.batch_size:,}, and "
+            f"thresholds of mean budgets take {FEWEST_TOKENS}. Give more text, or train_tokens of "
+            f"{fewest:,} or more."
+        )
+    if n_train < seen / MOST_EPOCHS:
         raise ValueError(
             f"{n_train:,} tokens are left to train on: {seen:,} would be seen in {cfg.steps} steps "
-            f"of {cfg.batch_size}, each token {seen / max(1, n_train):.0f} times. Give more text, "
-            f"or fewer steps; {MOST_EPOCHS} times is the most."
+            f"of {cfg.batch_size}, each token {seen / n_train:.0f} times. Give more text, or fewer "
+            f"steps; {MOST_EPOCHS} times is the most."
         )
     for kind, n in documents.items():
         if n < FEWEST_GROUPS:
@@ -159,7 +176,8 @@ def synthesize(cfg: CompareConfig, model: SyntheticModel) -> Material:
     check_enough(cfg, cfg.train_tokens, {})
     train = activations(model, cfg.train_tokens + VALIDATION, seed=0)
     fresh = activations(model, cfg.eval_tokens, seed=1)
-    groups = torch.arange(len(fresh)) * FEWEST_GROUPS * 10 // len(fresh)  # drawn one by one
+    n_groups = min(FEWEST_GROUPS * 10, len(fresh))  # samples are drawn one by one: any will do
+    groups = torch.arange(len(fresh)) * n_groups // len(fresh)
     held = HeldOut(fresh, groups, torch.empty(0, 2, dtype=torch.int64))
     return Material(train[VALIDATION:], train[:VALIDATION], {FRESH: held}, math.inf)
 

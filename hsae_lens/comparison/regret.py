@@ -95,7 +95,7 @@ class _Pair:
     def between(self) -> tuple[int, int, float]:
         """Which of our rows enclose the specialist's l0, and how far it is from one to the other.
 
-        Along the logarithm of l0; where it is outside, the nearest two are prolonged.
+        Along the logarithm of l0; where it is outside, the line of the nearest two is prolonged.
         """
         own = np.log2(self.ours["l0"].to_numpy())
         asked = np.log2(self.specialist["l0"])
@@ -170,7 +170,11 @@ def _pairs(specialists: pd.DataFrame, ours: pd.DataFrame) -> Iterator[_Pair]:
         mine = ours[same & (ours["rule"] == row["rule"])].sort_values("l0")
         if row["rule"] == "fixed":
             mine = mine[mine["k"] == row["k"]]
-        if len(mine) > (row["rule"] != "fixed"):
+            comparable = len(mine) > 0
+        else:  # by the logarithm of l0, on a line of two
+            mine = mine[mine["l0"] > 0].drop_duplicates("l0")
+            comparable = len(mine) > 1 and row["l0"] > 0
+        if comparable:
             yield _Pair(row, mine)
 
 

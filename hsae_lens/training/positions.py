@@ -24,12 +24,14 @@ def say_outlier_positions(store: Any, factor: float) -> None:
     _put_back(store, tokens)
     x = store.get_activations(store.get_batch_tokens())  # the same, where the model is
     _put_back(store, tokens)
-    seen = range(store.context_size)[slice(*store.seqpos_slice)]
+    given = slice(*store.seqpos_slice)
+    seen = range(store.context_size)[given]
     n = leading_outliers(x, factor)
     if 0 < n < len(seen):
+        later = (seen[n], given.stop) if given.step is None else (seen[n], given.stop, given.step)
         logger.warning(
             f"Positions {', '.join(map(str, seen[:n]))} hold outliers in most sequences, which are "
-            f"left out by their norm; seqpos_slice=({seen[n]}, None) leaves out the positions."
+            f"left out by their norm; seqpos_slice={later} leaves out the positions."
         )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -13,12 +14,14 @@ import pytest
 import torch
 from sae_lens import SAE, JumpReLUSAE, JumpReLUSAEConfig
 
-from hsae_lens.comparison import CompareConfig, run_compare, study
-from hsae_lens.comparison.cells import Cell, CellFolder, spend_on_average
+from hsae_lens.comparison import CompareConfig, cells, run_compare, study
+from hsae_lens.comparison import material as materials
+from hsae_lens.comparison.cells import FIRST, Cell, CellFolder, spend_on_average
 from hsae_lens.comparison.config import QUICK, with_presets
 from hsae_lens.comparison.families import FAMILIES, Shape
-from hsae_lens.comparison.material import HeldOut, Material, some_documents
+from hsae_lens.comparison.material import VALIDATION, HeldOut, Material, collect, some_documents
 from hsae_lens.comparison.regret import all_rows, regret_table
+from hsae_lens.sae.inference_sae import HierarchicalTopKSAE
 
 FAMILIES_HERE = ["hierarchical", "topk", "batchtopk", "frozen-decoder"]
 
@@ -133,6 +136,9 @@ def test_what_is_there_is_not_made_again(
         ({"budgets": [1, 128]}, "more than the 64 latents"),
         ({"steps": 0}, "steps must be 1 or more"),
         ({"learning_rates": [3.0]}, "learning_rates must be between 0 and 1"),
+        ({"learning_rates": [1e-3, 1.00000001e-3]}, "must differ in their first six digits"),
+        ({"eval_tokens": 9}, "eval_tokens must be 10 or more"),
+        ({"families": ["matryoshka"], "d_sae": 15}, "matryoshka needs a d_sae of 16 or more"),
         ({"text": "nowhere.txt"}, "No text at nowhere.txt"),
     ],
 )
@@ -149,6 +155,7 @@ def test_what_cannot_be_is_refused_before_the_model_is_opened(
     [
         ({"steps": 10_000}, "tokens are left to train on: 640,000 would be seen"),
         ({"eval_tokens": 64}, "documents; intervals need 10"),
+        ({"train_tokens": 300}, "thresholds of mean budgets take 512"),
     ],
 )
 def test_too_little_text_is_refused_before_anything_is_trained(
@@ -164,10 +171,160 @@ def test_a_budget_that_is_added_is_judged_of_the_one_sae_too(a_copy: CompareConf
     assert set(table["k"]) == {1, 2, 4}
 
 
+def test_a_budget_that_is_not_asked_for_again_stays(a_copy: CompareConfig) -> None:
+    tables = run_compare(replace(a_copy, budgets=[2, 4], families=["hierarchical", "topk"]))
+    frontier = tables["frontier"]
+    fixed = frontier[(frontier["rule"] == "fixed") & (frontier["text"] == "same kind")]
+    at = fixed.groupby("family")["k"].apply(list)
+    assert at["hierarchical"] == [1, 2, 4]
+    assert at["truncated"] == [1, 2]
+    regret = tables["regret explained_variance"]
+    assert set(regret["k"]) == {1, 2, 4}
+    assert set(regret["seeds"]) == {2}
+
+
+def test_judging_again_leaves_errors_of_its_rows_or_no_rows(
+    a_copy: CompareConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stopped(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(cells, "write_csv", stopped)
+        with pytest.raises(KeyboardInterrupt):
+            run_compare(replace(a_copy, budgets=[1, 2, 4], families=["hierarchical"]))
+    for place in map(CellFolder, (Path(a_copy.out) / "cells").iterdir()):
+        if place.is_judged:
+            rows, errors = place.rows(), place.errors()
+            assert {kind: len(of) for kind, of in errors.items()} == dict(rows.value_counts("text"))
+    run_compare(a_copy)
+
+
+def test_rates_of_many_digits_are_not_lost(tmp_path: Path, gemma2_folder: Path) -> None:
+    """Nor where learning_rates.json has six of them, as it had before."""
+    cfg = settings(
+        tmp_path / "runs", gemma2_folder, families=["topk"], learning_rates=[0.0031622776]
+    )
+    assert set(run_compare(cfg)["frontier"]["k"]) == {1, 4}
+    file = Path(cfg.out) / "learning_rates.json"
+    rates = json.loads(file.read_text())
+    for budget in (1, 4):
+        assert rates[f"topk k={budget}"]["best"] == 0.0031622776
+        rates[f"topk k={budget}"]["best"] = 0.00316228
+    file.write_text(json.dumps(rates))
+    frontier = run_compare(replace(cfg, seeds=3))["frontier"]
+    assert set(frontier["seeds"]) == {3}
+
+
+def test_a_specialist_has_the_rate_that_is_best_at_its_budget(
+    tmp_path: Path, gemma2_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not the one that is best at another: a rival for few latents would be weaker than it is."""
+    wanted = {("topk", 1): 4e-3, ("topk", 4): 1e-3, ("hierarchical", 4): 2e-3}
+
+    def validated(_: Any, __: Any, place: CellFolder) -> float:
+        cell = place.cell
+        return -abs(cell.lr - wanted[cell.family, cell.budget])
+
+    monkeypatch.setattr(study, "validated", validated)
+    rates = [1e-3, 2e-3, 4e-3]
+    families = ["hierarchical", "topk"]
+    cfg = settings(
+        tmp_path / "runs", gemma2_folder, families=families, learning_rates=rates, seeds=1
+    )
+    run_compare(cfg)
+    judged = [place.cell for place in study.Study(cfg).chosen()]
+    assert {(cell.family, cell.budget): cell.lr for cell in judged} == wanted
+
+
+def test_every_family_has_thresholds_from_the_same_tokens(
+    tmp_path: Path, gemma2_folder: Path
+) -> None:
+    """Of training tokens, however few the steps saw."""
+    cfg = settings(
+        tmp_path / "runs", gemma2_folder, families=["hierarchical", "batchtopk"], seeds=1, steps=2
+    )
+    assert "mean" in set(run_compare(cfg)["regret explained_variance"]["rule"])
+    train = materials.read_material(Path(cfg.out) / "activations").train
+    (cell,) = (Path(cfg.out) / "cells").glob("hierarchical-*")
+    sae = CellFolder(cell).sae("cpu")
+    assert isinstance(sae, HierarchicalTopKSAE)
+    assert sae.calibration.tokens == min(FIRST, len(train))
+
+
+def test_too_few_tokens_that_count_are_refused(
+    tmp_path: Path, gemma2_folder: Path, tiny_gemma2: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    really_kept, most = materials.kept_activations, VALIDATION + 600
+
+    def kept(*given: Any) -> tuple[torch.Tensor, torch.Tensor]:
+        x, sequences = really_kept(*given)
+        return x[:most], sequences[:most]
+
+    monkeypatch.setattr(materials, "kept_activations", kept)
+    cfg = settings(tmp_path / "runs", gemma2_folder, batch_size=700)
+    with pytest.raises(ValueError, match="600 tokens are left to train on: a batch is of 700"):
+        collect(cfg, tiny_gemma2)
+    really_held, small = materials._held_out, slice(0, 0)
+
+    def held(*given: Any) -> HeldOut:
+        part = really_held(*given)
+        return HeldOut(part.activations[small], part.documents[small], part.tokens)
+
+    monkeypatch.setattr(materials, "_held_out", held)
+    with pytest.raises(ValueError, match="same kind has 0 documents"):
+        collect(replace(cfg, batch_size=64), tiny_gemma2)
+
+
 def test_a_damaged_folder_is_said(tmp_path: Path, gemma2_folder: Path) -> None:
     (tmp_path / "study.json").write_text("{")
-    with pytest.raises(ValueError, match=r"study.json is damaged .*: remove it"):
+    with pytest.raises(ValueError, match=r"study.json is damaged .*: remove the whole folder"):
         run_compare(settings(tmp_path, gemma2_folder))
+
+
+def test_saes_of_an_unknown_comparison_are_refused(a_copy: CompareConfig) -> None:
+    (Path(a_copy.out) / "study.json").unlink()
+    with pytest.raises(ValueError, match=r"copy holds SAEs .* no study.json .* the whole folder"):
+        run_compare(replace(a_copy, d_sae=32))
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "says"),
+    [
+        ("settings.json", "{", r"settings.json is damaged \(Expecting .*remove the folder"),
+        ("settings.json", "{}", r"settings.json is damaged \('cell'\): remove the folder"),
+        ("rows.csv", "", r"rows.csv is damaged \(No columns .*remove it"),
+        ("rows.csv", "a,b\n1,2\n", r"rows.csv is damaged .*remove it"),
+    ],
+)
+def test_a_damaged_cell_is_said(file: str, content: str, says: str, a_copy: CompareConfig) -> None:
+    (cell,) = (Path(a_copy.out) / "cells").glob("topk-k4-*-seed0")
+    (cell / file).write_text(content)
+    with pytest.raises(ValueError, match=f"{cell.name}/{says}"):
+        run_compare(a_copy)
+
+
+def test_a_new_specialist_of_our_class_is_not_cut_and_judged_once(
+    tmp_path: Path, gemma2_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    judged = []
+    really_judge = study.judge_cell
+
+    def judge(cfg: CompareConfig, by: Any, place: CellFolder) -> None:
+        judged.append(place.folder.name)
+        really_judge(cfg, by, place)
+
+    monkeypatch.setattr(study, "judge_cell", judge)
+    monkeypatch.setitem(FAMILIES, "mine", replace(FAMILIES["topk"]))
+    cfg = settings(tmp_path / "runs", gemma2_folder, families=["mine", "mine"], seeds=1)
+    frontier = run_compare(cfg)["frontier"]
+    assert set(frontier["family"]) == {"mine"}
+    assert judged == ["mine-k1-lr0.003-seed0", "mine-k4-lr0.003-seed0"]
+
+
+def test_no_family_leaves_out_what_others_are_trained_on() -> None:
+    for family in FAMILIES.values():
+        assert getattr(family.config(Shape(16, 64, (1, 4)), 4), "outlier_factor", None) is None
 
 
 def test_on_known_features_it_says_how_many_are_found(tmp_path: Path) -> None:
@@ -189,6 +346,19 @@ def test_on_known_features_it_says_how_many_are_found(tmp_path: Path) -> None:
     regret = tables["regret mcc"].set_index("k")
     assert set(regret.index) == {1, 4}
     assert (Path(cfg.out) / "regret_f1.csv").exists()
+
+
+def test_few_samples_are_judged_one_by_one(tmp_path: Path) -> None:
+    cfg = settings(
+        tmp_path / "runs",
+        Path("synthetic"),
+        families=["hierarchical", "topk"],
+        n_features=96,
+        true_l0=5.0,
+        eval_tokens=20,
+        seeds=1,
+    )
+    assert set(run_compare(cfg)["regret explained_variance"]["k"]) == {1, 4}
 
 
 def test_quick_sets_what_was_left_at_its_default() -> None:
@@ -256,6 +426,14 @@ def test_a_threshold_is_set_where_k_latents_are_used_on_average() -> None:
     assert (sae.encode(x) > 0).sum(-1).double().mean().item() == pytest.approx(2.5, abs=1e-3)
 
 
+def test_an_sae_of_which_nothing_fires_has_no_threshold() -> None:
+    sae = JumpReLUSAE(JumpReLUSAEConfig(d_in=16, d_sae=32))
+    with torch.no_grad():
+        sae.b_enc.fill_(-1e6)
+    spend_on_average(sae, 2.5, material().train)
+    assert not sae.threshold.any()
+
+
 class FakeCell(CellFolder):
     """A cell's figures, made up."""
 
@@ -289,6 +467,18 @@ def test_mean_budgets_are_compared_at_the_same_l0() -> None:
     assert table.loc[4, "regret"] == pytest.approx(0.055)
     assert table.loc[16, "of_one"] == pytest.approx(0.8)
     assert table.loc[16, "regret"] == pytest.approx(-0.01)
+
+
+def test_an_l0_twice_or_of_nothing_is_no_point_of_the_line() -> None:
+    cells = [
+        made_up("hierarchical", [0.0, 4.0, 4.0, 16.0], [0, 0.5, 0.5, 0.7], [1, 2, 4, 16], 0),
+        made_up("batchtopk", [8.0], [0.65], [4], 0),
+        made_up("batchtopk", [4.0], [0.55], [2], 0),
+        made_up("batchtopk", [0.0], [0.0], [1], 0),
+    ]
+    table = regret_table(cells, material()).set_index("k")
+    assert table["of_one"].to_dict() == pytest.approx({2: 0.5, 4: 0.6})
+    assert np.isfinite(table[["regret", "interval"]]).all(axis=None)
 
 
 def test_the_interval_is_of_seeds_and_documents() -> None:

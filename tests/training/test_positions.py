@@ -54,7 +54,9 @@ class Store:
 @pytest.mark.parametrize(
     ("seqpos_slice", "said"),
     [((None,), ["Positions 0, 1, 2 hold .* seqpos_slice=\\(3, None\\)"]),
-     ((1, None), ["Positions 1, 2 hold .* seqpos_slice=\\(3, None\\)"]), ((3, None), [])],
+     ((1, None), ["Positions 1, 2 hold .* seqpos_slice=\\(3, None\\)"]), ((3, None), []),
+     ((14,), ["Positions 0, 1, 2 hold .* seqpos_slice=\\(3, 14\\)"]),
+     ((1, -2, 1), ["Positions 1, 2 hold .* seqpos_slice=\\(3, -2, 1\\)"])],
 )  # fmt: skip
 def test_what_is_said(seqpos_slice: Any, said: list[str], caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING, "hsae_lens"):

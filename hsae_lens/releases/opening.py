@@ -120,16 +120,27 @@ def open_hierarchical(
     return sae
 
 
-def _by_name(name: str, device: str, dtype: str) -> SAE[Any]:
-    directory = get_pretrained_saes_directory()
-    for release, lookup in directory.items():
+def find_release(name: str) -> tuple[str, str] | None:
+    """The release and the id that ``RELEASE/SAE_ID`` names, ours or SAELens'; None if neither."""
+    for release, lookup in get_pretrained_saes_directory().items():
         sae_id = name.removeprefix(f"{release}/")
         if sae_id != name and sae_id in lookup.saes_map:
-            with explaining_the_network(name):
-                return _checked(SAE.from_pretrained(release, sae_id, device=device, dtype=dtype))
+            return release, sae_id
+    return None
+
+
+def nearest_releases(name: str) -> str:
+    """What an error about an unknown ``RELEASE/SAE_ID`` adds: those of ours it may have meant."""
     ours = [f"{release.name}/{sae_id}" for release in RELEASES.values() for sae_id in release.saes]
+    return did_you_mean(name, ours)
+
+
+def _by_name(name: str, device: str, dtype: str) -> SAE[Any]:
+    if found := find_release(name):
+        with explaining_the_network(name):
+            return _checked(SAE.from_pretrained(*found, device=device, dtype=dtype))
     raise FileNotFoundError(
-        f"No saved SAE at {name}, neither folder nor RELEASE/SAE_ID.{did_you_mean(name, ours)}"
+        f"No saved SAE at {name}, neither folder nor RELEASE/SAE_ID.{nearest_releases(name)}"
     )
 
 

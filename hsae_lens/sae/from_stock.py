@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import logging
 import math
 from dataclasses import dataclass
 from typing import Any
@@ -13,16 +14,23 @@ from sae_lens.saes.sae import SAEMetadata, TrainingSAE
 
 from hsae_lens.sae.saved_files import is_finite
 
+logger = logging.getLogger(__name__)
+
 BATCHTOPK = ("batchtopk", "matryoshka_batchtopk")  # SAELens' training SAEs; saved they are jumprelu
 
 CONVERTIBLE = ("topk", *BATCHTOPK, "jumprelu", "hierarchical_topk")
 
-REFUSED = {
-    "abstopk": "its latents are signed, and a code ordered by activation has no place for negative "
-    "ones",
-    "standard": "it has neither a k nor a threshold, so nothing says how many latents it means",
+WHY_NOT = {
+    "abstopk": "its latents are signed, and a code in order of activation has no place for "
+    "negative ones",
     "gated": "its gates choose latents by other numbers than their activations",
+    "transcoder": "it predicts another activation than it reads",
+    "matching_pursuit": "it finds a token's latents one after another, not by one encoder",
+    "temporal": "a token's latents depend on the tokens before it",
 }
+"""By what the architecture's name contains; others say nothing about which latents to keep."""
+
+WEIGHTS = ("W_enc", "b_enc", "W_dec", "b_dec")
 
 SHARED_FIELDS = ("d_in", "d_sae", "dtype", "device", "apply_b_dec_to_input", "reshape_activations")
 
@@ -56,23 +64,16 @@ def take_over(sae: SAE[Any]) -> TakenOver:
     TopK the first k of the order, of a JumpReLU those whose place in the order is above one
     threshold. That needs one number for all latents: where a JumpReLU has a threshold θᵢ for each,
     activations are counted in units of θᵢ / θ̄ (θ̄ their geometric mean), encoder columns divided by
-    it and decoder rows multiplied. Thresholds that are not positive (a latent that is on whenever
-    it is positive) become a thousandth of the smallest positive one.
+    it and decoder rows multiplied. A latent whose threshold is not positive is on wherever it is;
+    here it gets θ̄ for one, and a warning says so.
 
     Raises:
         ValueError: for another architecture (its reason is said), weights that are NaN or infinite,
             decoder rows of norm zero, or a threshold that is nowhere positive.
     """
+    check_source(sae)
     architecture = sae.cfg.architecture()
-    if architecture not in CONVERTIBLE:
-        reason = REFUSED.get(architecture, "its latents are not ordered by one number")
-        raise ValueError(
-            f"An SAE of the architecture {architecture!r} cannot be converted: {reason}. "
-            f"Those that can: {', '.join(CONVERTIBLE)}."
-        )
-    weights = {name: getattr(sae, name).detach().clone() for name in
-               ("W_enc", "b_enc", "W_dec", "b_dec")}  # fmt: skip
-    _check(weights)
+    weights = {name: getattr(sae, name).detach().clone() for name in WEIGHTS}
     settings = {name: getattr(sae.cfg, name) for name in SHARED_FIELDS}
     settings["normalize_activations"] = _normalization(sae)
     threshold = None
@@ -91,13 +92,22 @@ def take_over(sae: SAE[Any]) -> TakenOver:
     return TakenOver(weights, settings, metadata, k, threshold)
 
 
-def _check(weights: dict[str, torch.Tensor]) -> None:
-    if bad := [name for name, tensor in weights.items() if not is_finite(tensor)]:
-        raise ValueError(f"{bad[0]} holds NaN or infinite numbers: this SAE cannot be trained on.")
-    if zero := int((weights["W_dec"].norm(dim=-1) == 0).sum()):
+def check_source(sae: SAE[Any]) -> None:
+    """Raises ValueError, as :func:`take_over`, for an SAE whose weights cannot be taken over."""
+    architecture = sae.cfg.architecture()
+    if architecture not in CONVERTIBLE:
+        silent = "it has neither a number of latents nor thresholds of its own"
+        why = next((why for part, why in WHY_NOT.items() if part in architecture), silent)
         raise ValueError(
-            f"{zero} of {len(weights['W_dec'])} decoder rows have norm zero: such a latent has no "
-            "direction to reconstruct with. Is it the whole SAE, and one that was trained?"
+            f"A {architecture!r} SAE cannot be converted: {why}. Those that can: "
+            f"{', '.join(CONVERTIBLE)}."
+        )
+    if bad := [name for name in WEIGHTS if not is_finite(getattr(sae, name).detach())]:
+        raise ValueError(f"{bad[0]} holds NaN or infinite numbers: this SAE cannot be trained on.")
+    if zeros := int((~sae.W_dec.any(dim=-1)).sum()):
+        raise ValueError(
+            f"{zeros} of {sae.cfg.d_sae} decoder rows are zero: a latent without a direction "
+            "reconstructs nothing. Take the SAE before those were cleared, or remove them."
         )
 
 
@@ -126,13 +136,18 @@ def _by_one_threshold(
     positive = thresholds[thresholds > 0]
     if not len(positive):
         raise ValueError(
-            "No latent has a threshold above 0: this SAE is on wherever it is positive (a BatchTopK "
-            "whose threshold was never set?), and nothing says how many latents it means."
+            "No latent has a threshold above 0: this SAE is on wherever it is positive (a "
+            "BatchTopK whose threshold was never set?), and nothing says how many latents it means."
         )
-    thresholds = thresholds.clamp(min=float(positive.min()) / 1000)
-    if len(positive) == len(thresholds) and torch.allclose(positive, positive[:1], rtol=1e-4):
-        return True, float(positive[0])
-    middle = math.exp(float(thresholds.log().mean()))
+    middle = math.exp(float(positive.log().mean()))
+    if without := len(thresholds) - len(positive):
+        logger.warning(
+            "%d of %d latents have no threshold above 0; their activations below %.3g, a typical "
+            "one, do not count here.", without, len(thresholds), middle,
+        )  # fmt: skip
+    elif torch.allclose(thresholds, thresholds[:1], rtol=1e-4):
+        return True, float(thresholds[0])
+    thresholds = torch.where(thresholds > 0, thresholds, middle)
     _scale(weights, (middle / thresholds).to(norms))
     return False, middle
 

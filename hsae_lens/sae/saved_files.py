@@ -118,10 +118,7 @@ def read_config(folder: Path) -> dict[str, Any]:
         ValueError: if not; names the file, the cause and what helps.
     """
     file = folder / SAE_CFG_FILENAME
-    try:
-        cfg = json.loads(file.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{file} is damaged: it is no JSON ({error}). {COPY_AGAIN}") from error
+    cfg = read_json(file)
     try:
         if not isinstance(cfg, dict):
             raise ValueError(f"it holds {type(cfg).__name__} where names and values belong")
@@ -134,6 +131,18 @@ def read_config(folder: Path) -> dict[str, Any]:
             f"{file} does not describe an SAE: {said.rstrip('.')}. {COPY_AGAIN}"
         ) from error
     return cfg
+
+
+def read_json(file: Path) -> Any:
+    """What a JSON file holds.
+
+    Raises:
+        ValueError: if it is none; names the file.
+    """
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{file} is damaged: it is no JSON ({error}). {COPY_AGAIN}") from error
 
 
 def _check_fields(cfg: dict[str, Any]) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from helpers.converted import converted_at_its_own
 from sae_lens import (
     SAE,
     AbsTopKSAE,
@@ -44,12 +45,6 @@ def stock_topk(**settings: Any) -> TopKSAE:
 def inference(sae: HierarchicalTopKTrainingSAE, folder: Path) -> HierarchicalTopKSAE:
     sae.save_inference_model(folder)
     return HierarchicalTopKSAE.load_from_disk(folder)
-
-
-def above(sae: HierarchicalTopKSAE, x: torch.Tensor, threshold: float) -> torch.Tensor:
-    """What a token's latents above a threshold reconstruct."""
-    code = sae.encode_ordered(x)
-    return next(sae.each_budget(code.prefixes((code.values > threshold).sum(-1)), [code.k]))
 
 
 @pytest.mark.parametrize("n", [1, 33])
@@ -105,20 +100,24 @@ def test_a_jumprelu_reconstructs_above_one_threshold_what_it_did(
     assert used.float().std() > 0.5, "tokens use as many latents each: nothing is tested"
     converted = HierarchicalTopKTrainingSAE.from_sae(source, k=D_SAE)
     assert converted.cfg.rescale_acts_by_decoder_norm == (thresholds == "one")
-    threshold = converted.cfg.metadata.source_threshold
-    torch.testing.assert_close(above(inference(converted, tmp_path), x, threshold), source(x))
+    torch.testing.assert_close(converted_at_its_own(source, x, tmp_path), source(x))
 
 
-def test_latents_without_a_threshold_stay_on_wherever_they_are_positive() -> None:
+def test_latents_without_a_threshold_get_a_typical_one(caplog: pytest.LogCaptureFixture) -> None:
     source = filled(JumpReLUSAE(JumpReLUSAEConfig(d_in=D_IN, d_sae=D_SAE)))
     with torch.no_grad():
-        source.threshold.fill_(0.5)
+        source.threshold.copy_(torch.rand(D_SAE) + 0.3)
         source.threshold[:3] = torch.tensor([0.0, -1.0, 0.0])
     taken = take_over(source)
+    assert "3 of 40 latents have no threshold above 0" in caplog.text
     x = torch.randn(60, D_IN)
     pre = (x - taken.weights["b_dec"]) @ taken.weights["W_enc"] + taken.weights["b_enc"]
     assert taken.threshold is not None
-    torch.testing.assert_close(pre > taken.threshold, source.encode(x) > 0)
+    assert torch.equal((pre > taken.threshold)[:, 3:], (source.encode(x) > 0)[:, 3:])
+    torch.testing.assert_close(
+        pre[:, :3].relu() @ taken.weights["W_dec"][:3],
+        ((x - source.b_dec) @ source.W_enc[:, :3] + source.b_enc[:3]).relu() @ source.W_dec[:3],
+    )
 
 
 def test_batchtopk_as_saelens_saves_it_knows_its_k(tmp_path: Path) -> None:
@@ -179,7 +178,7 @@ def refused(sae: Any, match: str, **settings: Any) -> None:
 def test_what_cannot_be_converted_says_why() -> None:
     abstopk = AbsTopKSAE(AbsTopKSAEConfig(d_in=D_IN, d_sae=D_SAE, k=K))
     refused(abstopk, "signed")
-    refused(StandardSAE(StandardSAEConfig(d_in=D_IN, d_sae=D_SAE)), "neither a k nor a threshold")
+    refused(StandardSAE(StandardSAEConfig(d_in=D_IN, d_sae=D_SAE)), "neither a number of latents")
     jumprelu = filled(JumpReLUSAE(JumpReLUSAEConfig(d_in=D_IN, d_sae=D_SAE)))
     jumprelu.threshold.data.abs_()
     refused(jumprelu, "--k")
@@ -192,4 +191,4 @@ def test_what_cannot_be_converted_says_why() -> None:
     refused(damaged, "b_enc holds NaN")
     empty = stock_topk()
     empty.W_dec.data[:2] = 0
-    refused(empty, "2 of 40 decoder rows have norm zero")
+    refused(empty, "2 of 40 decoder rows are zero")

@@ -23,6 +23,7 @@ PARTS = {
     "circuits": "circuits",
     "spending": "spending",
     "defaults": "defaults",
+    "conversion": "conversion",
 }
 """Each part's module, imported when it is measured: some need SAELens, some PyTorch alone."""
 
@@ -47,7 +48,7 @@ def main() -> None:
         torch.set_float32_matmul_precision("high")  # TF32, for ours and the peers
     run = Session(args.device, shapes, args.rounds, args.flex)
     file = RESULTS / f"{torch.device(args.device).type}.json"
-    files = {"defaults": RESULTS / readme.DEFAULTS}
+    files = {name: RESULTS / f"{name}.json" for name in ("defaults", "conversion")}
     if not args.readme:
         for name in args.parts or PARTS:
             print(f"\n== {name} ({args.device})")

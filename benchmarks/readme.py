@@ -1,4 +1,4 @@
-"""The tables of speed and of defaults, generated from the JSON that the benchmarks wrote.
+"""The tables of speed, defaults and conversion, generated from what the benchmarks wrote.
 
 README has the short one of speed, docs/benchmarks.md the full one and that of defaults.
 """
@@ -6,12 +6,15 @@ README has the short one of speed, docs/benchmarks.md the full one and that of d
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parents[1]
 BEGIN, END = "<!-- benchmarks: begin -->", "<!-- benchmarks: end -->"
 DEFAULTS = "defaults.json"
+CONVERSION = "conversion.json"
+CONVERSION_BEGIN, CONVERSION_END = "<!-- conversion: begin -->", "<!-- conversion: end -->"
 DEFAULTS_BEGIN, DEFAULTS_END = "<!-- defaults: begin -->", "<!-- defaults: end -->"
 
 SHORT = [
@@ -27,9 +30,41 @@ def write(results: Path, root: Path = ROOT) -> None:
     """Replaces the text between the markers of both files."""
     for name, short in (("README.md", True), ("docs/benchmarks.md", False)):
         _between(root / name, BEGIN, END, table(results, short))
+    if (results / CONVERSION).exists():
+        page = root / "docs/tasks/convert.md"
+        _between(page, CONVERSION_BEGIN, CONVERSION_END, conversion_table(results))
     if (results / DEFAULTS).exists():
         page = root / "docs/benchmarks.md"
         _between(page, DEFAULTS_BEGIN, DEFAULTS_END, defaults_table(results))
+
+
+def conversion_table(results: Path) -> str:
+    """Markdown: explained variance by source and steps, means over seeds, and the share of cost."""
+    part = json.loads((results / CONVERSION).read_text())["conversion"]
+    head = ["source", "trained", "lr", "steps", "of its own", "k=1", "4", "8", "16", "32", "64"]
+    out = [f"| {' | '.join(head)} | mean cosine |", "|---" * (len(head) + 1) + "|"]
+    for (source, mode, steps, lr), rows in _of_one_setting(part["rows"]):
+        by_budget = list(zip(*(row["explained_variance"] for row in rows), strict=True))
+        figures = [f"{sum(by_budget[n]) / len(rows):.3f}" for n in (0, 2, 3, 4, 5, 6)]
+        trained = ["", ""] if source == "from nothing" or not steps else [mode, f"{lr:g}"]
+        cosine = f"{rows[0]['cosine']:.2f}" if "cosine" in rows[0] else ""
+        cells = [source, *trained, str(steps), f"{steps / 10:g}%", *figures, cosine]
+        out.append(f"| {' | '.join(cells)} |")
+    return "\n".join(out)
+
+
+def _of_one_setting(
+    rows: list[dict[str, Any]],
+) -> Iterator[tuple[tuple[str, str, int, float], list[dict[str, Any]]]]:
+    """Rows that differ in the seed only, as they come; without a step all modes are one."""
+    keys = [(r["source"], r["mode"], r["steps"], r["lr"]) for r in rows]
+    without = set()
+    for n, key in enumerate(keys):
+        source, _, steps, _ = key
+        if key in keys[:n] or (steps == 0 and source in without):
+            continue
+        without |= {source} if steps == 0 else set()
+        yield key, [row for row, own in zip(rows, keys, strict=True) if own == key]
 
 
 def _between(page: Path, begin: str, end: str, text: str) -> None:

@@ -1,4 +1,4 @@
-"""``hsae demo``, ``hsae train`` and ``hsae compare``."""
+"""``hsae demo``, ``hsae train``, ``hsae convert`` and ``hsae compare``."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from hsae_lens.cli.flags import add_command, add_flags, config_from_flags
 
 TRAIN_USAGE = """\
 usage: hsae train [--recipe NAME_or_file.yaml] [--model_dtype auto|float32|bfloat16|float16]
-                  [any flag of SAELens' training command]
+                  [--from-pretrained SAE] [any flag of SAELens' training command]
 
 The default architecture is hierarchical_topk. --model_name also takes a local Hugging Face folder
 or smollm2-135m; --dataset_path also takes a local .txt, .md, .jsonl, .json, .parquet or .csv file,
@@ -22,6 +22,10 @@ on the command line win.
 --dtype is SAELens': the type of the activations. The language model's own is --model_dtype. Models
 that only hsae opens (local folders, smollm2-135m) are by default in "auto", bfloat16 where this
 machine multiplies it faster than float32; those SAELens opens are in its default.
+
+--from-pretrained goes on from any SAE that `hsae convert` takes: its weights, its shape and, where
+flags do not say others, its k, model and hook. SAELens' own --from_pretrained_path takes a folder's
+architecture and settings as they are.
 
 Without --lr, hierarchical_topk gets a learning rate from --d_sae and --train_batch_size_tokens.
 
@@ -67,6 +71,25 @@ def add_training(commands: Any) -> None:
 
     add_flags(compare, CompareConfig)
 
+    convert = add_command(
+        commands,
+        "convert",
+        _convert,
+        help="give an SAE that was trained for one budget every budget, by a short fine-tuning",
+        description=(
+            "Takes over a TopK, BatchTopK or JumpReLU SAE exactly, fine-tunes it with every budget "
+            "in the loss, and shows the frontier before and after on held-out text."
+        ),
+    )
+    from hsae_lens.conversion.config import ConvertConfig
+
+    convert.add_argument(
+        "source",
+        help="a folder of SAELens, EleutherAI sparsify or dictionary_learning, RELEASE/SAE_ID, or "
+        "a hub repository with one, owner/name/folder",
+    )
+    add_flags(convert, ConvertConfig)
+
     commands.add_parser(
         "train",
         help="train on any model and data set; takes every flag of SAELens' training command",
@@ -100,6 +123,18 @@ def _compare(parsed: argparse.Namespace) -> None:
     for line in in_short(tables):
         print(line)
     print(f"Wrote {out / 'compare.html'} and compare.png in {time.perf_counter() - started:.0f} s.")
+
+
+def _convert(parsed: argparse.Namespace) -> None:
+    from hsae_lens.conversion import ConvertConfig, convert_sae
+
+    conversion = convert_sae(parsed.source, config_from_flags(parsed, ConvertConfig))
+    print(f"\n{conversion}\n")
+    out = Path(parsed.out)
+    print(f"SAE      {out}   (HierarchicalTopKSAE.load_from_disk)")
+    print(f"Card     {out / 'README.md'}")
+    print(f"Table    {out / 'frontier.csv'}, frontier.png")
+    print(f"Latents  {out / 'latents.csv'}")
 
 
 def run_train(arguments: Sequence[str]) -> None:

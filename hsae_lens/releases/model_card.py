@@ -13,6 +13,8 @@ from hsae_lens._util.columns import DEFINITIONS, frontier_columns, heading, stam
 from hsae_lens._util.tables import whole
 
 CARD_FACTS = {
+    "converted_from": "converted from",
+    "source_licence": "its licence",
     "dataset_path": "text",
     "training_tokens": "tokens seen in training",
     "context_size": "tokens per sequence",
@@ -33,7 +35,7 @@ are a good reconstruction for each k (HierarchicalTopK, arXiv 2505.24473).
 ```python
 import hsae_lens
 
-sae = hsae_lens.load_pretrained({quoted}, k={half})
+{load}
 ```
 
 ## What it is
@@ -92,11 +94,14 @@ def _is_budget(row: dict[str, Any]) -> bool:
     return all(isinstance(row.get(name), int | float) for name in ("k", "l0"))
 
 
-def write_card(sae: SAE[Any], release: str, sae_id: str, title: str | None = None) -> str:
+def write_card(
+    sae: SAE[Any], release: str, sae_id: str, title: str | None = None, load: str | None = None
+) -> str:
     """The card in Markdown: how to load it, what it was trained on, its frontier, its limits.
 
-    Everything is read from the SAE's config and metadata: ``frontier`` (:func:`store_frontier`),
-    ``notes`` (sentences on what it is not good for) and the keys of :data:`CARD_FACTS`.
+    ``load`` is the line that loads it; None for loading it by name. All else is read from the
+    SAE's config and metadata: ``frontier`` (:func:`store_frontier`), ``notes`` (sentences on what
+    it is not good for) and the keys of :data:`CARD_FACTS`.
     """
     cfg, metadata = sae.cfg, sae.cfg.metadata
     facts = {
@@ -110,11 +115,12 @@ def write_card(sae: SAE[Any], release: str, sae_id: str, title: str | None = Non
     }
     facts |= _training_facts(metadata.training_architecture_details or {})
     notes = metadata.notes or []
+    quoted = ", ".join(json.dumps(text) for text in (release, sae_id))
+    half = max(1, cfg.k // 4)
     return PAGE.format(
         title=title or f"{release}: {sae_id}",
-        quoted=", ".join(json.dumps(text) for text in (release, sae_id)),
+        load=load or f"sae = hsae_lens.load_pretrained({quoted}, k={half})",
         k=cfg.k,
-        half=max(1, cfg.k // 4),
         facts=_markdown_table(pd.DataFrame(facts.items(), columns=["", " "])),
         frontier=_frontier_section(frontier_rows(metadata.frontier)),
         definition=_definition_line(metadata.definitions),

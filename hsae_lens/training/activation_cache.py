@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import logging
+import warnings
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import datasets
 import numpy as np
+import sae_lens
 import torch
+from sae_lens import LanguageModelSAERunnerConfig
 from tqdm.auto import tqdm
 
 from hsae_lens._util.atomic_files import replacing_folder
@@ -79,6 +86,36 @@ def cache_activations(
     return folder
 
 
+def rows_of_cache(folder: str | Path) -> int:
+    """How many rows of activations a cache has; at least 1.
+
+    Raises:
+        ValueError: if it has none.
+    """
+    if not (n := datasets.load_from_disk(str(folder)).num_rows):
+        raise ValueError(f"{folder} holds no full row of activations: give more text.")
+    return int(n)
+
+
+def check_cache(folder: str | Path, cfg: LanguageModelSAERunnerConfig[Any]) -> None:
+    """Looks at cached activations before a run opens anything else.
+
+    Raises:
+        ValueError: if it is no cache, or of another hook, context size or width than the run's.
+    """
+    try:
+        saved = datasets.load_from_disk(str(folder))
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{folder} holds no cached activations: {error}") from error
+    shapes = {name: getattr(kind, "shape", None) for name, kind in saved.features.items()}
+    wanted = (cfg.context_size, cfg.sae.d_in)
+    if shapes.get(cfg.hook_name) != wanted:
+        raise ValueError(
+            f"{folder} must hold rows of {cfg.hook_name} of {wanted[0]} tokens (context_size) by "
+            f"{wanted[1]} (d_in); it has {shapes}."
+        )
+
+
 def _refuse_other_files(folder: Path) -> None:
     if folder.is_mount():
         raise ValueError(f"{folder} is a mount point and cannot be replaced: give a folder in it.")
@@ -102,3 +139,16 @@ def _activation_rows(hook_name: str, acts: torch.Tensor, ids: torch.Tensor) -> d
     )
     rows = {hook_name: list(acts.numpy()), "token_ids": ids.numpy().astype(np.int32)}
     return datasets.Dataset.from_dict(rows, features=features)
+
+
+@contextlib.contextmanager
+def reading_several_times() -> Iterator[None]:
+    """Inside, a run may read its data several times and bring its own model without a warning."""
+    level = sae_lens.logger.level
+    sae_lens.logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".*training dataset.*")
+            yield
+    finally:
+        sae_lens.logger.setLevel(level)

@@ -8,11 +8,12 @@ import io
 import logging
 import re
 from collections.abc import Container, Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 from datasets import Dataset, IterableDataset
-from sae_lens import LanguageModelSAERunnerConfig, TrainingSAE
+from sae_lens import SAE, LanguageModelSAERunnerConfig, TrainingSAE
 
 from hsae_lens._util.did_you_mean import did_you_mean
 from hsae_lens._util.paths import expand_home
@@ -20,15 +21,20 @@ from hsae_lens._util.private_names import parse_runner_flags, validate_seqpos
 from hsae_lens._util.unavailable import ModelUnavailableError
 from hsae_lens.models.devices import AUTO, dtype_name, model_dtype
 from hsae_lens.models.hooked_model import HookedModel
-from hsae_lens.models.opening import open_model, opened_here
+from hsae_lens.models.opening import model_name_of, open_model, opened_here
 from hsae_lens.models.text_files import FORMATS, open_text
+from hsae_lens.releases.sources import open_source
+from hsae_lens.sae.from_stock import take_over
 from hsae_lens.sae.inference_sae import ARCHITECTURE
+from hsae_lens.sae.training_sae import HierarchicalTopKTrainingSAE
 from hsae_lens.training.checks import check_runner_settings
 from hsae_lens.training.learning_rate import suggested_lr
 from hsae_lens.training.recipe_flags import MODEL_DTYPE, known_flags, load_recipe, recipe_flags
 from hsae_lens.training.runner import HierarchicalTopKTrainingRunner
 
 logger = logging.getLogger(__name__)
+
+FROM_PRETRAINED = ("--from-pretrained", "--from_pretrained")
 
 ARCHITECTURE_FLAGS = ("--architecture", "--sae")  # SAELens' two names for one
 
@@ -37,27 +43,84 @@ def train_from_flags(arguments: Sequence[str]) -> TrainingSAE[Any]:
     """Trains as the flags say and returns the training SAE.
 
     Raises:
-        ValueError: for an unknown recipe, a key that is no flag, or bad values.
+        ValueError: for an unknown recipe, a key that is no flag, bad values, or a
+            ``--from-pretrained`` that cannot be gone on from.
         FileNotFoundError, ModelUnavailableError: if the text or the model is not there.
     """
-    cfg, dtype = parse_train_flags(arguments)
+    name, given = _split_off(arguments, *FROM_PRETRAINED)
+    source = None if name is None else open_source(name)
+    answered = [] if source is None else _flags_of(source)
+    cfg, dtype = parse_train_flags(given, answered)
+    sae = None if source is None else _begun_from(source, cfg)
     check_runner_settings(cfg)
     dataset = _open_local_data(cfg)
     model: Any = _open_local_model(cfg, dtype)
     try:
-        runner = HierarchicalTopKTrainingRunner(cfg, override_dataset=dataset, override_model=model)
+        runner = HierarchicalTopKTrainingRunner(
+            cfg, override_dataset=dataset, override_model=model, override_sae=sae
+        )
     except ConnectionError as error:
         raise ValueError(f"{error}. Check the network, or give a local folder.") from error
     return runner.run()
 
 
+def _flags_of(source: SAE[Any]) -> list[str]:
+    """Flags that the SAE to go on from answers, where the command line does not."""
+    cfg, facts = source.cfg, source.cfg.metadata
+    answers = {
+        "d_in": cfg.d_in,
+        "d_sae": cfg.d_sae,
+        "k": take_over(source).k,
+        "model_name": model_name_of(source),
+        "hook_name": facts.hook_name,
+        "context_size": facts.context_size,
+        "prepend_bos": facts.prepend_bos,
+    }
+    return [f"--{flag}={value}" for flag, value in answers.items() if value is not None]
+
+
+def _begun_from(
+    source: SAE[Any], cfg: LanguageModelSAERunnerConfig[Any]
+) -> HierarchicalTopKTrainingSAE:
+    """The SAE to train, with the source's weights; the run's config becomes its.
+
+    Raises:
+        ValueError: if a setting asks for another architecture, another beginning, or what is the
+            source's to say.
+    """
+    if cfg.sae.architecture() != ARCHITECTURE:
+        raise ValueError(
+            f"--from-pretrained begins a {ARCHITECTURE} SAE, not {cfg.sae.architecture()}; leave "
+            "--architecture out, or use SAELens' --from_pretrained_path."
+        )
+    if cfg.from_pretrained_path is not None:
+        raise ValueError("Give --from-pretrained or --from_pretrained_path, not both.")
+    asked = {f.name: getattr(cfg.sae, f.name) for f in fields(cfg.sae)}
+    theirs = {**take_over(source).settings, "device": asked["device"]}
+    usual = {f.name: f.default for f in fields(cfg.sae)}
+    for name, value in theirs.items():
+        if asked[name] not in (value, usual[name]):
+            raise ValueError(
+                f"{name} {asked[name]} does not fit --from-pretrained: it has {value}."
+            )
+    own = {"b_dec_init", "decoder_init_norm", "metadata", "calibration", *theirs}
+    sae = HierarchicalTopKTrainingSAE.from_sae(
+        source, **{name: value for name, value in asked.items() if name not in own}
+    )
+    sae.cfg.device = cfg.sae.device
+    cfg.sae = sae.cfg
+    if cfg.seqpos_slice == (None,) and source.cfg.metadata.seqpos_slice:
+        cfg.seqpos_slice = tuple(source.cfg.metadata.seqpos_slice)
+    return sae
+
+
 def parse_train_flags(
-    arguments: Sequence[str],
+    arguments: Sequence[str], answered: Sequence[str] = ()
 ) -> tuple[LanguageModelSAERunnerConfig[Any], str | None]:
     """The runner's config, and the language model's dtype if one is asked for.
 
     SAELens' own parser reads every flag, the recipe's values too: they are put before the command
-    line's, so that later ones win.
+    line's, so that later ones win, and those that something else answers before both.
 
     Raises:
         ValueError: for an unknown recipe or flag (the nearest are said), or a bad value.
@@ -72,7 +135,7 @@ def parse_train_flags(
         from_recipe, afterwards = recipe_flags(values, known_flags(architecture or ARCHITECTURE))
     dtype, flags = _split_off([*from_recipe, *given], f"--{MODEL_DTYPE}")
     default = [] if architecture is not None else ["--architecture", ARCHITECTURE]
-    cfg = _runner_config([*default, *flags])
+    cfg = _runner_config([*default, *answered, *flags])
     if _split_off(flags, "--lr")[0] is None:
         _suggest_lr(cfg)
     for name, value in afterwards.items():

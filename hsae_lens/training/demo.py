@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import logging
 import tempfile
 import time
-import warnings
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
-import sae_lens
 import torch
 from sae_lens import LanguageModelSAERunnerConfig, LoggingConfig
 from sae_lens.constants import RUNNER_CFG_FILENAME
@@ -34,7 +30,7 @@ from hsae_lens.models.tokenizing import token_dataset, tokenize
 from hsae_lens.objective.budgets import powers_of_two
 from hsae_lens.sae.inference_sae import HierarchicalTopKSAE
 from hsae_lens.sae.training_sae import HierarchicalTopKTrainingSAEConfig
-from hsae_lens.training.activation_cache import cache_activations
+from hsae_lens.training.activation_cache import cache_activations, reading_several_times
 from hsae_lens.training.demo_timing import measure_speed, plan_demo
 from hsae_lens.training.runner import HierarchicalTopKTrainingRunner
 
@@ -234,7 +230,7 @@ def _train(
         verbose=False,
     )
     torch.manual_seed(cfg.seed)
-    with _quiet_epochs():
+    with reading_several_times():
         HierarchicalTopKTrainingRunner(
             runner_config, override_dataset=token_dataset(tokens), override_model=model
         ).run()
@@ -245,16 +241,3 @@ def _name_final_folder(folder: Path, out: Path) -> None:
     file = folder / RUNNER_CFG_FILENAME
     settings = json.loads(file.read_text(encoding="utf-8"))
     write_json(settings | {"output_path": str(out / folder.name)}, file)
-
-
-@contextlib.contextmanager
-def _quiet_epochs() -> Iterator[None]:
-    """The demo means to read its text several times and to bring its own model and data."""
-    level = sae_lens.logger.level
-    sae_lens.logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message=".*training dataset.*")
-            yield
-    finally:
-        sae_lens.logger.setLevel(level)

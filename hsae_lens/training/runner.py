@@ -66,8 +66,7 @@ class HierarchicalTopKTrainingRunner(LanguageModelSAETrainingRunner):
     def run_trainer_with_interruption_handling(
         self, trainer: SAETrainer[Any, Any]
     ) -> TrainingSAE[Any]:
-        ours = isinstance(trainer.sae, HierarchicalTopKTrainingSAE)
-        adopted = (HierarchicalTopKTrainer if ours else InterruptibleTrainer).adopt(trainer)
+        adopted, ours = self.adopted(trainer), _is_ours(trainer.sae)
         with _on_signals(adopted.request_stop):
             try:
                 if ours and not trainer.n_training_steps:
@@ -79,6 +78,12 @@ class HierarchicalTopKTrainingRunner(LanguageModelSAETrainingRunner):
                     raise
                 self._save_interrupted(adopted)
                 raise InterruptedException() from error
+
+    def adopted(self, trainer: SAETrainer[Any, Any]) -> InterruptibleTrainer:
+        """The trainer that SAELens built, with our methods."""
+        return (HierarchicalTopKTrainer if _is_ours(trainer.sae) else InterruptibleTrainer).adopt(
+            trainer
+        )
 
     def _say_outlier_positions(self, factor: float | None) -> None:
         # Cached activations have no order left; what is prefetched is another thread's.
@@ -112,6 +117,10 @@ class HierarchicalTopKTrainingRunner(LanguageModelSAETrainingRunner):
             super().save_final_sae(sae, str(fresh), log_feature_sparsity)
             # What was written: norms are folded into it, where finite weights may overflow.
             check_finite(load_file(fresh / SAE_WEIGHTS_FILENAME))
+
+
+def _is_ours(sae: TrainingSAE[Any]) -> bool:
+    return isinstance(sae, HierarchicalTopKTrainingSAE)
 
 
 @contextlib.contextmanager

@@ -125,3 +125,28 @@ def test_a_row_of_defaults(tmp_path: Path) -> None:
     assert readme.defaults_table(tmp_path).splitlines()[-1] == (
         "| made up (3 outliers) | ours | 2.0e-03 | -1.55 | 0.70 | 0.80 | 0.10 | 0.20 | 0.30 |"
     )
+
+
+def test_the_table_of_conversions_is_of_its_figures() -> None:
+    page = (readme.ROOT / "docs" / "tasks" / "convert.md").read_text()
+    shown = page.split(readme.CONVERSION_BEGIN)[1].split(readme.CONVERSION_END)[0]
+    assert shown.strip() == readme.conversion_table(RESULTS)
+
+
+def test_conversions_are_means_over_seeds_and_stand_once(tmp_path: Path) -> None:
+    def row(steps: int, mode: str, first: float, **more: Any) -> dict[str, Any]:
+        figures = [first, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7]
+        return {"source": "TopK", "mode": mode, "steps": steps, "lr": 2e-3, "cosine": 0.9,
+                "explained_variance": figures, **more}  # fmt: skip
+
+    rows = [
+        row(0, "a", 0.1),
+        row(100, "a", 0.1, seed=0),
+        row(100, "a", 0.3, seed=1),
+        row(0, "b", 0),
+    ]
+    (tmp_path / readme.CONVERSION).write_text(json.dumps({"conversion": {"rows": rows}}))
+    assert readme.conversion_table(tmp_path).splitlines()[2:] == [
+        "| TopK |  |  | 0 | 0% | 0.100 | 0.300 | 0.400 | 0.500 | 0.600 | 0.700 | 0.90 |",
+        "| TopK | a | 0.002 | 100 | 10% | 0.200 | 0.300 | 0.400 | 0.500 | 0.600 | 0.700 | 0.90 |",
+    ]

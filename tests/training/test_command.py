@@ -11,10 +11,11 @@ import pandas as pd
 import pytest
 import torch
 from helpers.command import SMALL, as_flags, says
-from sae_lens import SAE
+from sae_lens import SAE, TopKSAE, TopKSAEConfig
 
 from hsae_lens.models.devices import model_dtype
-from hsae_lens.training.command import _open_local_model, parse_train_flags
+from hsae_lens.sae.training_sae import HierarchicalTopKTrainingSAE
+from hsae_lens.training.command import _open_local_model, parse_train_flags, train_from_flags
 
 
 @pytest.mark.parametrize(
@@ -121,3 +122,46 @@ def test_train_reads_local_data(
     )
     assert status == 0, error
     assert SAE.load_from_disk(tmp_path / "out").cfg.k == 4
+
+
+def small_flags(gemma2_folder: Path, text_file: Path, out: Path, **others: Any) -> list[str]:
+    given = {"model_name": gemma2_folder, "dataset_path": text_file, "output_path": out}
+    settings = {**SMALL, **given, "is_dataset_tokenized": "false", "k": 8, **others}
+    return [f"--{name}={value}" for name, value in settings.items()]
+
+
+@pytest.mark.parametrize("flag", ["--from-pretrained", "--from_pretrained_path"])
+def test_training_goes_on_from_a_hierarchical_sae(
+    flag: str, gemma2_folder: Path, text_file: Path, tmp_path: Path
+) -> None:
+    first = small_flags(gemma2_folder, text_file, tmp_path / "first")
+    train_from_flags(first)
+    # With a learning rate of nothing the second is the first.
+    second = small_flags(gemma2_folder, text_file, tmp_path / "second", lr=1e-12)
+    trained = train_from_flags([*second, flag, str(tmp_path / "first")])
+    assert isinstance(trained, HierarchicalTopKTrainingSAE)
+    before, after = (SAE.load_from_disk(tmp_path / name) for name in ("first", "second"))
+    torch.testing.assert_close(after.W_dec, before.W_dec, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(after.b_dec, before.b_dec, atol=1e-4, rtol=1e-4)
+    assert after.cfg.metadata.max_norm == before.cfg.metadata.max_norm
+
+
+def test_training_goes_on_from_a_stock_sae_which_answers_what_flags_do_not(
+    gemma2_folder: Path, text_file: Path, tmp_path: Path
+) -> None:
+    stock = TopKSAE(TopKSAEConfig(d_in=32, d_sae=96, k=6))
+    stock.cfg.metadata.hook_name = "blocks.0.hook_resid_post"
+    stock.save_model(tmp_path / "stock")
+    flags = small_flags(gemma2_folder, text_file, tmp_path / "out")
+    asks = ("--d_in", "--d_sae", "--k", "--hook_name")
+    flags = [flag for flag in flags if flag.split("=")[0] not in asks]
+    begun = [*flags, "--from-pretrained", str(tmp_path / "stock")]
+    trained = train_from_flags([*begun, "-k", "12", "--budgets", "1,6,12"])
+    assert (trained.cfg.d_sae, trained.cfg.k, trained.budgets) == (96, 12, [1, 6, 12])
+    assert trained.cfg.metadata.hook_name == "blocks.0.hook_resid_post"
+    with pytest.raises(ValueError, match="d_sae 64 does not fit --from-pretrained: it has 96"):
+        train_from_flags([*begun, "--d_sae", "64"])
+    with pytest.raises(ValueError, match="begins a hierarchical_topk SAE"):
+        train_from_flags([*begun, "--architecture", "topk"])
+    with pytest.raises(FileNotFoundError, match="nowhere"):
+        train_from_flags([*flags, "--from-pretrained", str(tmp_path / "nowhere")])

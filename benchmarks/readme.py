@@ -41,7 +41,7 @@ def write(results: Path, root: Path = ROOT) -> None:
 def conversion_table(results: Path) -> str:
     """Markdown: explained variance by source and steps, means over seeds, and the share of cost."""
     part = json.loads((results / CONVERSION).read_text())["conversion"]
-    head = ["source", "trained", "lr", "steps", "of its own", "k=1", "4", "8", "16", "32", "64"]
+    head = ["source", "trained", "lr", "steps", "of source", "k=1", "4", "8", "16", "32", "64"]
     out = [f"| {' | '.join(head)} | mean cosine |", "|---" * (len(head) + 1) + "|"]
     for (source, mode, steps, lr), rows in _of_one_setting(part["rows"]):
         by_budget = list(zip(*(row["explained_variance"] for row in rows), strict=True))

@@ -36,8 +36,8 @@ class CompareConfig:
     """Folder of the comparison. What is there already is not trained again: the same command goes
     on with one that was interrupted, further families, budgets and seeds are added to it."""
     quick: bool = False
-    """A small comparison (one seed, three budgets, few latents), in less than half an hour on two
-    cores. Flags whose values are not the usual ones still count."""
+    """A small comparison (one seed, three budgets, few latents, one learning rate for all), in less
+    than half an hour on two cores. Flags whose values are not the usual ones still count."""
     families: list[str] = field(default_factory=lambda: [*USUAL])
     """What to compare: hierarchical, hierarchical-headroom, hierarchical-square, topk,
     topk-saelens, batchtopk, matryoshka, multi-topk, frozen-decoder, soft-frozen-decoder,

@@ -86,7 +86,7 @@ def take_over(sae: SAE[Any]) -> TakenOver:
             threshold = float(sae.topk_threshold)
     settings["rescale_acts_by_decoder_norm"] = rescales
     metadata = copy.deepcopy(sae.cfg.metadata)
-    k = _own_k(sae)
+    k = own_k(sae)
     for name in FORGOTTEN:
         metadata.__dict__.pop(name, None)
     return TakenOver(weights, settings, metadata, k, threshold)
@@ -159,8 +159,8 @@ def _scale(weights: dict[str, torch.Tensor], factors: torch.Tensor) -> None:
     weights["W_dec"] /= factors[:, None]
 
 
-def _own_k(sae: SAE[Any]) -> int | None:
-    """How many latents the source means a token to use, where it says so."""
+def own_k(sae: SAE[Any]) -> int | None:
+    """How many latents a source means a token to use, where it says so; a mean is rounded up."""
     details = sae.cfg.metadata.training_architecture_details or {}
     k = getattr(sae.cfg, "k", None) or details.get("k")
     return math.ceil(k) if isinstance(k, int | float) and 0 < k <= sae.cfg.d_sae else None

@@ -24,7 +24,7 @@ from hsae_lens.models.hooked_model import HookedModel
 from hsae_lens.models.opening import model_name_of, open_model, opened_here
 from hsae_lens.models.text_files import FORMATS, open_text
 from hsae_lens.releases.sources import open_source
-from hsae_lens.sae.from_stock import take_over
+from hsae_lens.sae.from_stock import own_k, take_over
 from hsae_lens.sae.inference_sae import ARCHITECTURE
 from hsae_lens.sae.training_sae import HierarchicalTopKTrainingSAE
 from hsae_lens.training.checks import check_runner_settings
@@ -70,7 +70,7 @@ def _flags_of(source: SAE[Any]) -> list[str]:
     answers = {
         "d_in": cfg.d_in,
         "d_sae": cfg.d_sae,
-        "k": take_over(source).k,
+        "k": own_k(source),
         "model_name": model_name_of(source),
         "hook_name": facts.hook_name,
         "context_size": facts.context_size,

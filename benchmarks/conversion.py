@@ -30,6 +30,7 @@ from hsae_lens._util.figures import COLOURS, save_png
 from hsae_lens.comparison import CompareConfig, run_compare
 from hsae_lens.comparison.cells import CellFolder
 from hsae_lens.comparison.material import SAME_KIND, Material, read_material
+from hsae_lens.conversion.config import REORDERING_LR
 from hsae_lens.conversion.finetuning import learning_rate_settings
 from hsae_lens.conversion.reordering import settle, train_only_gains_and_biases
 from hsae_lens.evaluation import evaluate_activations
@@ -45,7 +46,6 @@ TRIED = {  # learning rates beside LR, with the first seed, at 100 steps
     False: (1e-3, 4e-3),
     True: (3e-3, 3e-2),
 }
-REORDERING_LR = 1e-2
 JUDGED = 8192  # held-out tokens
 EVERY, ORDER = "every weight", "gains and biases only"
 

@@ -35,7 +35,7 @@ from hsae_lens.models.hooked_model import HookedModel
 from hsae_lens.models.opening import model_name_of, open_model_of
 from hsae_lens.models.text_files import cpython_reference, documents_of, hold_out
 from hsae_lens.models.token_mask import TokenMask, longest_activation
-from hsae_lens.models.tokenizing import DEFAULT_CONTEXT, token_dataset, tokenize
+from hsae_lens.models.tokenizing import DEFAULT_CONTEXT, evenly, token_dataset, tokenize
 from hsae_lens.objective.budgets import MeanBudget, powers_of_two
 from hsae_lens.releases.sources import open_source
 from hsae_lens.sae.codes import masked_activations
@@ -146,16 +146,12 @@ def _sequences(cfg: ConvertConfig, model: HookedModel, context: int) -> _Sequenc
             f"The text has {kept.numel():,} tokens to train on, too few: give more (text), or "
             "shorter sequences (context_size)."
         )
+    train = kept[:-looked_at]
     return _Sequences(
-        _evenly(kept[:-looked_at], cfg.train_tokens),
+        train[evenly(train, cfg.train_tokens)],
         kept[-looked_at:],
-        _evenly(held, cfg.eval_tokens),
+        held[evenly(held, cfg.eval_tokens)],
     )
-
-
-def _evenly(sequences: torch.Tensor, n_tokens: int) -> torch.Tensor:
-    n = min(len(sequences), max(1, n_tokens // sequences.shape[1]))
-    return sequences[torch.linspace(0, len(sequences) - 1, n).long()]
 
 
 def _runner_config(

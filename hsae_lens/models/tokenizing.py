@@ -89,9 +89,14 @@ def sample_tokens(
     context_size = context_size or DEFAULT_CONTEXT
     texts = documents_of(path) if path else cpython_reference()
     everything, documents = tokenize_documents(texts, tokenizer, context_size)
-    n = min(len(everything), max(1, n_tokens // context_size))
-    evenly = torch.linspace(0, len(everything) - 1, n).long()
-    return everything[evenly], documents[evenly]
+    chosen = evenly(everything, n_tokens)
+    return everything[chosen], documents[chosen]
+
+
+def evenly(sequences: torch.Tensor, n_tokens: int) -> torch.Tensor:
+    """Numbers of some sequences ``[n, context]`` from all over: about ``n_tokens``, or one."""
+    n = min(len(sequences), max(1, n_tokens // sequences.shape[1]))
+    return torch.linspace(0, len(sequences) - 1, n).long()
 
 
 def sequences_of(

@@ -12,6 +12,7 @@ import torch
 from sae_lens import SAE
 from sae_lens.saes.sae import SAEMetadata, TrainingSAE
 
+from hsae_lens.sae.normalization import normalization_of
 from hsae_lens.sae.saved_files import is_finite
 
 logger = logging.getLogger(__name__)
@@ -117,9 +118,8 @@ def _are_one(W_dec: torch.Tensor) -> bool:
 
 def _normalization(sae: SAE[Any]) -> str:
     """Scalings of the whole input are in an inference SAE's weights, whatever its config says."""
-    mode: str = sae.cfg.normalize_activations
-    of_the_trainer = mode in ("expected_average_only_in", "covariance_whitening")
-    return "none" if of_the_trainer and not isinstance(sae, TrainingSAE) else mode
+    folded = normalization_of(sae).folded_at_the_end and not isinstance(sae, TrainingSAE)
+    return "none" if folded else str(sae.cfg.normalize_activations)
 
 
 def _by_one_threshold(

@@ -39,9 +39,9 @@ class CompareConfig:
     """A small comparison (one seed, three budgets, few latents, one learning rate for all), in less
     than half an hour on two cores. Flags whose values are not the usual ones still count."""
     families: list[str] = field(default_factory=lambda: [*USUAL])
-    """What to compare: hierarchical, hierarchical-headroom, hierarchical-square, topk,
-    topk-saelens, batchtopk, matryoshka, multi-topk, frozen-decoder, soft-frozen-decoder,
-    frozen-encoder."""
+    """What to compare: hierarchical, hierarchical-inverse, hierarchical-headroom,
+    hierarchical-square, topk, topk-saelens, batchtopk, matryoshka, multi-topk, frozen-decoder,
+    soft-frozen-decoder, frozen-encoder."""
     budgets: list[int] = field(default_factory=lambda: [1, 2, 4, 8, 16, 32, 64])
     """The budgets to compare at, ascending; the last is K. Specialists are trained for each."""
     seeds: int = 3

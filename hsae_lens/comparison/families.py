@@ -76,8 +76,10 @@ def _ours(shape: Shape, k: int, **others: Any) -> HierarchicalTopKTrainingSAECon
     return HierarchicalTopKTrainingSAEConfig(**shape.common, k=k, outlier_factor=None, **others)
 
 
-def _hierarchical(shape: Shape, _: int) -> HierarchicalTopKTrainingSAEConfig:
-    return _ours(shape, shape.k)
+def _hierarchical(
+    shape: Shape, _: int, weights: str = "uniform"
+) -> HierarchicalTopKTrainingSAEConfig:
+    return _ours(shape, shape.k, budget_weights=weights)
 
 
 def _headroom(shape: Shape, _: int, weights: str = "uniform") -> HierarchicalTopKTrainingSAEConfig:
@@ -114,11 +116,15 @@ def _multi_topk(shape: Shape, _: int) -> HierarchicalTopKTrainingSAEConfig:
 
 FAMILIES: dict[str, Family] = {
     "hierarchical": Family("one SAE, every budget in its loss", _hierarchical),
+    "hierarchical-inverse": Family(
+        "the same, budget j weighed by 1/j: small budgets first",
+        partial(_hierarchical, weights="inverse"),
+    ),
     "hierarchical-headroom": Family(
         "one SAE, every budget up to 1.5 K in its loss, used up to K", _headroom
     ),
     "hierarchical-square": Family(
-        "the same, budget j weighed by its square: large budgets first",
+        "up to 1.5 K too, budget j weighed by its square: large budgets first",
         partial(_headroom, weights="square"),
     ),
     "topk": Family("TopK trained for each budget alone: J = {k}", _topk, specialist=True),

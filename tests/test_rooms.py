@@ -13,7 +13,7 @@ import hsae_lens
 
 PACKAGE = Path(hsae_lens.__file__).parent
 ROOMS = ("_util", "objective", "models", "sae", "releases", "evaluation", "circuits", "training",
-         "conversion", "comparison", "cli")  # fmt: skip
+         "conversion", "comparison", "pilot", "cli")  # fmt: skip
 """From the lowest to the highest, as in README's tree."""
 FILES = sorted(PACKAGE.rglob("*.py"))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import textwrap
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -71,6 +72,21 @@ def add_training(commands: Any) -> None:
 
     add_flags(compare, CompareConfig)
 
+    pilot = add_command(
+        commands,
+        "pilot",
+        _pilot,
+        help="settle the settings of a long training by short ones, within a time box",
+        description=(
+            "Looks at the activations and says what it saw, trains small SAEs with one setting "
+            "varied at a time, confirms the best on held-out text, and ends with a page and a "
+            "recipe for hsae train. Goes on where an interrupted one stopped."
+        ),
+    )
+    from hsae_lens.pilot.config import PilotConfig
+
+    add_flags(pilot, PilotConfig)
+
     convert = add_command(
         commands,
         "convert",
@@ -123,6 +139,22 @@ def _compare(parsed: argparse.Namespace) -> None:
     for line in in_short(tables):
         print(line)
     print(f"Wrote {out / 'compare.html'} and compare.png in {time.perf_counter() - started:.0f} s.")
+
+
+def _pilot(parsed: argparse.Namespace) -> None:
+    from hsae_lens.pilot.config import PilotConfig
+    from hsae_lens.pilot.in_short import in_short_of_pilot, kept_at_budgets, prices
+    from hsae_lens.pilot.run import run_pilot
+
+    cfg = config_from_flags(parsed, PilotConfig)
+    result = run_pilot(cfg)
+    print(f"\n{kept_at_budgets(result).to_string(index=False)}\n")
+    for name, text in in_short_of_pilot(result).items():
+        print(textwrap.fill(f"{name}: {text}", 100, subsequent_indent="  "))
+    for line in prices(result):
+        print(f"- {line}")
+    print(f"\nPage     {Path(cfg.out) / 'pilot.html'}, pilot.png, points.csv, frontier.csv")
+    print(f"Recipe   {cfg.recipe_file}   (hsae train --recipe {cfg.recipe_file})")
 
 
 def _convert(parsed: argparse.Namespace) -> None:

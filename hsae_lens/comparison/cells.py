@@ -14,13 +14,12 @@ from typing import Any
 import pandas as pd
 import torch
 from sae_lens import SAE, JumpReLUSAE
-from sae_lens.config import SAETrainerConfig
 from safetensors.torch import load_file, save_file
 
 from hsae_lens._util.atomic_files import replacing_file, replacing_folder, write_json
 from hsae_lens._util.tables import read_csv, write_csv
 from hsae_lens.comparison.config import CompareConfig, shape_of
-from hsae_lens.comparison.families import CUT, TRUNCATED, family, train
+from hsae_lens.comparison.families import CUT, TRUNCATED, family, train, trainer_config
 from hsae_lens.comparison.judging import JudgeSAE
 from hsae_lens.comparison.material import Material
 from hsae_lens.evaluation import evaluate_activations
@@ -35,10 +34,6 @@ SETTINGS, ROWS, ERRORS = "settings.json", "rows.csv", "errors.safetensors"
 OF_A_ROW = ["family", "trained_for", "seed", "text", "rule", "k", "place"]
 
 AS_A_WHOLE = "remove the folder that it is in, and the SAE is trained again"
-
-WARM_UP, DECAY = 20, 5  # a 20th of the steps up, the last fifth down
-
-DEAD_AFTER = 5  # a latent that was silent for a fifth of the steps is dead; SAELens' 1000 at most
 
 
 @dataclass(frozen=True, order=True)
@@ -199,16 +194,7 @@ def validated(cfg: CompareConfig, material: Material, place: CellFolder) -> floa
 def _trained(cell: Cell, cfg: CompareConfig, material: Material) -> tuple[Any, dict[str, Any]]:
     torch.manual_seed(cell.seed)
     sae = family(cell.family).build(shape_of(cfg, material.train.shape[1]), cell.budget)
-    trainer = SAETrainerConfig(
-        total_training_samples=cfg.steps * cfg.batch_size,
-        train_batch_size_samples=cfg.batch_size,
-        lr=cell.lr,
-        lr_end=cell.lr / 10,
-        lr_warm_up_steps=cfg.steps // WARM_UP,
-        lr_decay_steps=cfg.steps // DECAY,
-        dead_feature_window=min(1000, max(1, cfg.steps // DEAD_AFTER)),
-        device=cfg.device,
-    )
+    trainer = trainer_config(cfg.steps, cfg.batch_size, cell.lr, cfg.device)
     if math.isfinite(material.max_norm):
         sae.cfg.metadata.max_norm = material.max_norm
     sae.cfg.metadata.model_name = cfg.model

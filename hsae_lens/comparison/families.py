@@ -169,6 +169,25 @@ def trained_for(name: str, budgets: Sequence[int]) -> list[int]:
     return list(budgets) if family(name).specialist else [budgets[-1]]
 
 
+WARM_UP, DECAY = 20, 5  # a 20th of the steps up, the last fifth down
+
+DEAD_AFTER = 5  # a latent that was silent for a fifth of the steps is dead; SAELens' 1000 at most
+
+
+def trainer_config(steps: int, batch_size: int, lr: float, device: str) -> SAETrainerConfig:
+    """The optimizer and the schedule that all SAEs of a comparison or a pilot have."""
+    return SAETrainerConfig(
+        total_training_samples=steps * batch_size,
+        train_batch_size_samples=batch_size,
+        lr=lr,
+        lr_end=lr / 10,
+        lr_warm_up_steps=steps // WARM_UP,
+        lr_decay_steps=steps // DECAY,
+        dead_feature_window=min(1000, max(1, steps // DEAD_AFTER)),
+        device=device,
+    )
+
+
 def train(
     sae: TrainingSAE[Any], data: DataProvider, cfg: SAETrainerConfig, first: torch.Tensor
 ) -> TrainingSAE[Any]:

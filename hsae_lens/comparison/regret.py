@@ -32,7 +32,7 @@ RESAMPLES = 500  # of documents
 
 CONFIDENCE, NORMAL = 0.95, 1.96
 
-_Resampling = tuple[torch.Tensor, torch.Tensor]
+Resampling = tuple[torch.Tensor, torch.Tensor]
 """How often each document counts ``[RESAMPLES, documents]``, and the summed squared distances from
 the mean of all activations then ``[RESAMPLES]``."""
 
@@ -122,7 +122,7 @@ def regret_table(
     specialists = rows[rows["family"].map(_is_specialist) & (rows["k"] == rows["trained_for"])]
     texts = pd.Categorical(specialists["text"], rows["text"].unique())  # in this order
     specialists = specialists.assign(text=texts)
-    documents = {kind: _resampling(held) for kind, held in material.held.items()}
+    documents = {kind: resampling(held) for kind, held in material.held.items()}
     table = []
     for one in [name for name in FAMILIES if _is_one_for_all(name)]:
         for key, mine in specialists.groupby(KEYS, observed=True):
@@ -136,7 +136,7 @@ def regret_table(
 
 
 def _regret(
-    pairs: Sequence[_Pair], cells: Sequence[CellFolder], documents: _Resampling, of: str
+    pairs: Sequence[_Pair], cells: Sequence[CellFolder], documents: Resampling, of: str
 ) -> dict[str, Any]:
     """The figures of a row from the pairs of all seeds."""
     theirs = np.array([pair.specialist[of] for pair in pairs])
@@ -195,7 +195,7 @@ def _seed_half_width(values: pd.Series[float] | np.ndarray) -> float:
 
 
 def _document_half_width(
-    pairs: Sequence[_Pair], cells: Sequence[CellFolder], documents: _Resampling
+    pairs: Sequence[_Pair], cells: Sequence[CellFolder], documents: Resampling
 ) -> float:
     """The same of the mean regret over the seeds that there are, if documents are drawn again."""
     weights, variance = documents
@@ -215,7 +215,8 @@ def _difference(pair: _Pair, cells: Sequence[CellFolder]) -> torch.Tensor:
     return theirs - (errors[left] + part * (errors[right] - errors[left]))
 
 
-def _resampling(held: HeldOut) -> _Resampling:
+def resampling(held: HeldOut) -> Resampling:
+    """Documents drawn with replacement, for intervals of differences of explained variance."""
     generator = torch.Generator().manual_seed(0)
     drawn = torch.randint(held.n_documents, (RESAMPLES, held.n_documents), generator=generator)
     weights = torch.zeros(drawn.shape, dtype=torch.float64)

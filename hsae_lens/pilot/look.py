@@ -1,0 +1,117 @@
+"""A look at a hook's activations before anything is trained on them."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+
+import torch
+
+from hsae_lens.models.hooked_model import HookedModel
+from hsae_lens.models.hooks import hook_activations, sequences_at_once
+from hsae_lens.models.token_mask import TokenMask
+from hsae_lens.training.positions import leading_outliers
+
+OUTLIER_FACTOR = 5.0  # medians, as training has it
+
+WIDE_DIMENSION = 5.0  # its standard deviation, in medians of all dimensions'
+
+
+@dataclass(frozen=True)
+class Look:
+    """What was seen of activations ``[n_sequences, context, d_in]``.
+
+    norms: the median length at each position ``[context]``.  leading: how many first positions are
+    outliers in most sequences.  outlier_share: of the other tokens, longer than five times the
+    median.  mean_share: ‖mean‖² over the mean of ‖x‖², of tokens that count.  wide_dimensions: how
+    many have more than five times the median dimension's standard deviation, wide_share: their part
+    of the variance.  spectrum: the share of the variance in the first principal directions
+    ``[d_in]``, cumulated.  tokens_per_second: of the model up to the hook.
+    """
+
+    d_in: int
+    median_norm: float
+    norms: list[float]
+    leading: int
+    outlier_share: float
+    mean_share: float
+    wide_dimensions: int
+    wide_share: float
+    spectrum: list[float]
+    tokens: int
+    tokens_per_second: float
+
+    def directions_for(self, share: float) -> int:
+        """How many principal directions hold that share of the variance."""
+        return 1 + sum(held < share for held in self.spectrum[:-1])
+
+    def sentences(self) -> list[str]:
+        """What a reader should know before training, in words."""
+        said = [
+            f"{self.d_in} dimensions, a typical length of {self.median_norm:.4g} "
+            f"({self.tokens:,} tokens looked at)."
+        ]
+        if self.leading:
+            said.append(
+                f"The first {self.leading} positions of a sequence hold outliers (a median length "
+                f"of {max(self.norms[: self.leading]):.4g}): the recipe leaves them out."
+            )
+        if self.outlier_share:
+            said.append(
+                f"{self.outlier_share:.2%} of the other tokens are longer than five times the "
+                "median: they are neither trained on nor judged."
+            )
+        said.append(
+            f"The mean of all activations holds {self.mean_share:.0%} of their squared length: "
+            "the SAE's bias starts there."
+        )
+        if self.wide_dimensions:
+            said.append(
+                f"{self.wide_dimensions} dimensions are far wider than the others and hold "
+                f"{self.wide_share:.0%} of the variance: much of what an SAE explains is there."
+            )
+        said.append(
+            f"{self.directions_for(0.9)} of {self.d_in} principal directions hold 90% of the "
+            f"variance, {self.directions_for(0.99)} hold 99%."
+        )
+        return said
+
+
+@torch.no_grad()
+def look_at(model: HookedModel, tokens: torch.Tensor, hook_name: str) -> Look:
+    """Looks at the activations of ``tokens`` ``[n_sequences, context]`` at a hook.
+
+    Raises:
+        ValueError: if the model has no such hook, or less than two tokens count.
+        FloatingPointError: if an activation that counts is NaN or infinite.
+    """
+    started = time.perf_counter()
+    batches = tokens.split(sequences_at_once(model, tokens.shape[1]))
+    x = torch.cat([hook_activations(model, b, hook_name).flatten(2).float().cpu() for b in batches])
+    rate = tokens.numel() / (time.perf_counter() - started)
+    norms = x.norm(dim=-1)
+    leading = leading_outliers(x, OUTLIER_FACTOR)
+    counts = TokenMask.from_model(model, slice(leading, None))(tokens, x)
+    median = float(norms[counts].median()) if counts.any() else 0.0
+    outlier = counts & (norms > OUTLIER_FACTOR * median)
+    kept = x[counts & ~outlier].double()
+    if len(kept) < 2:
+        raise ValueError("Fewer than two tokens count here: give more text.")
+    if not torch.isfinite(kept).all():
+        raise FloatingPointError(f"Activations at {hook_name} are not finite.")
+    mean, variances = kept.mean(0), kept.var(0)
+    wide = variances.sqrt() > WIDE_DIMENSION * variances.sqrt().median()
+    eigenvalues = torch.linalg.eigvalsh(kept.T.cov()).flip(0).clamp(min=0)
+    return Look(
+        d_in=x.shape[-1],
+        median_norm=median,
+        norms=norms.median(0).values.tolist(),
+        leading=leading,
+        outlier_share=float(outlier.sum() / counts.sum()),
+        mean_share=float(mean.square().sum() / kept.square().sum(-1).mean()),
+        wide_dimensions=int(wide.sum()),
+        wide_share=float(variances[wide].sum() / variances.sum()),
+        spectrum=(eigenvalues.cumsum(0) / eigenvalues.sum()).tolist(),
+        tokens=tokens.numel(),
+        tokens_per_second=rate,
+    )

@@ -1,0 +1,123 @@
+"""Trains and judges the points of a pilot, each kept in a file of its own."""
+
+from __future__ import annotations
+
+import json
+import math
+import statistics
+import tempfile
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from hsae_lens._util.atomic_files import write_json
+from hsae_lens.comparison.families import train, trainer_config
+from hsae_lens.comparison.material import Material
+from hsae_lens.evaluation import evaluate_activations
+from hsae_lens.pilot.search import Measured, PilotSettings, Point
+from hsae_lens.sae.inference_sae import HierarchicalTopKSAE
+from hsae_lens.sae.training_sae import (
+    HierarchicalTopKTrainingSAE,
+    HierarchicalTopKTrainingSAEConfig,
+)
+
+FIRST = 16384  # training tokens whose mean is the first b_dec
+
+NOT_TIMED = 3  # steps at the beginning, slower than the others
+
+
+@dataclass(frozen=True)
+class Workbench:
+    """What every point is trained and judged on."""
+
+    material: Material
+    budgets: Sequence[int]
+    batch_size: int
+    device: str
+    facts: Mapping[str, Any]  # of the metadata: model, hook
+
+    def save_trained(self, point: Point, folder: Path) -> float:
+        """Trains a point's SAE and saves it; the median seconds of a step."""
+        torch.manual_seed(point.seed)
+        cfg = HierarchicalTopKTrainingSAEConfig(
+            d_in=self.material.train.shape[1],
+            d_sae=point.settings.d_sae,
+            k=point.settings.k,
+            budget_weights=point.settings.budget_weights,
+            aux_loss_coefficient=point.settings.aux_loss_coefficient,
+            outlier_factor=None,  # the material has its outliers left out
+            device=self.device,
+        )
+        for name, value in self.facts.items():
+            cfg.metadata[name] = value
+        if math.isfinite(self.material.max_norm):
+            cfg.metadata.max_norm = self.material.max_norm
+        trainer = trainer_config(point.steps, self.batch_size, point.settings.lr, self.device)
+        batches = _Timed(self.material.batches(self.batch_size, point.seed))
+        first = self.material.train[:FIRST].float()
+        train(HierarchicalTopKTrainingSAE(cfg), batches, trainer, first).save_inference_model(
+            folder
+        )
+        return batches.median()
+
+    def measured(self, point: Point) -> Measured:
+        """Trains a point and judges it on validation tokens."""
+        started, k = time.perf_counter(), point.settings.k
+        with tempfile.TemporaryDirectory() as folder:
+            step_seconds = self.save_trained(point, Path(folder))
+            sae = HierarchicalTopKSAE.load_from_disk(folder, device=self.device)
+        asked = sorted({*(b for b in self.budgets if b <= k), k})
+        x = self.material.validation.float()
+        table = evaluate_activations(sae, x, asked, progress=False)
+        seconds = time.perf_counter() - started
+        explained = dict(zip(table["k"], table["explained_variance"], strict=True))
+        shown = {int(b): float(explained[b]) for b in asked if b in self.budgets}
+        return Measured(point, shown, float(table["dead"].iloc[-1]), seconds, step_seconds)
+
+
+class _Timed:
+    """Batches, and how long what is done between them takes."""
+
+    def __init__(self, batches: Iterator[torch.Tensor]) -> None:
+        self.batches, self.asked = batches, list[float]()
+
+    def __iter__(self) -> Iterator[torch.Tensor]:
+        return self
+
+    def __next__(self) -> torch.Tensor:
+        self.asked.append(time.perf_counter())
+        return next(self.batches)
+
+    def median(self) -> float:
+        """Seconds of a step."""
+        steps = [b - a for a, b in zip(self.asked, self.asked[1:], strict=False)]
+        return statistics.median(steps[NOT_TIMED:] or steps or [0.0])
+
+
+def write_point(measured: Measured, folder: Path) -> None:
+    """Keeps it for a pilot that goes on."""
+    write_json(asdict(measured), folder / f"{measured.point.name}.json")
+
+
+def read_point(point: Point, folder: Path) -> Measured | None:
+    """What :func:`write_point` kept, or None.
+
+    Raises:
+        ValueError: if the file is damaged.
+    """
+    file = folder / f"{point.name}.json"
+    if not file.exists():
+        return None
+    try:
+        kept = json.loads(file.read_text(encoding="utf-8"))
+        kept["explained"] = {int(k): float(v) for k, v in kept["explained"].items()}
+        of = kept.pop("point")
+        return Measured(Point(**{**of, "settings": PilotSettings(**of["settings"])}), **kept)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(
+            f"{file} is damaged ({error}): remove it, and the point is trained again."
+        ) from error

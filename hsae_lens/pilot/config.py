@@ -105,9 +105,13 @@ def check_pilot_settings(cfg: PilotConfig) -> None:
             f"hook_name {cfg.hook_name} has a number for each pair of tokens; give a hook with a "
             "vector for each token."
         )
+    _check_places(cfg)
     model_dtype(cfg.dtype, model_device(cfg.device))
     if cfg.text is not None:
         open_text(cfg.text)
+
+
+def _check_places(cfg: PilotConfig) -> None:
     if Path(cfg.out).exists() and not Path(cfg.out).is_dir():
         raise ValueError(f"{cfg.out} is a file; give a folder for the pilot (out).")
     if cfg.recipe_file.exists():

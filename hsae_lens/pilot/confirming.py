@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,7 +28,8 @@ class Confirmed:
     """Held-out frontiers, columns ``sae`` (defaults, recommended), ``text``, ``k``, and figures.
 
     gain: of the mean explained variance over the budgets, of text of the training text's kind;
-    None if only the defaults were trained.  interval: half of its 95% interval, over documents.
+    None if only the defaults were trained.  interval: half of its 95% interval over documents, and
+    what two equal trainings differ by, in quadrature.
     """
 
     frontier: pd.DataFrame
@@ -45,12 +47,13 @@ class Confirmed:
 
 
 def confirm(
-    points: Mapping[str, Point], bench: Workbench, judge: JudgeSAE, folder: Path
+    points: Mapping[str, Point], bench: Workbench, judge: JudgeSAE, folder: Path, noise: float
 ) -> Confirmed:
     """Trains what is not in ``folder`` yet, and judges all of it.
 
     Args:
         points: those called ``defaults`` and, if there is another, ``recommended``.
+        noise: by how much the figure of two equal trainings differs.
     """
     judged = {}
     for name, point in points.items():
@@ -67,6 +70,5 @@ def confirm(
     weights, variance = resampling(bench.material.held[SAME_KIND])
     gains = weights @ (errors[DEFAULTS] - errors[RECOMMENDED]) / variance
     both = frontier[frontier["text"] == SAME_KIND].groupby("sae")["explained_variance"].mean()
-    return Confirmed(
-        frontier, float(both[RECOMMENDED] - both[DEFAULTS]), float(NORMAL * gains.std())
-    )
+    interval = math.hypot(NORMAL * float(gains.std()), noise)
+    return Confirmed(frontier, float(both[RECOMMENDED] - both[DEFAULTS]), interval)

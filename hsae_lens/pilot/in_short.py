@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import pandas as pd
 
+from hsae_lens._util.columns import LABELS
 from hsae_lens.comparison.material import OTHER_KIND
 from hsae_lens.pilot.confirming import DEFAULTS, RECOMMENDED, Confirmed
 from hsae_lens.pilot.full_run import FullRun
@@ -20,6 +21,9 @@ NAMES = {
     "d_sae": "latents",
     "k": "largest budget K",
 }
+
+
+KEPT = {"explained_variance": "of the activations", "ce_score": "of the predictions"}
 
 
 @dataclass(frozen=True)
@@ -135,9 +139,8 @@ def _uncertain(result: PilotResult) -> str:
 def kept_at_budgets(result: PilotResult) -> pd.DataFrame:
     """Which budget keeps how much: of text of the training text's kind, as percentages."""
     rows = result.confirmed.of(result.shown)
-    columns = {"k": "budget: latents per token"}
-    columns |= {"explained_variance": "of the activations (explained variance)"}
-    columns |= {"ce_score": "of the model's predictions (recovered cross-entropy)"}
+    columns = {"k": "latents per token"}
+    columns |= {of: f"{share} ({LABELS[of]})" for of, share in KEPT.items()}
     table = rows[[name for name in columns if name in rows]].copy()
     for name in [name for name in table if name != "k"]:
         table[name] = [f"{share:.0%}" for share in table[name]]
@@ -179,4 +182,4 @@ def time_in_words(seconds: float) -> str:
 
 
 def size_in_words(n: int) -> str:
-    return f"{n / 1e9:.1f} GB" if n >= 1e9 else f"{n / 1e6:.0f} MB"
+    return f"{n / 1e9:.1f} GB" if n >= 1e9 else f"{n / 1e6:.3g} MB"

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
+from hsae_lens._util.did_you_mean import did_you_mean
 from hsae_lens.models.hooked_model import HookedModel
 from hsae_lens.models.hooks import hook_activations, sequences_at_once
 from hsae_lens.models.token_mask import TokenMask
@@ -82,25 +83,37 @@ def look_at(model: HookedModel, tokens: torch.Tensor, hook_name: str) -> Look:
     """Looks at the activations of ``tokens`` ``[n_sequences, context]`` at a hook.
 
     Raises:
-        ValueError: if the model has no such hook, or less than two tokens count.
+        ValueError: if the model has no such hook (the nearest are said), or too few tokens count.
         FloatingPointError: if an activation that counts is NaN or infinite.
     """
     started = time.perf_counter()
     batches = tokens.split(sequences_at_once(model, tokens.shape[1]))
-    x = torch.cat([hook_activations(model, b, hook_name).flatten(2).float().cpu() for b in batches])
+    try:
+        seen = [hook_activations(model, b, hook_name).flatten(2).float().cpu() for b in batches]
+    except ValueError as error:
+        raise ValueError(f"{error}{did_you_mean(hook_name, model.hook_dict)}") from error
     rate = tokens.numel() / (time.perf_counter() - started)
-    norms = x.norm(dim=-1)
-    leading = leading_outliers(x, OUTLIER_FACTOR)
-    counts = TokenMask.from_model(model, slice(leading, None))(tokens, x)
-    median = float(norms[counts].median()) if counts.any() else 0.0
+    x = torch.cat(seen)
+    return look_of(x, TokenMask.from_model(model)(tokens, x), rate)
+
+
+def look_of(x: torch.Tensor, counts: torch.Tensor, tokens_per_second: float) -> Look:
+    """The same of activations ``[n_sequences, context, d_in]``.
+
+    Args:
+        counts: ``[n_sequences, context]``, which are no special tokens.
+    """
+    norms, leading = x.norm(dim=-1), leading_outliers(x, OUTLIER_FACTOR)
+    counts = counts & (torch.arange(x.shape[1]) >= leading)
+    if counts.sum() < 2:
+        raise ValueError("Fewer than two tokens count here: give more text.")
+    if not torch.isfinite(norms[counts]).all():
+        raise FloatingPointError("The activations are not finite.")
+    median = float(norms[counts].median())
     outlier = counts & (norms > OUTLIER_FACTOR * median)
     kept = x[counts & ~outlier].double()
-    if len(kept) < 2:
-        raise ValueError("Fewer than two tokens count here: give more text.")
-    if not torch.isfinite(kept).all():
-        raise FloatingPointError(f"Activations at {hook_name} are not finite.")
-    mean, variances = kept.mean(0), kept.var(0)
-    wide = variances.sqrt() > WIDE_DIMENSION * variances.sqrt().median()
+    mean, deviations = kept.mean(0), kept.std(0)
+    wide = deviations > WIDE_DIMENSION * deviations.median()
     eigenvalues = torch.linalg.eigvalsh(kept.T.cov()).flip(0).clamp(min=0)
     return Look(
         d_in=x.shape[-1],
@@ -110,8 +123,8 @@ def look_at(model: HookedModel, tokens: torch.Tensor, hook_name: str) -> Look:
         outlier_share=float(outlier.sum() / counts.sum()),
         mean_share=float(mean.square().sum() / kept.square().sum(-1).mean()),
         wide_dimensions=int(wide.sum()),
-        wide_share=float(variances[wide].sum() / variances.sum()),
+        wide_share=float(deviations[wide].square().sum() / deviations.square().sum()),
         spectrum=(eigenvalues.cumsum(0) / eigenvalues.sum()).tolist(),
-        tokens=tokens.numel(),
-        tokens_per_second=rate,
+        tokens=counts.numel(),
+        tokens_per_second=tokens_per_second,
     )

@@ -233,7 +233,8 @@ def _confirmed(
     steps = replace(plan, step_seconds=step).longest_at_the_end(box.left(), len(chosen))
     points = {name: Point(settings, steps, SEED) for name, settings in chosen.items()}
     judge = judge_with(bench.material, model if cfg.ce_tokens else None)
-    return confirm(points, bench, judge, Path(cfg.out) / SAES_FOLDER)
+    folder = Path(cfg.out) / SAES_FOLDER
+    return confirm(points, bench, judge, folder, findings.noise)
 
 
 def _full_run(

@@ -1,0 +1,203 @@
+"""``hsae pilot``: within its time, from activations to a recipe that trains."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+import yaml
+from helpers.command import hsae, says
+
+from hsae_lens import HierarchicalTopKSAE
+from hsae_lens.comparison.material import SAME_KIND
+from hsae_lens.pilot import PilotConfig, run_pilot
+from hsae_lens.pilot.in_short import PilotResult, in_short_of_pilot
+from hsae_lens.pilot.points import Workbench
+from hsae_lens.pilot.search import Measured, Point
+from hsae_lens.training.recipe_flags import load_recipe
+
+HOOK = "blocks.1.hook_resid_post"
+
+
+def settings(folder: Path, model: Path, **others: Any) -> PilotConfig:
+    given: dict[str, Any] = {
+        "out": str(folder),
+        "model": str(model),
+        "hook_name": HOOK,
+        "minutes": 0.2,
+        "d_sae": 64,
+        "k": 8,
+        "batch_size": 64,
+        "training_tokens": 4000,
+        "train_tokens": 8000,
+        "eval_tokens": 2000,
+        "ce_tokens": 128,
+        "context_size": 32,
+        "dtype": "float32",
+    }
+    return PilotConfig(**(given | others))
+
+
+@pytest.fixture(scope="module")
+def piloted(
+    tmp_path_factory: pytest.TempPathFactory, gemma2_folder: Path
+) -> tuple[PilotConfig, PilotResult, float]:
+    """One that is done, and how many seconds it took."""
+    cfg = settings(tmp_path_factory.mktemp("pilot") / "runs", gemma2_folder)
+    started = time.perf_counter()
+    result = run_pilot(cfg)
+    return cfg, result, time.perf_counter() - started
+
+
+Piloted = tuple[PilotConfig, PilotResult, float]
+
+
+def test_it_leaves_evidence_for_eight_points_or_more(piloted: Piloted) -> None:
+    cfg, result, _ = piloted
+    out = Path(cfg.out)
+    points = pd.read_csv(out / "points.csv")
+    assert len(points) == len(result.findings.points) >= 8
+    assert points["mean explained variance"].between(0, 1).all()
+    frontier = pd.read_csv(out / "frontier.csv")
+    assert {"explained_variance", "ce_score"} <= set(frontier)
+    assert set(frontier["k"]) == {1, 2, 4, 8}
+    assert (out / "pilot.png").stat().st_size > 10_000
+    for folder in (out / "saes").glob("*/*"):
+        assert HierarchicalTopKSAE.load_from_disk(folder).cfg.d_sae == 64
+
+
+def test_the_page_begins_in_plain_words(piloted: Piloted) -> None:
+    cfg, result, _ = piloted
+    page = (Path(cfg.out) / "pilot.html").read_text()
+    first_screen = page[: page.index("The evidence")]
+    for heading in in_short_of_pilot(result):
+        assert heading in first_screen or heading == "What this is"
+    assert "instead of 4 trainings" in first_screen
+    assert "of the predictions (recovered cross-entropy)" in first_screen
+    assert page.count("<svg") == 2
+    assert "<img" not in page and "<script src" not in page, "it fetches nothing"
+
+
+def test_the_recipe_is_the_defaults_or_a_better_one(piloted: Piloted) -> None:
+    cfg, result, _ = piloted
+    recipe = load_recipe(str(cfg.recipe_file))
+    chosen = result.findings.best if result.confirmed.holds else result.findings.default
+    assert float(recipe["lr"]) == chosen.lr
+    assert recipe["budget_weights"] == chosen.budget_weights
+    same = result.confirmed.frontier[result.confirmed.frontier["text"] == SAME_KIND]
+    means = same.groupby("sae")["explained_variance"].mean()
+    if result.confirmed.gain is not None:
+        assert result.confirmed.gain == pytest.approx(means["recommended"] - means["defaults"])
+
+
+def test_the_recipe_trains(piloted: Piloted, tmp_path: Path) -> None:
+    cfg, _, _ = piloted
+    hsae(
+        "train", "--recipe", str(cfg.recipe_file), "--output_path", str(tmp_path / "sae"),
+        "--checkpoint_path", str(tmp_path / "checkpoints"),
+    )  # fmt: skip
+    sae = HierarchicalTopKSAE.load_from_disk(tmp_path / "sae")
+    assert (sae.cfg.d_sae, sae.cfg.k) == (64, 8)
+
+
+def test_a_recipe_that_is_there_is_not_overwritten(
+    piloted: Piloted, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cfg, _, _ = piloted
+    before = cfg.recipe_file.read_text()
+    code, _, errors = says(capsys, "pilot", "--model", cfg.model, "--out", cfg.out)
+    assert code != 0
+    assert "which is not overwritten" in errors
+    assert cfg.recipe_file.read_text() == before
+
+
+def test_an_interrupted_pilot_goes_on(
+    tmp_path: Path, gemma2_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cfg = settings(tmp_path / "runs", gemma2_folder, minutes=0.1)
+    trained: list[str] = []
+    really = Workbench.measured
+
+    def measured(self: Workbench, point: Point) -> Measured:
+        trained.append(point.name)
+        if len(trained) == 4:
+            raise KeyboardInterrupt
+        return really(self, point)
+
+    monkeypatch.setattr(Workbench, "measured", measured)
+    with pytest.raises(KeyboardInterrupt):
+        run_pilot(cfg)
+    assert not cfg.recipe_file.exists()
+    interrupted_at = trained[3]
+    run_pilot(replace(cfg, minutes=1))
+    assert trained[4] == interrupted_at, "the first three were read"
+    assert len(trained) == len(set(trained)) + 1
+    assert cfg.recipe_file.exists()
+
+
+def test_a_folder_of_another_pilot_is_refused(piloted: Piloted, tmp_path: Path) -> None:
+    cfg, _, _ = piloted
+    shutil.copytree(cfg.out, tmp_path / "copy")
+    begun = replace(cfg, out=str(tmp_path / "copy"), recipe=str(tmp_path / "another.yaml"))
+    with pytest.raises(ValueError, match="was begun with k 8, not 4"):
+        run_pilot(replace(begun, k=4))
+    with pytest.raises(ValueError, match=r"was begun with hook_name blocks\.1"):
+        run_pilot(replace(begun, hook_name="blocks.0.hook_resid_post"))
+    state = tmp_path / "copy" / "pilot.json"
+    state.write_text(state.read_text()[:40])
+    with pytest.raises(ValueError, match=r"pilot\.json is damaged"):
+        run_pilot(begun)
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "notes" / "a.txt").write_text("mine")
+    with pytest.raises(ValueError, match="not of a pilot"):
+        run_pilot(replace(begun, out=str(tmp_path / "notes")))
+
+
+def test_a_damaged_point_is_named(piloted: Piloted, tmp_path: Path) -> None:
+    cfg, result, _ = piloted
+    shutil.copytree(cfg.out, tmp_path / "copy")
+    file = tmp_path / "copy" / "points" / f"{result.findings.points[2].point.name}.json"
+    file.write_text(json.dumps({"point": {}, "seconds": 1.0}))
+    with pytest.raises(ValueError, match="is damaged .* trained again"):
+        run_pilot(replace(cfg, out=str(tmp_path / "copy"), recipe=str(tmp_path / "r.yaml")))
+
+
+@pytest.mark.parametrize(
+    ("others", "said"),
+    [
+        ({"minutes": 0.005}, r"too short for two points .* give [\d.]+ or more"),
+        ({"minutes": 0}, "minutes must be above 0"),
+        ({"k": 65}, "k is 65, more than the 64 latents"),
+        ({"budgets": [4, 16]}, "The budget 16 is more than k, which is 8"),
+        ({"hook_name": "blocks.0.attn.hook_pattern"}, "a number for each pair of tokens"),
+        ({"hook_name": "blocks.9.hook_resid_post"}, "has no hook .* Did you mean"),
+        ({"text": "nowhere.txt"}, "nowhere.txt"),
+    ],
+)
+def test_what_cannot_be_is_refused_before_any_work(
+    others: dict[str, Any], said: str, tmp_path: Path, gemma2_folder: Path
+) -> None:
+    with pytest.raises((ValueError, FileNotFoundError), match=said):
+        run_pilot(settings(tmp_path / "runs", gemma2_folder, **others))
+    assert not (tmp_path / "runs").exists()
+
+
+def test_too_little_text(tmp_path: Path, gemma2_folder: Path) -> None:
+    (tmp_path / "short.txt").write_text("A short text. " * 30)
+    cfg = settings(tmp_path / "runs", gemma2_folder, text=str(tmp_path / "short.txt"))
+    with pytest.raises(ValueError, match=r"(train on|documents|give more text)"):
+        run_pilot(cfg)
+
+
+def test_the_recipe_is_yaml_with_reasons(piloted: Piloted) -> None:
+    cfg, _, _ = piloted
+    text = cfg.recipe_file.read_text()
+    assert text.startswith("# By hsae pilot.")
+    assert yaml.safe_load(text)["hook_name"] == HOOK
+    assert "# settled by the pilot" in text

@@ -11,7 +11,9 @@ FLOAT = 4  # bytes
 
 COPIES = 4  # of the SAE's parameters: themselves, gradients, Adam's two moments
 
-DENSE = 3  # tensors [batch, d_sae] of a step: pre-activations, their selection, the gradient
+DENSE_TENSORS = (
+    3  # tensors [batch, d_sae] of a step: pre-activations, their selection, the gradient
+)
 
 STORED_PROMPTS = 32  # the recipe's store_batch_size_prompts
 
@@ -70,7 +72,7 @@ def full_run(
         "activations waiting to be mixed": (
             FLOAT * d_in * context_size * (mixed_sequences(context_size) + STORED_PROMPTS)
         ),
-        "a step's pre-activations": DENSE * FLOAT * batch_size * settings.d_sae,
+        "a step's pre-activations": DENSE_TENSORS * FLOAT * batch_size * settings.d_sae,
     }
     return FullRun(
         tokens=tokens,

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from hsae_lens._util.atomic_files import write_json
+from hsae_lens.comparison.cells import FIRST
 from hsae_lens.comparison.families import train, trainer_config
 from hsae_lens.comparison.material import Material
 from hsae_lens.evaluation import evaluate_activations
@@ -24,8 +25,6 @@ from hsae_lens.sae.training_sae import (
     HierarchicalTopKTrainingSAE,
     HierarchicalTopKTrainingSAEConfig,
 )
-
-FIRST = 16384  # training tokens whose mean is the first b_dec
 
 NOT_TIMED = 3  # steps at the beginning, slower than the others
 

@@ -56,7 +56,7 @@ from hsae_lens.training.learning_rate import suggested_lr
 
 logger = logging.getLogger(__name__)
 
-LOOKED_AT = 8192  # tokens
+SEEN_TOKENS = 8192  # tokens
 
 TIMED_STEPS = 24
 
@@ -142,9 +142,9 @@ def _prepared(
     if state and is_stored(out / ACTIVATIONS):
         return Look(**state["look"]), PilotPlan(**state["plan"])
     documents = documents_of(cfg.text) if cfg.text else standard_library()
-    some = some_documents(documents, 8 * LOOKED_AT)
+    some = some_documents(documents, 8 * SEEN_TOKENS)
     tokens = tokenize(some, model.tokenizer, cfg.context_size, progress=False)
-    look = look_at(model, tokens[evenly(tokens, LOOKED_AT)], cfg.hook_name)
+    look = look_at(model, tokens[evenly(tokens, SEEN_TOKENS)], cfg.hook_name)
     for line in look.sentences():
         logger.info(line)
     default = _defaults(cfg, look.d_in)

@@ -9,9 +9,7 @@ import pytest
 
 from hsae_lens.pilot.search import Measured, PilotSettings, Point, search
 
-DEFAULT = PilotSettings(
-    lr=1e-3, budget_weights="uniform", aux_loss_coefficient=1.0, d_sae=64, k=8
-)
+DEFAULT = PilotSettings(lr=1e-3, budget_weights="uniform", aux_loss_coefficient=1.0, d_sae=64, k=8)
 NOISE = 0.004
 
 

@@ -15,7 +15,7 @@ from hsae_lens.comparison.judging import JudgeSAE
 from hsae_lens.comparison.material import SAME_KIND
 from hsae_lens.comparison.regret import NORMAL, resampling
 from hsae_lens.pilot.points import Workbench
-from hsae_lens.pilot.search import Point
+from hsae_lens.pilot.search import PilotSettings, Point
 from hsae_lens.sae.inference_sae import HierarchicalTopKSAE
 
 DEFAULTS, RECOMMENDED = "defaults", "recommended"
@@ -27,12 +27,15 @@ SEED = 2  # of neither of the two that settled the noise
 class Confirmed:
     """Held-out frontiers, columns ``sae`` (defaults, recommended), ``text``, ``k``, and figures.
 
+    settings: of the recommended one, else the defaults.  steps: of each training.
     gain: of the mean explained variance over the budgets, of text of the training text's kind;
     None if only the defaults were trained.  interval: half of its 95% interval over documents, and
     what two equal trainings differ by, in quadrature.
     """
 
     frontier: pd.DataFrame
+    settings: PilotSettings
+    steps: int
     gain: float | None = None
     interval: float | None = None
 
@@ -65,10 +68,11 @@ def confirm(
         judged[name] = judge(sae, list(bench.budgets))
     frontier = by_sae([of.rows.assign(sae=name) for name, of in judged.items()])
     if RECOMMENDED not in judged:
-        return Confirmed(frontier)
+        return Confirmed(frontier, points[DEFAULTS].settings, points[DEFAULTS].steps)
     errors = {name: of.errors[SAME_KIND].mean(0) for name, of in judged.items()}  # [documents]
     weights, variance = resampling(bench.material.held[SAME_KIND])
     gains = weights @ (errors[DEFAULTS] - errors[RECOMMENDED]) / variance
     both = frontier[frontier["text"] == SAME_KIND].groupby("sae")["explained_variance"].mean()
     interval = math.hypot(NORMAL * float(gains.std()), noise)
-    return Confirmed(frontier, float(both[RECOMMENDED] - both[DEFAULTS]), interval)
+    gain = float(both[RECOMMENDED] - both[DEFAULTS])
+    return Confirmed(frontier, points[RECOMMENDED].settings, points[DEFAULTS].steps, gain, interval)

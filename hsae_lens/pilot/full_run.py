@@ -34,6 +34,7 @@ class FullRun:
     """
 
     tokens: int
+    batch_size: int
     model_seconds: float
     sae_seconds: float
     memory: dict[str, int]
@@ -76,6 +77,7 @@ def full_run(
     }
     return FullRun(
         tokens=tokens,
+        batch_size=batch_size,
         model_seconds=tokens / model_rate,
         sae_seconds=tokens / batch_size * step_seconds,
         memory=memory,

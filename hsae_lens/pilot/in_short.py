@@ -12,7 +12,7 @@ from hsae_lens.comparison.material import OTHER_KIND
 from hsae_lens.pilot.confirming import DEFAULTS, RECOMMENDED, Confirmed
 from hsae_lens.pilot.full_run import FullRun
 from hsae_lens.pilot.look import Look
-from hsae_lens.pilot.search import Findings, PilotSettings
+from hsae_lens.pilot.search import Findings, PilotSettings, Point
 
 NAMES = {
     "lr": "learning rate",
@@ -42,7 +42,7 @@ class PilotResult:
 
     @property
     def shown(self) -> str:
-        """Which of the two SAEs at the end has the recipe's settings."""
+        """Which of the two SAEs at the end is the recipe's."""
         return RECOMMENDED if self.settings != self.findings.default else DEFAULTS
 
 
@@ -66,25 +66,50 @@ def in_short_of_pilot(result: PilotResult) -> dict[str, str]:
 def what_to_do(result: PilotResult) -> str:
     """The recommendation, and on what it stands."""
     found, confirmed = result.findings, result.confirmed
-    if not found.changed:
+    if confirmed.gain is None:
         return (
             "Train with the defaults: nothing that was tried was better by more than two equal "
             f"trainings differ ({found.noise:.4f} of the variance explained)."
         )
     gain = f"{confirmed.gain:+.3f} ± {confirmed.interval:.3f}"
-    settings = "; ".join(
-        f"{NAMES[name]} {_value(after)} instead of {_value(before)}"
-        for name, (before, after) in found.changed.items()
-    )
+    tried = _changes(result, confirmed.settings)
     if not confirmed.holds:
         return (
-            f"Train with the defaults. The short trainings favoured {settings}; trained longer and "
+            f"Train with the defaults. The short trainings favoured {tried}; trained longer and "
             f"judged on other text, the gain was {gain} of the variance explained, which is none "
             "that can be told from chance."
         )
+    said = (
+        f"On text that no training saw, {tried}: the mean of the variance explained at budgets "
+        f"{_list(result.budgets)} is {gain} above that with the defaults, after {confirmed.steps} "
+        "steps."
+    )
+    if result.settings == found.default:
+        return (
+            "Train with the defaults: a shorter training is better with another learning rate, one "
+            f"as long as yours is not known to be. {said}"
+        )
+    return f"Train with {_changes(result, result.settings)}. {said}"
+
+
+def _changes(result: PilotResult, settings: PilotSettings) -> str:
+    return "; ".join(
+        f"{NAMES[name]} {_value(after)} instead of {_value(before)}"
+        for name, (before, after) in result.findings.changed(settings).items()
+    )
+
+
+def _learning_rates(result: PilotResult) -> str:
+    """How the best rate falls with the length of a training, and what was made of it."""
+    found = result.findings
+    steps = max(1, result.run.tokens // result.run.batch_size)
+    how = "was not measured, for time; usually it is its square root"
+    if found.falls is not None:
+        how = f"was its power {found.falls:.2f}"
     return (
-        f"Train with {settings}. On text that no training saw, the mean of the variance explained "
-        f"at budgets {_list(result.budgets)} is {gain} above that with the defaults."
+        f"Longer trainings want lower learning rates: the best after {found.steps} steps was about "
+        f"{found.optimum:.2g}, and how it goes with the number of steps {how}. That makes about "
+        f"{found.lr_for(steps):.2g} for the {steps:,} steps of the full run, which is extrapolated."
     )
 
 
@@ -122,14 +147,13 @@ def _given_up(result: PilotResult) -> str:
 
 
 def _uncertain(result: PilotResult) -> str:
-    steps = result.findings.points[0].point.steps
     other = result.confirmed.of(result.shown, OTHER_KIND)["explained_variance"].mean()
     same = result.confirmed.of(result.shown)["explained_variance"].mean()
     said = (
-        f"These are short trainings, of {steps} steps; a longer one may want a lower learning "
-        f"rate. The last figures are of {result.held_tokens:,} tokens of "
-        f"{result.held_documents} documents. On text of another kind (CPython's reference) the "
-        f"mean is {other:.3f} instead of {same:.3f}. Nobody has looked at what single latents mean."
+        f"These are short trainings, of {result.findings.steps} steps. {_learning_rates(result)} "
+        f"The figures are of {result.held_tokens:,} tokens of {result.held_documents} documents. "
+        f"On text of another kind (CPython's reference) the mean is {other:.3f} instead of "
+        f"{same:.3f}. Nobody has looked at what single latents mean."
     )
     if result.findings.out_of_time:
         said += f" Not tried, for time: {', '.join(result.findings.out_of_time)}."
@@ -153,7 +177,7 @@ def prices(result: PilotResult) -> list[str]:
     for axis, measured in result.findings.prices:
         best = next(
             p for p in result.findings.points
-            if p.point.settings == result.findings.best and p.point.seed == 0
+            if p.point == Point(result.findings.best, result.findings.steps)
         )  # fmt: skip
         common = list(measured.explained)
         gain = measured.merit() - best.merit(common)

@@ -13,7 +13,7 @@ from hsae_lens.pilot.search import Measured, PilotSettings
 
 COLLECTING = 0.2  # of the time, at most
 
-POINTS = 14  # of the length of the defaults', that a search usually takes
+POINTS = 15  # of the length of the defaults', that a search usually takes
 
 LONGER = 2  # times as many steps at the end
 
@@ -49,12 +49,12 @@ class PilotPlan:
     step_seconds: float
     judge_seconds: float
 
-    def needed_at_the_end(self, steps: int, n_saes: int = 2) -> float:
-        return n_saes * steps * self.step_seconds + self.judge_seconds
+    def needed_at_the_end(self, steps: int) -> float:
+        return 2 * steps * self.step_seconds + self.judge_seconds
 
-    def longest_at_the_end(self, left: float, n_saes: int) -> int:
-        """Steps that fit at the end: twice a point's, or fewer."""
-        fit = int(MARGIN * (left - self.judge_seconds) / (n_saes * self.step_seconds))
+    def longest_at_the_end(self, left: float) -> int:
+        """Steps that fit for each of two SAEs at the end: twice a point's, or fewer."""
+        fit = int(MARGIN * (left - self.judge_seconds) / (2 * self.step_seconds))
         return max(FEWEST_STEPS, min(LONGER * self.steps, fit))
 
 

@@ -20,7 +20,7 @@ from hsae_lens._util.figures import (
 from hsae_lens.pilot.confirming import DEFAULTS, RECOMMENDED
 from hsae_lens.pilot.in_short import NAMES, PilotResult
 from hsae_lens.pilot.look import Look
-from hsae_lens.pilot.search import Measured, PilotSettings, axes_around
+from hsae_lens.pilot.search import Measured, Point, axes_around
 
 
 def plot_pilot(result: PilotResult, path: Path, title: str) -> Path:
@@ -75,7 +75,10 @@ def _draw_axis(axes: Any, name: str, result: PilotResult) -> None:
         at = [places[getattr(point.point.settings, name)] for point in points]
         merits = [point.merit(budgets) for point in points]
         axes.errorbar(*zip(*sorted(zip(at, merits, strict=True)), strict=True),
-                      yerr=result.findings.noise, capsize=3, marker="o", color=colour)  # fmt: skip
+                      yerr=result.findings.noise, capsize=3, marker="o", color=colour,
+                      label=f"{points[0].point.steps} steps")  # fmt: skip
+    if name == "lr":
+        axes.legend(frameon=False)
     axes.set_ylabel("Mean explained variance")
     axes.grid(alpha=0.3)
     axes.spines[["top", "right"]].set_visible(False)
@@ -83,11 +86,11 @@ def _draw_axis(axes: Any, name: str, result: PilotResult) -> None:
 
 def _lines(name: str, result: PilotResult) -> list[list[Measured]]:
     """Points of the first seed, those together that differ in one setting only."""
-    together: dict[PilotSettings, list[Measured]] = {}
+    together: dict[Point, list[Measured]] = {}
     for point in [point for point in result.findings.points if point.point.seed == 0]:
         default = getattr(result.findings.default, name)
-        rest = replace(point.point.settings, **{name: default})
-        together.setdefault(rest, []).append(point)
+        settings = replace(point.point.settings, **{name: default})
+        together.setdefault(replace(point.point, settings=settings), []).append(point)
     return [points for points in together.values() if len(points) > 1]
 
 

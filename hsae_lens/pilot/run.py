@@ -92,7 +92,10 @@ def run_pilot(cfg: PilotConfig) -> PilotResult:
     bench = _bench(cfg, material)
     findings = search(default, plan.steps, _measuring(bench, default, plan, box, out))
     confirmed = _confirmed(cfg, model, bench, findings, plan, box)
-    settings = findings.best if confirmed.holds else default
+    settings = default
+    if confirmed.holds:
+        full_steps = cfg.training_tokens // cfg.batch_size
+        settings = findings.settings_of_long(full_steps, confirmed.settings)
     held = material.held[SAME_KIND]
     step = findings.points[0].step_seconds
     result = PilotResult(
@@ -226,12 +229,11 @@ def _confirmed(
     box: TimeBox,
 ) -> Confirmed:
     """The defaults, and the best where it differs, trained as long as time allows and judged."""
-    chosen = {DEFAULTS: findings.default, RECOMMENDED: findings.best}
-    if not findings.changed:
-        del chosen[RECOMMENDED]
     step = updated_step_seconds(findings.points, findings.default)
-    steps = replace(plan, step_seconds=step).longest_at_the_end(box.left(), len(chosen))
-    points = {name: Point(settings, steps, SEED) for name, settings in chosen.items()}
+    steps = replace(plan, step_seconds=step).longest_at_the_end(box.left())
+    points = {DEFAULTS: Point(findings.default, steps, SEED)}
+    if (other := findings.settings_for(steps)) != findings.default:
+        points[RECOMMENDED] = Point(other, steps, SEED)
     judge = judge_with(bench.material, model if cfg.ce_tokens else None)
     folder = Path(cfg.out) / SAES_FOLDER
     return confirm(points, bench, judge, folder, findings.noise)

@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from hsae_lens.objective.budgets import SCHEDULES
+
+SHORTER = 4  # times as many steps in the trainings that tell how the best rate falls
+
+USUALLY_FALLS = -0.5  # the power, where it was not measured (SmolLM2, LOG.md)
+
+CLOSE_RATES = 2**0.5  # nearer ones are not told apart
 
 LEAST_GAIN = 0.001  # of explained variance: less is not worth another setting, whatever the noise
 
@@ -77,22 +84,53 @@ class Axis:
 
 @dataclass
 class Findings:
-    """What a search saw: every point in order, the noise, the settings that it would take."""
+    """What a search saw.
+
+    best: the best settings, for trainings of ``steps``.  noise: by how much the merit of two equal
+    trainings differs.  optimum: the learning rate where a parabola through the best three, over the
+    rate's logarithm, is highest; the default where no other is better beyond the noise.  falls: the
+    power of the number of steps with which the best rate falls, from trainings a quarter as long;
+    None without time for these.  points: all, in order.  prices: of them, those of another width or
+    K.  out_of_time: what was left out.
+    """
 
     default: PilotSettings
     best: PilotSettings
+    steps: int
     noise: float
+    optimum: float
+    falls: float | None = None
     points: list[Measured] = field(default_factory=list)
     prices: list[tuple[Axis, Measured]] = field(default_factory=list)
     out_of_time: list[str] = field(default_factory=list)
 
-    @property
-    def changed(self) -> dict[str, tuple[Any, Any]]:
+    def lr_for(self, steps: int) -> float:
+        """The best learning rate of a training of other length, by that power; two digits."""
+        power = USUALLY_FALLS if self.falls is None else self.falls
+        return float(f"{self.optimum * (steps / self.steps) ** power:.2g}")
+
+    def settings_for(self, steps: int) -> PilotSettings:
+        """The best settings with the rate for so many steps; a rate near the default's is that."""
+        lr = self.lr_for(steps)
+        near = 1 / CLOSE_RATES < lr / self.default.lr < CLOSE_RATES
+        return replace(self.best, lr=self.default.lr if near else lr)
+
+    def settings_of_long(self, steps: int, confirmed: PilotSettings) -> PilotSettings:
+        """Those for a long training, once ``confirmed`` beat the defaults in a shorter one.
+
+        Longer ones want lower rates. That much is sure of a rate that was below the default's;
+        where it was above, the default's is the lowest that anything speaks for.
+        """
+        lr = self.settings_for(steps).lr
+        lr = lr if confirmed.lr < self.default.lr else max(lr, self.default.lr)
+        return replace(confirmed, lr=min(lr, confirmed.lr))
+
+    def changed(self, to: PilotSettings) -> dict[str, tuple[Any, Any]]:
         """The settings that differ from the defaults: from what, to what."""
         return {
-            name: (before, getattr(self.best, name))
+            name: (before, getattr(to, name))
             for name, before in vars(self.default).items()
-            if getattr(self.best, name) != before
+            if getattr(to, name) != before
         }
 
 
@@ -115,9 +153,9 @@ def axes_around(default: PilotSettings) -> list[Axis]:
 def search(default: PilotSettings, steps: int, measure: Measure) -> Findings:
     """Tries neighbours on each axis, and further ones while they get better.
 
-    Another value is taken if its mean explained variance is better than that of the best so far by
-    more than two seeds of the defaults differ, and by a thousandth. So a gain on one axis counts
-    before the next is tried; width and K are then measured beside the best, and stay.
+    Better is by more than two seeds of the defaults differ in their mean explained variance, and by
+    a thousandth. What is best on one axis stays while the next is tried; width and K are then
+    measured beside the best, and stay.
 
     Raises:
         ValueError: if there is no time for two points.
@@ -126,13 +164,15 @@ def search(default: PilotSettings, steps: int, measure: Measure) -> Findings:
     if first is None or again is None:
         raise ValueError("The time that is left is too short for two points: give more (minutes).")
     noise = max(LEAST_GAIN, abs(first.merit() - again.merit()))
-    found = Findings(default, default, noise, [first, again])
+    found = Findings(default, default, steps, noise, default.lr, points=[first, again])
     best = first
     for axis in axes_around(default):
-        if axis.settled:
-            best = _climb(axis, best, found, measure)
-        else:
+        if not axis.settled:
             found.prices += [(axis, m) for m in _neighbours(axis, best, found, measure)]
+            continue
+        best = _climb(axis, best, found, measure)
+        if axis.name == "lr":
+            _find_how_rates_fall(axis, best, found, measure)
     found.best = best.point.settings
     return found
 
@@ -143,12 +183,39 @@ def _climb(axis: Axis, best: Measured, found: Findings, measure: Measure) -> Mea
         here, index = best, axis.values.index(getattr(best.point.settings, axis.name))
         while 0 <= (index := index + direction) < len(axis.values):
             tried = _try(axis, axis.values[index], best, found, measure)
-            if tried is None or tried.merit() <= here.merit():
+            if tried is None or tried.merit() <= here.merit() + found.noise:
                 break
             here = tried
         candidates.append(here)
-    winner = max(candidates, key=Measured.merit)
-    return winner if winner.merit() > best.merit() + found.noise else best
+    return max(candidates, key=Measured.merit)
+
+
+def _find_how_rates_fall(axis: Axis, best: Measured, found: Findings, measure: Measure) -> None:
+    """The best rate here and in trainings a quarter as long; that it grows is noise."""
+    if best.point.settings.lr != found.default.lr:
+        found.optimum = _peak(found.points)
+    brief = measure(replace(best.point, steps=max(1, found.steps // SHORTER)))
+    if brief is None:
+        return
+    n = len(found.points)
+    found.points.append(brief)
+    _climb(axis, brief, found, measure)
+    ratio = math.log2(found.optimum / _peak(found.points[n:]))
+    found.falls = min(0.0, max(-1.0, ratio / math.log2(SHORTER)))
+
+
+def _peak(points: Sequence[Measured]) -> float:
+    """The learning rate where a parabola through the best point and its neighbours is highest."""
+    merits = {point.point.settings.lr: point.merit() for point in points if not point.point.seed}
+    rates = sorted(merits)
+    at = max(range(len(rates)), key=lambda n: merits[rates[n]])
+    if not 0 < at < len(rates) - 1:
+        return rates[at]
+    (x0, y0), (x1, y1), (x2, y2) = ((math.log2(r), merits[r]) for r in rates[at - 1 : at + 2])
+    left, right = (y1 - y0) / (x1 - x0), (y2 - y1) / (x2 - x1)
+    curvature = (right - left) / (x2 - x0)
+    vertex = (x0 + x1) / 2 - left / (2 * curvature) if curvature < 0 else x1
+    return float(2.0 ** min(max(vertex, x0), x2))
 
 
 def _neighbours(axis: Axis, best: Measured, found: Findings, measure: Measure) -> list[Measured]:

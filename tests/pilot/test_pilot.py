@@ -87,7 +87,8 @@ def test_the_page_begins_in_plain_words(piloted: Piloted) -> None:
 def test_the_recipe_is_the_defaults_or_a_better_one(piloted: Piloted) -> None:
     cfg, result, _ = piloted
     recipe = load_recipe(str(cfg.recipe_file))
-    chosen = result.findings.best if result.confirmed.holds else result.findings.default
+    chosen = result.settings
+    assert (chosen == result.findings.default) or result.confirmed.holds
     assert float(recipe["lr"]) == chosen.lr
     assert recipe["budget_weights"] == chosen.budget_weights
     same = result.confirmed.frontier[result.confirmed.frontier["text"] == SAME_KIND]

@@ -84,7 +84,7 @@ def test_what_there_was_no_time_for_is_said() -> None:
 
 def test_an_axis_ends_where_it_cannot_go_on() -> None:
     tiny = PilotSettings(0.5, "inverse", 0.0, d_sae=1, k=1)
-    _, measure = measuring(lambda s, steps: s.lr + s.aux_loss_coefficient / 100)
+    _, measure = measuring(lambda s, steps: s.lr + s.aux_loss_coefficient)
     found = search(tiny, 100, measure)
     assert found.best.lr == 0.5, "1 is no learning rate"
     assert found.best.aux_loss_coefficient == 4.0

@@ -1,25 +1,23 @@
-"""Trains and judges the points of a pilot, each kept in a file of its own."""
+"""Trains and judges the points of a pilot."""
 
 from __future__ import annotations
 
-import json
 import math
 import statistics
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from hsae_lens._util.atomic_files import write_json
 from hsae_lens.comparison.cells import FIRST
 from hsae_lens.comparison.families import train, trainer_config
 from hsae_lens.comparison.material import Material
 from hsae_lens.evaluation import evaluate_activations
-from hsae_lens.pilot.search import Measured, PilotSettings, Point
+from hsae_lens.pilot.search import Measured, Point
 from hsae_lens.sae.inference_sae import HierarchicalTopKSAE
 from hsae_lens.sae.training_sae import (
     HierarchicalTopKTrainingSAE,
@@ -95,28 +93,3 @@ class _Timed:
         """Seconds of a step."""
         steps = [b - a for a, b in zip(self.asked, self.asked[1:], strict=False)]
         return statistics.median(steps[NOT_TIMED:] or steps or [0.0])
-
-
-def write_point(measured: Measured, folder: Path) -> None:
-    """Keeps it for a pilot that goes on."""
-    write_json(asdict(measured), folder / f"{measured.point.name}.json")
-
-
-def read_point(point: Point, folder: Path) -> Measured | None:
-    """What :func:`write_point` kept, or None.
-
-    Raises:
-        ValueError: if the file is damaged.
-    """
-    file = folder / f"{point.name}.json"
-    if not file.exists():
-        return None
-    try:
-        kept = json.loads(file.read_text(encoding="utf-8"))
-        kept["explained"] = {int(k): float(v) for k, v in kept["explained"].items()}
-        of = kept.pop("point")
-        return Measured(Point(**{**of, "settings": PilotSettings(**of["settings"])}), **kept)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(
-            f"{file} is damaged ({error}): remove it, and the point is trained again."
-        ) from error

@@ -165,7 +165,7 @@ def test_a_damaged_point_is_named(piloted: Piloted, tmp_path: Path) -> None:
     shutil.copytree(cfg.out, tmp_path / "copy")
     file = tmp_path / "copy" / "points" / f"{result.findings.points[2].point.name}.json"
     file.write_text(json.dumps({"point": {}, "seconds": 1.0}))
-    with pytest.raises(ValueError, match="is damaged .* trained again"):
+    with pytest.raises(ValueError, match="is damaged .* made again"):
         run_pilot(replace(cfg, out=str(tmp_path / "copy"), recipe=str(tmp_path / "r.yaml")))
 
 

@@ -143,7 +143,12 @@ def _compare(parsed: argparse.Namespace) -> None:
 
 def _pilot(parsed: argparse.Namespace) -> None:
     from hsae_lens.pilot.config import PilotConfig
-    from hsae_lens.pilot.in_short import in_short_of_pilot, kept_at_budgets, prices
+    from hsae_lens.pilot.in_short import (
+        how_rates_fall,
+        in_short_of_pilot,
+        kept_at_budgets,
+        prices,
+    )
     from hsae_lens.pilot.run import run_pilot
 
     cfg = config_from_flags(parsed, PilotConfig)
@@ -151,8 +156,8 @@ def _pilot(parsed: argparse.Namespace) -> None:
     print(f"\n{kept_at_budgets(result).to_string(index=False)}\n")
     for name, text in in_short_of_pilot(result).items():
         print(textwrap.fill(f"{name}: {text}", 100, subsequent_indent="  "))
-    for line in prices(result):
-        print(f"- {line}")
+    for line in (how_rates_fall(result), *prices(result)):
+        print(textwrap.fill(f"- {line}", 100, subsequent_indent="  "))
     print(f"\nPage     {Path(cfg.out) / 'pilot.html'}, pilot.png, points.csv, frontier.csv")
     print(f"Recipe   {cfg.recipe_file}   (hsae train --recipe {cfg.recipe_file})")
 

@@ -41,6 +41,10 @@ class FullRun:
     file_bytes: int
 
     @property
+    def steps(self) -> int:
+        return max(1, self.tokens // self.batch_size)
+
+    @property
     def seconds(self) -> float:
         return self.model_seconds + self.sae_seconds
 

@@ -99,10 +99,10 @@ def _changes(result: PilotResult, settings: PilotSettings) -> str:
     )
 
 
-def _learning_rates(result: PilotResult) -> str:
-    """How the best rate falls with the length of a training, and what was made of it."""
+def how_rates_fall(result: PilotResult) -> str:
+    """How the best rate goes with the length of a training, and what that makes of it."""
     found = result.findings
-    steps = max(1, result.run.tokens // result.run.batch_size)
+    steps = result.run.steps
     how = "was not measured, for time; usually it is its square root"
     if found.falls is not None:
         how = f"was its power {found.falls:.2f}"
@@ -128,16 +128,16 @@ def _savings(result: PilotResult) -> str:
 def _given_up(result: PilotResult) -> str:
     said = []
     if result.shown == RECOMMENDED:
-        ours, theirs = (result.confirmed.of(name) for name in (RECOMMENDED, DEFAULTS))
-        change = dict(
-            zip(ours["k"], ours["explained_variance"].to_numpy()
-                - theirs["explained_variance"].to_numpy(), strict=True)
-        )  # fmt: skip
-        worst = min(change, key=change.__getitem__)
-        if change[worst] < 0:
+        ours, theirs = (
+            result.confirmed.of(name).set_index("k")["explained_variance"]
+            for name in (RECOMMENDED, DEFAULTS)
+        )
+        change = ours - theirs
+        if change.min() < 0:
             said.append(
-                f"With these settings budget {worst} explains {-change[worst]:.3f} less than with "
-                "the defaults; if it matters most to you, name the budgets that do (--budgets)."
+                f"With these settings budget {change.idxmin()} explains {-change.min():.3f} less "
+                "than with the defaults; if it matters most to you, name the budgets that do "
+                "(--budgets)."
             )
     said.append(
         "An SAE that is trained for one budget alone can be better at it, most at the smallest and "
@@ -150,10 +150,10 @@ def _uncertain(result: PilotResult) -> str:
     other = result.confirmed.of(result.shown, OTHER_KIND)["explained_variance"].mean()
     same = result.confirmed.of(result.shown)["explained_variance"].mean()
     said = (
-        f"These are short trainings, of {result.findings.steps} steps. {_learning_rates(result)} "
-        f"The figures are of {result.held_tokens:,} tokens of {result.held_documents} documents. "
-        f"On text of another kind (CPython's reference) the mean is {other:.3f} instead of "
-        f"{same:.3f}. Nobody has looked at what single latents mean."
+        f"These are short trainings, of {result.findings.steps} steps; how well their settings do "
+        f"in the {result.run.steps:,} of the full run is not known. The figures are of "
+        f"{result.held_tokens:,} tokens of {result.held_documents} documents; on text of another "
+        f"kind (CPython's reference) the mean is {other:.3f} instead of {same:.3f}. Nobody has looked at what single latents mean."
     )
     if result.findings.out_of_time:
         said += f" Not tried, for time: {', '.join(result.findings.out_of_time)}."

@@ -13,6 +13,7 @@ import pandas as pd
 from hsae_lens._util.html import folded_table_html, table_html, write_page
 from hsae_lens.pilot.in_short import (
     PilotResult,
+    how_rates_fall,
     in_short_of_pilot,
     kept_at_budgets,
     prices,
@@ -42,7 +43,7 @@ def write_pilot_page(
         "setting on its own; bars are how far two equal trainings with other seeds differ. Last, "
         "the frontiers of the longer trainings at the end, on held-out text.</p>",
         f'<div class="wide">{pilot_svg(result)}</div>',
-        _list(prices(result)),
+        _list([how_rates_fall(result), *prices(result)]),
         folded_table_html("Every point", points_table(result)),
         folded_table_html("Held-out frontiers", result.confirmed.frontier),
         "<h2>What the activations look like</h2>",

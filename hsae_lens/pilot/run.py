@@ -80,7 +80,7 @@ def run_pilot(cfg: PilotConfig) -> PilotResult:
     confirmed = _confirmed(cfg, model, bench, findings, plan, box, folder)
     settings = default
     if confirmed.holds:
-        full_steps = cfg.training_tokens // cfg.batch_size
+        full_steps = max(1, cfg.training_tokens // cfg.batch_size)
         settings = findings.settings_of_long(full_steps, confirmed.settings)
     held = material.held[SAME_KIND]
     result = PilotResult(

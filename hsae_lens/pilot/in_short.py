@@ -153,7 +153,8 @@ def _uncertain(result: PilotResult) -> str:
         f"These are short trainings, of {result.findings.steps} steps; how well their settings do "
         f"in the {result.run.steps:,} of the full run is not known. The figures are of "
         f"{result.held_tokens:,} tokens of {result.held_documents} documents; on text of another "
-        f"kind (CPython's reference) the mean is {other:.3f} instead of {same:.3f}. Nobody has looked at what single latents mean."
+        f"kind (CPython's reference) the mean is {other:.3f} instead of {same:.3f}. Nobody "
+        "has looked at what single latents mean."
     )
     if result.findings.out_of_time:
         said += f" Not tried, for time: {', '.join(result.findings.out_of_time)}."

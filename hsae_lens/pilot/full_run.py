@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import resource
+import sys
 from dataclasses import dataclass
 
 from hsae_lens.models.hooked_model import HookedModel
@@ -63,15 +65,18 @@ def full_run(
     context_size: int,
     model_rate: float,
     step_seconds: float,
+    libraries: int,
 ) -> FullRun:
     """The cost of a run on this machine, at the rates that were measured here.
 
     Args:
         model_rate: tokens per second of the model up to the hook.  step_seconds: of a training step
-            of ``batch_size`` tokens.
+            of ``batch_size`` tokens.  libraries: bytes that the process has before it opens a
+            model (:func:`peak_memory`).
     """
     parameters = settings.d_sae * (2 * d_in + 1) + d_in
     memory = {
+        "Python, PyTorch and other libraries": libraries,
         "the SAE, its gradients and Adam": COPIES * FLOAT * parameters,
         "the language model": sum(p.numel() * p.element_size() for p in model.parameters()),
         "activations waiting to be mixed": (
@@ -87,3 +92,9 @@ def full_run(
         memory=memory,
         file_bytes=FLOAT * parameters,
     )
+
+
+def peak_memory() -> int:
+    """The most bytes that this process has held so far, in the machine's memory."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else 1024 * peak

@@ -27,7 +27,7 @@ from hsae_lens.models.tokenizing import evenly, tokenize
 from hsae_lens.pilot.config import LATENTS_PER_DIMENSION, PilotConfig, check_pilot_settings
 from hsae_lens.pilot.confirming import DEFAULTS, RECOMMENDED, SEED, Confirmed, confirm
 from hsae_lens.pilot.folder import PilotFolder
-from hsae_lens.pilot.full_run import FullRun, full_run
+from hsae_lens.pilot.full_run import full_run, peak_memory
 from hsae_lens.pilot.in_short import PilotResult, what_to_do
 from hsae_lens.pilot.look import Look, look_at
 from hsae_lens.pilot.page import points_table, write_pilot_page
@@ -71,6 +71,7 @@ def run_pilot(cfg: PilotConfig) -> PilotResult:
     check_pilot_settings(cfg)
     folder = PilotFolder(cfg.out)
     folder.check(cfg)
+    libraries = peak_memory()
     box = TimeBox(60 * cfg.minutes, folder.spent())
     model = open_model(cfg.model, cfg.device, cfg.dtype)
     look, plan, material = folder.prepared() or _prepare(cfg, model, box, folder)
@@ -88,7 +89,17 @@ def run_pilot(cfg: PilotConfig) -> PilotResult:
         findings=findings,
         confirmed=confirmed,
         settings=settings,
-        run=_full_run(cfg, model, look, settings, findings.points[0].step_seconds),
+        run=full_run(
+            settings,
+            model,
+            look.d_in,
+            tokens=cfg.training_tokens,
+            batch_size=cfg.batch_size,
+            context_size=cfg.context_size,
+            model_rate=look.tokens_per_second,
+            step_seconds=findings.points[0].step_seconds,
+            libraries=libraries,
+        ),
         budgets=cfg.judged_budgets,
         pilot_seconds=box.spent(),
         held_tokens=len(held.activations),
@@ -189,16 +200,6 @@ def _confirmed(
         points[RECOMMENDED] = Point(other, steps, SEED)
     judge = judge_with(bench.material, model if cfg.ce_tokens else None)
     return confirm(points, bench, judge, folder.saes, findings.noise)
-
-
-def _full_run(
-    cfg: PilotConfig, model: HookedModel, look: Look, settings: PilotSettings, step: float
-) -> FullRun:
-    return full_run(
-        settings, model, look.d_in,
-        tokens=cfg.training_tokens, batch_size=cfg.batch_size, context_size=cfg.context_size,
-        model_rate=look.tokens_per_second, step_seconds=step,
-    )  # fmt: skip
 
 
 def _write(cfg: PilotConfig, result: PilotResult, folder: PilotFolder) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import resource
 import sys
 from dataclasses import dataclass
 
@@ -89,12 +88,16 @@ def full_run(
         batch_size=batch_size,
         model_seconds=tokens / model_rate,
         sae_seconds=tokens / batch_size * step_seconds,
-        memory=memory,
+        memory={what: n for what, n in memory.items() if n},
         file_bytes=FLOAT * parameters,
     )
 
 
 def peak_memory() -> int:
-    """The most bytes that this process has held so far, in the machine's memory."""
+    """The most bytes that this process has held so far; 0 on Windows, which does not say."""
+    if sys.platform == "win32":
+        return 0
+    import resource
+
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else 1024 * peak

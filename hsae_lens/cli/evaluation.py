@@ -109,9 +109,11 @@ def _add_reading(commands: Any) -> None:
 
 def _eval(parsed: argparse.Namespace) -> None:
     from hsae_lens.evaluation.config import EvalConfig
+    from hsae_lens.evaluation.frontier.own_metrics import metric_name
 
-    table = _evaluate(config_from_flags(parsed, EvalConfig))
-    shown = shown_columns(table, frontier_columns("command"))
+    config = config_from_flags(parsed, EvalConfig)
+    own = map(metric_name, config.metrics)
+    shown = shown_columns(_evaluate(config), [*frontier_columns("command"), *own])
     print(shown.to_string(index=False, float_format=lambda value: f"{value:.3f}"))
 
 

@@ -40,12 +40,13 @@ def add_flags(parser: argparse.ArgumentParser, config: Any, *but: str) -> None:
 
     ``d_sae`` is ``--d-sae``, a bool also ``--no-…``, ``list[int]`` and ``list[float]`` numbers with
     commas, and ``list[str]`` a flag that is given again for each. None is what is left out.
+    ``metrics`` is ``--metric``, as :data:`FLAG_NAMES` says.
     """
     types = get_type_hints(config)
     for field in fields(config):
         if field.name not in but:
             parser.add_argument(
-                "--" + field.name.replace("_", "-"),
+                FLAG_NAMES.get(field.name, "--" + field.name.replace("_", "-")),
                 help=describe(config, field.name),
                 **_argument(field, types[field.name]),
             )
@@ -60,7 +61,9 @@ def _argument(field: Field[Any], kind: Any) -> dict[str, Any]:
     if kind is bool:
         return {"action": argparse.BooleanOptionalAction, "default": default}
     if kind == list[str]:  # argparse would append to a default: left out, the config has its own
-        return {"action": "append", "default": argparse.SUPPRESS, "required": default is MISSING}
+        named = {"dest": field.name, "metavar": "FILE.py:NAME"} if field.name in FLAG_NAMES else {}
+        required = default is MISSING
+        return {"action": "append", "default": argparse.SUPPRESS, "required": required, **named}
     if kind in (list[int], list[float]):
         shown = ",".join(map(str, default)) if default else default
         read = whole_numbers if kind == list[int] else numbers
@@ -141,6 +144,9 @@ def _checked(check: Callable[[str], Any], text: str) -> str:
         raise argparse.ArgumentTypeError(str(error)) from error
     return text
 
+
+FLAG_NAMES = {"metrics": "--metric"}
+"""Flags that are not called as their fields: given again for each, they name one."""
 
 CHECKED_FLAGS: dict[str, Callable[[str], str]] = {"device": _device, "dtype": _dtype}
 """Flags that are the same for every command and refused before anything is opened."""

@@ -34,6 +34,10 @@ class EvalConfig:
     hierarchical SAEs that are calibrated."""
     error_targets: list[float] = field(default_factory=list)
     """Shares of unexplained variance to which each token takes latents too, ascending."""
+    metrics: list[str] = field(default_factory=list)
+    """A measure of your own as FILE.py:NAME: a function that maps activations and reconstructions,
+    both [n, d_in], to a number per token; their mean is a column NAME, and on the page under the
+    first line of its docstring. The file's code is run. Given again for more."""
     bootstrap: int = 200
     """Resamples of documents for the standard errors, 0 for none."""
     tasks: int = 24

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
@@ -20,7 +21,7 @@ from hsae_lens.evaluation.suites.probing import DATASETS, sparse_probing
 def add_probing(folder: str | Path, datasets: Sequence[str] = DATASETS) -> pd.DataFrame:
     """Adds ``probing.csv`` (:func:`sparse_probing`, a ``sae`` column first) to a run's folder."""
     run = RunFolder(folder)
-    opened = open_inputs(run.config())
+    opened = _opened(run)
     model, work = opened.model, run.work("probing")
     tables = {
         name: sparse_probing(sae, model, work, datasets, opened.budgets[name])
@@ -32,7 +33,7 @@ def add_probing(folder: str | Path, datasets: Sequence[str] = DATASETS) -> pd.Da
 def add_absorption(folder: str | Path, words: int = 100) -> pd.DataFrame:
     """Adds ``absorption.csv`` (:func:`feature_absorption`, a ``sae`` column first) to a run."""
     run = RunFolder(folder)
-    opened = open_inputs(run.config())
+    opened = _opened(run)
     model, work = opened.model, run.work("absorption")
     tables = {
         name: feature_absorption(sae, model, work, opened.budgets[name], words)
@@ -47,7 +48,7 @@ def add_autointerp(folder: str | Path, judge: Judge, per_bin: int = 10) -> pd.Da
     The judge's answers are kept in ``judge.jsonl``: an interrupted call goes on from there.
     """
     run = RunFolder(folder)
-    opened, cached = open_inputs(run.config()), CachedJudge(judge, run.answers)
+    opened, cached = _opened(run), CachedJudge(judge, run.answers)
     tables = {}
     for name, examples in _latent_examples(opened, per_bin).items():
         latents = sorted({example.latent for example in examples})
@@ -62,9 +63,14 @@ def autointerp_cost(folder: str | Path, judge: Judge, per_bin: int = 10) -> dict
     What this judge has answered already is not counted.
     """
     run = RunFolder(folder)
-    opened, cached = open_inputs(run.config()), CachedJudge(judge, run.answers)
+    opened, cached = _opened(run), CachedJudge(judge, run.answers)
     examples = _latent_examples(opened, per_bin).values()
     return asking_cost([e for some in examples for e in some], opened.model.tokenizer, cached.known)
+
+
+def _opened(run: RunFolder) -> EvalInputs:
+    """What the run worked on, but its own metrics: nothing of theirs is added."""
+    return open_inputs(replace(run.config(), metrics=[]))
 
 
 def _latent_examples(opened: EvalInputs, per_bin: int) -> dict[str, list[LatentExamples]]:

@@ -12,6 +12,7 @@ from sae_lens import SAE
 from hsae_lens.evaluation.checks import all_budgets, check_same_hook
 from hsae_lens.evaluation.config import EvalConfig, check_eval_settings
 from hsae_lens.evaluation.frontier.errors import TokenErrors, token_errors
+from hsae_lens.evaluation.frontier.own_metrics import OwnMetric, open_metrics, try_metrics
 from hsae_lens.models.hooked_model import HookedModel
 from hsae_lens.models.opening import model_name_of, open_model_of
 from hsae_lens.models.tokenizing import sample_tokens
@@ -27,7 +28,7 @@ from hsae_lens.sae.inference_sae import HierarchicalTopKSAE
 class EvalInputs:
     """What an evaluation works on. The last of ``saes`` is a random control, if there is one.
 
-    budgets: of each of ``saes``, those to judge it at.
+    budgets: of each of ``saes``, those to judge it at.  metrics: of the user's own.
     """
 
     cfg: EvalConfig
@@ -39,6 +40,7 @@ class EvalInputs:
     documents: torch.Tensor
     activations: torch.Tensor  # of the tokens that count
     sequences: torch.Tensor  # which sequence each of these is of
+    metrics: dict[str, OwnMetric]
 
     @property
     def first(self) -> SAE[Any]:
@@ -76,6 +78,8 @@ def open_inputs(cfg: EvalConfig) -> EvalInputs:
     asked = cfg.budgets, cfg.mean_budgets, cfg.error_targets
     budgets = {name: all_budgets(sae, *asked, name) for name, sae in saes.items()}
     first = next(iter(saes.values()))
+    metrics = open_metrics(cfg.metrics)
+    try_metrics(metrics, first.cfg.d_in, cfg.device)
     model = open_model_of(first, cfg.model, cfg.device, cfg.dtype)
     context = first.cfg.metadata.context_size
     tokens, documents = sample_tokens(cfg.text, model.tokenizer, context, cfg.tokens)
@@ -92,5 +96,5 @@ def open_inputs(cfg: EvalConfig) -> EvalInputs:
         budgets[RANDOM_DECODER] = all_budgets(control, *asked, RANDOM_DECODER)
     model_name = str(cfg.model or model_name_of(first))
     return EvalInputs(
-        cfg, saes, budgets, model, model_name, tokens, documents, activations, sequences
+        cfg, saes, budgets, model, model_name, tokens, documents, activations, sequences, metrics
     )

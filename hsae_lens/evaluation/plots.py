@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -44,10 +45,10 @@ def plot_frontier(table: pd.DataFrame, path: str | Path, title: str) -> Path:
     return path
 
 
-def frontier_svg(table: pd.DataFrame, quality: str) -> str:
-    """One panel of :func:`plot_frontier` as SVG for a page."""
+def frontier_svg(table: pd.DataFrame, quality: str, label: str = "") -> str:
+    """One panel of :func:`plot_frontier` as SVG for a page; with a label, of any other column."""
     figure, axes = panel()
-    _draw_frontier(axes, table, quality)
+    _draw_frontier(axes, table, quality, label)
     _make_room(figure, table)
     legend_below(figure)
     return figure_svg(figure)
@@ -123,7 +124,7 @@ def probing_svg(table: pd.DataFrame, size: int) -> str:
     return figure_svg(figure)
 
 
-def _draw_frontier(axes: Any, table: pd.DataFrame, quality: str) -> None:
+def _draw_frontier(axes: Any, table: pd.DataFrame, quality: str, label: str = "") -> None:
     drawn = _with_x(table)
     for style, rows in each_curve(drawn):
         axes.plot(rows["x"], rows[quality], marker="o", **style)
@@ -132,8 +133,11 @@ def _draw_frontier(axes: Any, table: pd.DataFrame, quality: str) -> None:
             colour = style["color"]
             axes.fill_between(rows["x"], low, high, color=colour, alpha=0.15, linewidth=0)
     largest = max(table["k"].max(), drawn["x"].max())
-    finish_axes(axes, _budget_axis(table), axis_label(quality), largest)
-    axes.set_ylim(min(0.0, table[quality].min() - 0.03), 1.03)
+    if label:
+        label = "\n".join(textwrap.wrap(plain_text(label), 40))
+    finish_axes(axes, _budget_axis(table), label or axis_label(quality), largest)
+    if quality in QUALITIES:  # another column may be of any size
+        axes.set_ylim(min(0.0, table[quality].min() - 0.03), 1.03)
 
 
 def _with_x(table: pd.DataFrame) -> pd.DataFrame:

@@ -7,6 +7,7 @@ them. The script of the section that follows a token is ``explorer.js``.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from html import escape
 from importlib import resources
@@ -18,7 +19,8 @@ from hsae_lens._util.columns import LABELS, QUALITIES, frontier_columns
 from hsae_lens._util.html import definitions_html, folded_table_html, table_html, write_page
 from hsae_lens._util.tables import rows_by_rule, rules_of, shown_columns
 from hsae_lens.evaluation.frontier.adaptive import beside_fixed
-from hsae_lens.evaluation.frontier.advice import Advice, advise
+from hsae_lens.evaluation.frontier.own_metrics import metric_name
+from hsae_lens.evaluation.in_short import InShort, in_short
 from hsae_lens.evaluation.plots import (
     adaptive_svg,
     frontier_svg,
@@ -48,96 +50,51 @@ def _page_of_run(run: EvalRun) -> str:
 
 
 def _summary(run: EvalRun) -> str:
-    mine = run.frontier[run.frontier["sae"] == run.about]
-    lines, advice = [_what_it_is(run)], None
-    for of in [of for of in QUALITIES if of in mine]:
-        advice, line = _advice(mine, of)
-        lines.append(line)
-    if advice and {"ce_score", "ce_clean", "ce_with_sae", "ce_ablated"} <= set(mine):
-        lines += _cost_of_budget(run, int(advice.k))
-    lines += _gain_on_average(mine, advice)
-    items = "".join(f"<li>{line}</li>" for line in lines)
-    return f"<h1>{escape(run.about)}</h1>\n<h2>In short</h2>\n<ul>{items}</ul>"
+    return f"<h1>{escape(run.about)}</h1>\n{first_screen_html(in_short(run))}"
 
 
-def _what_it_is(run: EvalRun) -> str:
-    facts = run.facts
-    line = (
-        f"It rewrites each activation of <b>{escape(facts['model'])}</b> at "
-        f"<code>{escape(facts['hook'])}</code>, {facts['d_in']} numbers, as "
+def first_screen_html(short: InShort) -> str:
+    """What a page says first; commands in backticks become code."""
+    points = "".join(
+        f"<li><b>{escape(name)}.</b> {_with_code(text)}</li>" for name, text in short.points.items()
     )
-    if run.hierarchical:
-        return line + (
-            f"at most {facts['k']} of {facts['d_sae']:,} latents. One file serves every budget k, "
-            "how many latents to use."
-        )
-    trained = f" (k={facts['k']})" if facts["k"] else ""
-    return line + (
-        f"a few of {facts['d_sae']:,} latents. It is a stock SAE, trained for one sparsity"
-        f"{trained}; a budget k cuts each token’s code to its k largest latents."
+    return (
+        f'<h2>In short</h2>\n<p class="short">{escape(short.what)}</p>\n<div class="kept">'
+        f'<div>{_kept_html(short.kept)}<p class="lead">{escape(short.reading)}</p></div>'
+        f"<ul>{points}</ul></div>"
     )
 
 
-def _advice(mine: pd.DataFrame, of: str) -> tuple[Advice | None, str]:
-    """The budget to use by a quality, and the line that says so or why there is no such advice."""
-    try:
-        advice = advise(mine, 0.95, of)
-    except ValueError as error:
-        return None, escape(str(error))
-    if advice.beware:
-        return None, f"No advice by the {LABELS[of]}: {escape(advice.beware)}"
-    return advice, f"To keep 95% of the {LABELS[of]}: <b>{escape(str(advice))}</b>"
+def _kept_html(kept: pd.DataFrame) -> str:
+    """Cells of words, a second line small."""
+
+    def cell(tag: str, words: str) -> str:
+        first, _, second = words.partition("\n")
+        small = f"<small>{escape(second)}</small>" if second else ""
+        return f"<{tag}>{escape(first)}{small}</{tag}>"
+
+    rows = [("th", [*kept.columns]), *(("td", row) for row in kept.to_numpy().tolist())]
+    html = "".join(f"<tr>{''.join(cell(tag, words) for words in row)}</tr>" for tag, row in rows)
+    return f'<div class="scroll"><table>{html}</table></div>' if len(kept) else ""
 
 
-def _cost_of_budget(run: EvalRun, k: int) -> list[str]:
-    """What a fixed budget costs, here and with the other SAEs."""
-    fixed = rows_by_rule(run.frontier)
-    at_k = {name: rows.iloc[0] for name, rows in fixed[fixed["k"] == k].groupby("sae", sort=False)}
-    row = at_k.pop(run.about)
-    lines = [
-        f"What k={k} costs: the model's cross-entropy goes from {row['ce_clean']:.2f} to "
-        f"{row['ce_with_sae']:.2f} nats per token; without the layer it is "
-        f"{row['ce_ablated']:.2f}."
-    ]
-    for name, other in at_k.items():
-        lines.append(
-            f"At the same k, <b>{escape(str(name))}</b> recovers {other['ce_score']:.0%} of the "
-            f"cross-entropy, this one {row['ce_score']:.0%}."
-        )
-    return lines
-
-
-def _gain_on_average(mine: pd.DataFrame, advice: Advice | None) -> list[str]:
-    """What spending on average gains over a fixed budget of the same l0, at one mean budget.
-
-    The one nearest to the advice, else to the middle of the table: not the one that gains most.
-    """
-    table = rows_by_rule(beside_fixed(mine), "mean").dropna(subset="fixed explained_variance")
-    if table.empty:
-        return []
-    near = advice.k if advice else rows_by_rule(mine)["k"].median()
-    row = table.iloc[int((table["k"] - near).abs().argmin())]
-    parts = [
-        f"{row[of]:.3f} of the {LABELS[of]}, where a fixed budget of as many has "
-        f"{row[f'fixed {of}']:.3f}"
-        for of in QUALITIES
-        if of in mine
-    ]
-    return [
-        f"Spent on average: a mean budget of {row['k']:g}, which took {row['l0']:.1f} latents per "
-        f"token here, has {'; and '.join(parts)} (between the budgets of the table, interpolated)."
-    ]
+def _with_code(text: str) -> str:
+    return re.sub(r"`(hsae [a-z]+)`", r"<code>\1</code>", escape(text))
 
 
 def _quality(run: EvalRun) -> str:
+    own = run.own_metrics
     figures = "".join(frontier_svg(run.frontier, of) for of in QUALITIES if of in run.frontier)
-    shown = shown_columns(run.frontier, frontier_columns("page"))
+    figures += "".join(frontier_svg(run.frontier, name, own[name]) for name in own)
+    shown = shown_columns(run.frontier, [*frontier_columns("page"), *own])
+    shown = shown.rename(columns={name: f"{label} ({name})" for name, label in own.items()})
     bands = " Bands are two standard errors." if "explained_variance_se" in run.frontier else ""
+    then = " Then, measures of the user’s own." if own else ""
     return (
         "<h2>Quality at every budget</h2>"
         "<p>First, how much of the activations’ variance the first k latents explain; then, how "
         "much of the model’s behaviour survives when it goes on from the reconstruction: 1 is the "
-        f"model itself, 0 is the layer set to zero.{bands}{_line_key(run.frontier)}</p>"
+        f"model itself, 0 is the layer set to zero.{then}{bands}{_line_key(run.frontier)}</p>"
         f'<div class="figures">{figures}</div>'
         f"{folded_table_html('All figures', shown)}"
     )
@@ -352,6 +309,13 @@ def _how_made(run: EvalRun) -> str:
             "Its thresholds for mean budgets are set on the judged text itself, the SAE’s own were "
             "set before."
         )
+    own = {metric_name(given): given for given in facts["settings"].get("metrics", [])}
+    notes += [
+        f"{escape(name)} is of the user’s own, {escape(given)}: {escape(run.own_metrics[name])}; a "
+        "mean over tokens."
+        for name, given in own.items()
+        if name in run.own_metrics
+    ]
     return (
         "<h2>How these figures were made</h2>"
         f"<p><code>hsae eval</code> of hsae_lens {escape(facts['hsae_lens'])} with torch "

@@ -10,6 +10,7 @@ from typing import Any
 
 import pandas as pd
 import torch
+from sae_lens.constants import SAE_WEIGHTS_FILENAME
 
 from hsae_lens._util.atomic_files import replacing_files, write_json
 from hsae_lens._util.columns import stamp
@@ -29,6 +30,7 @@ from hsae_lens.evaluation.tasks.builtin import TASKS, make_task
 from hsae_lens.evaluation.tasks.evaluate import evaluate_tasks
 from hsae_lens.models.devices import dtype_name
 from hsae_lens.models.token_mask import TokenMask
+from hsae_lens.releases.opening import folder_of
 from hsae_lens.sae.inference_sae import HierarchicalTopKSAE
 
 logger = logging.getLogger(__name__)
@@ -88,6 +90,7 @@ def _frontier(opened: EvalInputs) -> pd.DataFrame:
         opened.budgets,
         bootstrap=bootstrap,
         documents=opened.documents,
+        metrics=opened.metrics,
         batch_size=opened.cfg.batch_size or None,
     )
 
@@ -160,6 +163,7 @@ STEPS_OF_THE_ORDER: Mapping[str, Callable[[EvalInputs, HierarchicalTopKSAE], Any
 def _facts(opened: EvalInputs, seconds: float) -> dict[str, Any]:
     first, cfg = opened.first, opened.cfg
     used = next(opened.model.parameters()).dtype  # what is added later opens it in the same
+    time_said = first.cfg.metadata.training_time
     return {
         "model": opened.model_name,
         "hook": opened.hook_name,
@@ -168,9 +172,20 @@ def _facts(opened: EvalInputs, seconds: float) -> dict[str, Any]:
         "k": getattr(first.cfg, "k", None),
         "text": cfg.text or "CPython's language reference",
         "tokens": opened.tokens.numel(),
+        "documents": len(opened.documents.unique()),
+        "metrics": {name: metric.label for name, metric in opened.metrics.items()},
+        "bytes": _bytes_of(opened.about),
+        "training_time": time_said if isinstance(time_said, str) else None,
         "hsae_lens": __version__,
         "torch": torch.__version__,
         "seconds": round(seconds),
         "settings": asdict(replace(cfg, dtype=dtype_name(used))),
         "definitions": stamp(*(name for name, table in TABLES.items() if table.command == "eval")),
     }
+
+
+def _bytes_of(sae: str) -> int | None:
+    """How large the file of its weights is, where that is on this machine."""
+    folder = folder_of(sae)
+    file = folder / SAE_WEIGHTS_FILENAME if folder else None
+    return file.stat().st_size if file and file.is_file() else None

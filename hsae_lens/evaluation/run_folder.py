@@ -55,6 +55,12 @@ RUN_FACTS: Mapping[str, Any] = {
 }  # fmt: skip
 """What ``run.json`` must say; ``definitions`` may be in it too."""
 
+LATER_FACTS: Mapping[str, Any] = {
+    "documents": int, "metrics": dict, "bytes": int | None, "training_time": str | None,
+}  # fmt: skip
+"""What ``run.json`` says since a version: of the text, of metrics of one's own their labels by
+column, of the first SAE how large its file is, and how long its training took in its own words."""
+
 EXAMPLE_PARTS = ("tokens", "judged", "explained", "latents", "budgets", "predictions")
 
 LARGEST = 2**40  # nobody has as many latents or budgets
@@ -73,6 +79,12 @@ class EvalRun:
     def about(self) -> str:
         """The SAE that the page is about: the first one evaluated."""
         return str(self.frontier["sae"].iloc[0])
+
+    @property
+    def own_metrics(self) -> dict[str, str]:
+        """The labels of the frontier's columns that are metrics of the user's own."""
+        labels = self.facts.get("metrics", {})
+        return {name: label for name, label in labels.items() if name in self.frontier}
 
     @property
     def hierarchical(self) -> bool:
@@ -214,8 +226,12 @@ def _read_facts(file: Path) -> dict[str, Any]:
     if not isinstance(facts, dict):
         raise _damaged(file, "is damaged (it is no table of facts)")
     wrong = [n for n, kind in RUN_FACTS.items() if n not in facts or not isinstance(facts[n], kind)]
+    wrong += [n for n, kind in LATER_FACTS.items() if n in facts and not isinstance(facts[n], kind)]
     if wrong:
         raise _damaged(file, f"is damaged (it lacks {', '.join(wrong)}, or says it wrongly)")
+    labels = facts.get("metrics", {})
+    if not all(isinstance(label, str) for label in labels.values()) or {*labels} & TEXT_COLUMNS:
+        raise _damaged(file, "is damaged (its metrics)")
     stamped = facts.get("definitions", {})
     if not isinstance(stamped, dict) or not all(
         isinstance(entry, dict) and {"version", "definition"} <= set(entry)
@@ -284,8 +300,9 @@ def _check_types(cfg: EvalConfig) -> None:
         value = getattr(cfg, name)
         if not isinstance(value, tuple(get_origin(kind) or kind for kind in kinds)):
             raise TypeError(f"{name} is {value!r}")
-    if not all(isinstance(name, str) for name in cfg.saes):
-        raise TypeError(f"saes are {cfg.saes}")
+    for name in ("saes", "metrics"):
+        if not all(isinstance(one, str) for one in getattr(cfg, name)):
+            raise TypeError(f"{name} are {getattr(cfg, name)}")
     for name in ("budgets", "mean_budgets", "error_targets"):
         for number in getattr(cfg, name) or []:
             if isinstance(number, bool) or not isinstance(number, int | float):

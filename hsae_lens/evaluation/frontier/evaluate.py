@@ -75,8 +75,8 @@ def evaluate_budgets(
         documents: int64 ``[n_sequences]``, which document each sequence is of: resampled together.
             None for every sequence on its own.
         metrics: columns of your own, for example ``{"largest_miss": lambda x, x_hat: (x -
-            x_hat).abs().amax(-1)}``: activations and reconstructions ``[n, d_in]`` in, a number per
-            token out, averaged over tokens.
+            x_hat).abs().amax(-1)}``: activations and reconstructions ``[n, d_in]`` in, a finite
+            number per token out, averaged over tokens.
         batch_size: sequences per forward pass; None for 16, or fewer where their logits would take
             more than half a gigabyte (two such tensors are held at once).
 
@@ -93,15 +93,17 @@ def evaluate_budgets(
         - with ``cross_entropy``: ``ce_score`` ((ablated − with SAE) / (ablated − clean)),
           ``ce_with_sae``, ``ce_clean``, ``ce_ablated`` (nats per token; ablated is zero), ``kl``
           (of the clean next-token distribution from the spliced one, nats per token);
-        - with ``bootstrap``: ``explained_variance_se`` and ``ce_score_se``;
+        - with ``bootstrap``: ``explained_variance_se`` and ``ce_score_se``, and ``…_se`` of each
+          of ``metrics``;
         - ``dead`` and ``dense``: the share of latents that no token, and that more than a tenth of
           the tokens, used within this budget.
 
     Raises:
         ValueError: for bad budgets, no model, a data set without such a column or with too little
             text, a hook the model lacks, a width that does not match, no token left to judge, too
-            few sequences for a standard error, SAEs attached to the model, a transcoder, or an
-            error term left on (it would make every budget perfect).
+            few sequences for a standard error, SAEs attached to the model, a transcoder, an error
+            term left on (it would make every budget perfect), or a metric whose name is taken or
+            that does not give a finite number per token.
         FloatingPointError: if activations of tokens that count, or the model's own losses at them,
             are NaN or infinite. What special tokens hold (they may overflow in float16) is not
             judged.

@@ -5,12 +5,14 @@ Pure tensors in, a table out; where activations and losses come from is ``evalua
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any
 
 import pandas as pd
 import torch
 
-from hsae_lens._util.columns import FRONTIER
+from hsae_lens._util.columns import FRONTIER, QUALITIES
+from hsae_lens._util.tables import TEXT_COLUMNS
 from hsae_lens.objective.budgets import Budget, budget_rows
 from hsae_lens.objective.ordered_code import OrderedCode
 
@@ -19,9 +21,10 @@ DENSE = 0.1  # a latent active on a larger share of the tokens is dense
 TokenMetric = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 """A number per token ``[n]`` from its activation and reconstruction, both ``[n, d_in]``."""
 
-TAKEN = {*(column for column, _ in FRONTIER), "active", "square_error", "square_error_before",
-         "predictions"}  # fmt: skip
-"""Names of columns, and of sums from which they are made."""
+TAKEN = {*(column for column, _ in FRONTIER), *(f"{quality}_se" for quality in QUALITIES),
+         *TEXT_COLUMNS, "active", "square_error", "square_error_before", "predictions",
+         "x"}  # fmt: skip
+"""Names of columns of tables, of sums from which they are made, and of what is drawn."""
 
 FEWEST_GROUPS = 10  # a bootstrap over fewer says little
 
@@ -42,6 +45,31 @@ def check_groups(n: int, bootstrap: int) -> None:
             f"{n} groups of tokens are too few for a standard error: give {FEWEST_GROUPS} or more "
             "documents or sequences, or bootstrap=0."
         )
+
+
+def check_metric_names(names: Iterable[str]) -> None:
+    """Raises ValueError if one cannot stand beside the other columns, and those of errors."""
+    names = {*names}
+    errors = {f"{name}_se" for name in names}
+    if taken := sorted(names & (TAKEN | errors)):
+        raise ValueError(f"The metric name {taken[0]!r} is taken; choose another.")
+
+
+def token_values(name: str, values: Any, n: int) -> torch.Tensor:
+    """What a metric gave for ``n`` tokens, if it is a finite number for each.
+
+    Raises:
+        ValueError: if it is not.
+    """
+    if not isinstance(values, torch.Tensor) or values.shape != (n,) or values.is_complex():
+        got = [*values.shape] if isinstance(values, torch.Tensor) else type(values).__name__
+        raise ValueError(f"The metric {name!r} must give one number per token, [{n}], got {got}.")
+    if bad := int((~torch.isfinite(values)).sum()):
+        raise ValueError(
+            f"The metric {name!r} is NaN or infinite for {bad} of {n} tokens: their mean would be "
+            "too. Let it give a number there."
+        )
+    return values
 
 
 def cross_entropies(logits: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
@@ -130,8 +158,7 @@ class FrontierSums:
         zeros = torch.zeros(len(self.budgets), len(shared.tokens), dtype=torch.float64)
         self.sums: dict[str, torch.Tensor] = {"square_error_before": zeros}
         self.extra = dict(extra or {})
-        if taken := sorted(set(self.extra) & TAKEN):
-            raise ValueError(f"The metric name {taken[0]!r} is taken; choose another.")
+        check_metric_names(self.extra)
 
     def add_reconstruction(
         self, n: int, code: OrderedCode, x: torch.Tensor, x_hat: torch.Tensor, groups: torch.Tensor
@@ -146,14 +173,8 @@ class FrontierSums:
         self.add("square_error", n, (x - x_hat).square().sum(-1), groups)
         self.add("cosine", n, cosine, groups)
         self.add("l2_ratio", n, lengths[1] / lengths[0], groups)
-        for name, metric in self.extra.items():
-            values = metric(x, x_hat)
-            if values.shape != x.shape[:1]:
-                raise ValueError(
-                    f"The metric {name!r} must give one number per token, [{len(x)}], got "
-                    f"{tuple(values.shape)}."
-                )
-            self.add(name, n, values, groups)
+        for name, metric in self.extra.items() if len(x) else ():
+            self.add(name, n, token_values(name, metric(x, x_hat), len(x)), groups)
 
     def add(self, name: str, n: int, values: torch.Tensor, groups: torch.Tensor) -> None:
         """One number per token, at the n-th budget."""
@@ -193,7 +214,7 @@ class FrontierSums:
         weights = torch.zeros(bootstrap, len(present), dtype=torch.float64)
         weights.scatter_add_(1, drawn, torch.ones(drawn.shape, dtype=torch.float64))
         metrics = self._metrics(weights)
-        shown = ("explained_variance", "ce_score")
+        shown = (*QUALITIES, *self.extra)
         return {name: metrics[name].std(0) for name in shown if name in metrics}
 
     def _metrics(self, weights: torch.Tensor) -> dict[str, torch.Tensor]:

@@ -20,7 +20,7 @@ from hsae_lens._util.html import definitions_html, folded_table_html, table_html
 from hsae_lens._util.tables import rows_by_rule, rules_of, shown_columns
 from hsae_lens.evaluation.frontier.adaptive import beside_fixed
 from hsae_lens.evaluation.frontier.own_metrics import metric_name
-from hsae_lens.evaluation.in_short import InShort, in_short
+from hsae_lens.evaluation.in_short import InShort, run_in_short
 from hsae_lens.evaluation.plots import (
     adaptive_svg,
     frontier_svg,
@@ -50,7 +50,7 @@ def _page_of_run(run: EvalRun) -> str:
 
 
 def _summary(run: EvalRun) -> str:
-    return f"<h1>{escape(run.about)}</h1>\n{first_screen_html(in_short(run))}"
+    return f"<h1>{escape(run.about)}</h1>\n{first_screen_html(run_in_short(run))}"
 
 
 def first_screen_html(short: InShort) -> str:

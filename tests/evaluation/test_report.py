@@ -127,8 +127,11 @@ def test_an_sae_may_have_any_name(
 
 def test_the_page_of_a_stock_sae_says_what_is_true_of_it(tmp_path: Path) -> None:
     page = page_of(make_run(tmp_path / "stock", "stock", others=()))
-    assert "a few of 96 latents. It is a stock SAE, trained for one sparsity (k=4);" in page
-    assert "every budget k, how many" not in page
+    assert "96 latents." in page
+    assert "This is a stock SAE, trained for one sparsity (k=4); at another budget" in page
+    assert "serves every k" not in page
+    assert "What one SAE saves" not in page
+    assert "hsae compare" not in page
     assert "random decoder" not in page.lower()
     assert "Bands are" not in page, "no standard errors were made"
     without_k = make_run(tmp_path / "standard", "standard", others=())
@@ -136,21 +139,24 @@ def test_the_page_of_a_stock_sae_says_what_is_true_of_it(tmp_path: Path) -> None
     (without_k / "run.json").write_text(json.dumps(facts))
     page = page_of(without_k)
     assert "None" not in page
-    assert "trained for one sparsity; a budget k cuts" in page
+    assert "trained for one sparsity; at another budget each" in page
     ours = page_of(with_order(make_run(tmp_path / "ours")))
-    assert "One file serves every budget" in ours
+    assert "this one serves every k up to 4 from one file" in ours
     assert "The random decoder has as many latents" in ours
 
 
 def test_no_advice_where_ablation_does_not_hurt(tmp_path: Path) -> None:
     page = page_of(make_run(tmp_path / "run", ce_ablated=3.0, ce_score=0.9))
     assert "with the hook set to zero the model predicts about as well" in page
-    assert "95% of the recovered cross-entropy" not in page
-    assert "What k=" not in page
-    assert "95% of the explained variance" in page
+    first = page.split("</ul>")[0]
+    assert "by the predictions" not in first
+    assert "Predictions kept" not in first
+    assert "predictions kept" not in first
+    assert "goes from 3.00 to 3.20 nats; with zeros at this point it is 3.00." in first
+    assert "keeps 95% of what k=4 does is k=4 by the activations." in first
     page = page_of(make_run(tmp_path / "bad", explained_variance=-0.3))
     assert "The explained variance at k=4 is -0.300: not worth a share." in page
-    assert "recovered cross-entropy" in page
+    assert "keeps 95% of what k=4 does is k=4 by the predictions." in page
 
 
 def test_other_tables_in_a_folder_are_left_alone(tmp_path: Path) -> None:

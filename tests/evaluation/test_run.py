@@ -75,6 +75,13 @@ def test_what_cannot_be_compared_is_said(
         ("--device", "banana", "Unknown device 'banana'"),
         ("--text", "nowhere.txt", "No text at nowhere.txt."),
         ("--text", "", "text is empty"),
+        (
+            "--metric",
+            "miss",
+            "A metric is FILE.py:NAME, as in my_metrics.py:largest_miss; got 'miss'",
+        ),
+        ("--metric", "nowhere.py:miss", "There is no file nowhere.py for the metric"),
+        ("--metric", "nowhere.py:mse", "The metric name 'mse' is taken; choose another."),
     ],
 )
 def test_a_refused_evaluation_leaves_the_folder_as_it_was(

@@ -558,7 +558,8 @@ def _write_run(folder: Path) -> None:
     facts = {
         "model": "tiny", "hook": "blocks.1.hook_resid_post", "d_in": 12, "d_sae": 128, "k": 4,
         "text": "CPython's language reference", "tokens": 64, "hsae_lens": "0", "torch": "2",
-        "seconds": 3, "settings": SETTINGS,
+        "seconds": 3, "settings": SETTINGS, "documents": 12, "bytes": 6000,
+        "training_time": "an hour", "metrics": {"largest_miss": "Largest error"},
     }  # fmt: skip
     (folder / "run.json").write_text(json.dumps(facts), encoding="utf-8")
     tables: dict[str, list[dict[str, Any]]] = {
@@ -566,7 +567,7 @@ def _write_run(folder: Path) -> None:
             {"sae": sae, "k": k, "l0": float(k), "explained_variance": best - 0.4 / k,
              "explained_variance_se": 0.01, "mse": 1 / k, "cosine": 0.9, "ce_score": best - 0.3 / k,
              "ce_clean": 3.0, "ce_with_sae": 3.2, "ce_ablated": 9.0, "kl": 0.1, "dead": 0.1,
-             "dense": 0.0}
+             "dense": 0.0, "largest_miss": 2 / k}
             for sae, best in (("saes/mine", 0.9), ("random decoder", 0.5)) for k in (1, 2, 4)
         ],
         "tasks": [

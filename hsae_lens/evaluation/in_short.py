@@ -189,7 +189,7 @@ def _errors(rows: pd.DataFrame, own: Mapping[str, str]) -> str:
     each |= {name: f"{plain_number(2 * rows[f'{name}_se'].max())} ({name})"
              for name in own if f"{name}_se" in rows}  # fmt: skip
     if not each:
-        return "There are no standard errors."
+        return "There are no standard errors (too few documents, or none asked for)."
     return f"Two standard errors over documents are at most {listed(each.values())}."
 
 

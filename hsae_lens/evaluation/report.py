@@ -89,7 +89,7 @@ def _quality(run: EvalRun) -> str:
     shown = shown_columns(run.frontier, [*frontier_columns("page"), *own])
     shown = shown.rename(columns={name: f"{label} ({name})" for name, label in own.items()})
     bands = " Bands are two standard errors." if "explained_variance_se" in run.frontier else ""
-    then = " Then, measures of the user’s own." if own else ""
+    then = " Last, measures of the user’s own." if own else ""
     return (
         "<h2>Quality at every budget</h2>"
         "<p>First, how much of the activations’ variance the first k latents explain; then, how "

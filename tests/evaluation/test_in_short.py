@@ -92,7 +92,8 @@ def test_what_is_given_up_and_uncertain(tmp_path: Path) -> None:
     assert "<code>hsae compare</code> measures it." in screen
     assert (
         "Judged on 64 tokens (a text); another kind of text may come out otherwise. There are "
-        "no standard errors. What single latents mean is not checked here." in screen
+        "no standard errors (too few documents, or none asked for). What single latents mean is "
+        "not checked here." in screen
     )
     add_facts(run, documents=12)
     tables = [

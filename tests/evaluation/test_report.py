@@ -221,6 +221,31 @@ def test_the_page_works_in_a_browser(browser: Any, page: Path, run_folder: Path)
         assert browser.execute_script(overflow) <= 0, f"nothing sticks out at {width} pixels"
 
 
+def test_the_first_screen_fits_a_screen(browser: Any, tmp_path: Path) -> None:
+    ks = [1, 2, 4, 8, 16, 32]
+    growing = {"k": ks, "l0": ks, "explained_variance": [0.3, 0.5, 0.65, 0.7, 0.77, 0.8],
+               "ce_score": [0.5, 0.8, 0.9, 0.95, 0.97, 0.991], "ce_with_sae": 3.2, "miss": 12.3,
+               "explained_variance_se": 0.01, "ce_score_se": 0.01, "miss_se": 0.1}  # fmt: skip
+    run = make_run(tmp_path / "run", "a-release/blocks.15.hook_resid_post", **growing)
+    facts = json.loads((run / "run.json").read_text())
+    facts |= {"documents": 40, "bytes": 10_627_512, "metrics": {"miss": "Largest error of one"}}
+    (run / "run.json").write_text(json.dumps(facts))
+    page = write_report([run], tmp_path / "page.html")
+    for width, height in ((1280, 1000), (390, 844)):
+        size = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 500}
+        browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+        browser.get(page.as_uri())
+        assert browser.execute_script("return document.documentElement.scrollWidth") <= width
+        beyond, table, points = browser.execute_script(
+            "const e = document.querySelector('.kept .scroll'), below = (x) => "
+            "x.getBoundingClientRect().bottom; return [e.scrollWidth - e.clientWidth, below(e), "
+            "below(document.querySelector('.kept ul'))]"
+        )
+        assert beyond <= 0, "no column is cut off"
+        assert (points if width > 500 else table) <= height, "it is on the first screen"
+    browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+
+
 def test_the_slider_spends_on_average_where_the_sae_is_calibrated(
     browser: Any, mean_run: tuple[Path, Any], tmp_path: Path
 ) -> None:

@@ -36,7 +36,8 @@ def test_half_a_run_is_not_added_to(
         return
     shutil.copy(run_folder / "frontier.csv", half)
     settings = json.loads((run_folder / "run.json").read_text())["settings"]
-    wrong = [{"flavour": 1}, {"tokens": "8"}, {"saes": "mine"}, {"saes": [3]}, {"budgets": 8}]
+    wrong = [{"flavour": 1}, {"tokens": "8"}, {"saes": "mine"}, {"saes": [3]}, {"budgets": 8},
+             {"metrics": [3]}]  # fmt: skip
     mistyped = [json.dumps({"settings": settings | change}) for change in wrong]
     for damaged in ("{", "{}", "[]", '{"settings": null}', *mistyped):
         (half / "run.json").write_text(damaged)

@@ -109,6 +109,8 @@ def _which(advices: Mapping[str, Advice], refused: Sequence[str]) -> str:
     if not advices:
         return " ".join(refused)
     each = listed([f"k={advice.k} by the {BY[of]}" for of, advice in advices.items()])
+    if len(advices) > 1 and len(ks := {advice.k for advice in advices.values()}) == 1:
+        each = f"k={ks.pop()} by either measure"
     largest = next(iter(advices.values())).largest
     text = f"The smallest judged that keeps {MOST:.0%} of what k={largest} does is {each}."
     return " ".join([text, *refused])

@@ -122,6 +122,15 @@ def test_a_run_of_an_earlier_version_has_a_first_screen(tmp_path: Path) -> None:
     assert "miss" not in first_screen(add_facts(run, metrics={"miss": "of no column"}))
 
 
+def test_which_budget_is_said_once_where_both_measures_agree(tmp_path: Path) -> None:
+    said = "The smallest judged that keeps 95% of what k=32 does is "
+    screen = first_screen(make_run(tmp_path / "apart", **GROWING))
+    assert f"{said}k=16 by the activations and k=8 by the predictions." in screen
+    both = GROWING | {"ce_score": GROWING["explained_variance"]}
+    screen = first_screen(make_run(tmp_path / "alike", **both))
+    assert f"{said}k=16 by either measure." in screen
+
+
 def test_numbers_are_plain() -> None:
     shares = (0.5, 0.984, 0.985, 0.9905, 1.0, 1.02, -0.3, float("nan"))
     assert [*map(percent, shares)] == [

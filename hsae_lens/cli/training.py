@@ -143,20 +143,17 @@ def _compare(parsed: argparse.Namespace) -> None:
 
 def _pilot(parsed: argparse.Namespace) -> None:
     from hsae_lens.pilot.config import PilotConfig
-    from hsae_lens.pilot.in_short import (
-        how_rates_fall,
-        in_short_of_pilot,
-        kept_at_budgets,
-        prices,
-    )
+    from hsae_lens.pilot.in_short import how_rates_fall, pilot_in_short, prices
     from hsae_lens.pilot.run import run_pilot
 
     cfg = config_from_flags(parsed, PilotConfig)
     result = run_pilot(cfg)
-    print(f"\n{kept_at_budgets(result).to_string(index=False)}\n")
-    for name, text in in_short_of_pilot(result).items():
-        print(textwrap.fill(f"{name}: {text}", 100, subsequent_indent="  "))
-    for line in (how_rates_fall(result), *prices(result)):
+    short = pilot_in_short(result)
+    kept = short.kept.map(lambda words: words.partition("\n")[0])
+    kept.columns = [name.partition("\n")[0] for name in kept.columns]
+    said = [f"{name}: {text}" for name, text in short.points.items()]
+    print(f"\n{kept.to_string(index=False)}\n")
+    for line in (*said, how_rates_fall(result), *prices(result)):
         print(textwrap.fill(f"- {line}", 100, subsequent_indent="  "))
     print(f"\nPage     {Path(cfg.out) / 'pilot.html'}, pilot.png, points.csv, frontier.csv")
     print(f"Recipe   {cfg.recipe_file}   (hsae train --recipe {cfg.recipe_file})")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +14,7 @@ from sae_lens.synthetic import SyntheticModel
 from hsae_lens.comparison.material import HeldOut, Material
 from hsae_lens.comparison.synthetic import truth_at
 from hsae_lens.evaluation.frontier.evaluate import activation_sums, evaluate_saes
+from hsae_lens.evaluation.frontier.metrics import TokenMetric
 from hsae_lens.models.hooked_model import HookedModel
 from hsae_lens.objective.budgets import Budget, MeanBudget
 
@@ -40,14 +41,15 @@ def judge_with(
     material: Material,
     model: HookedModel | None = None,
     synthetic: SyntheticModel | None = None,
+    metrics: Mapping[str, TokenMetric] | None = None,
 ) -> JudgeSAE:
     """Judges on all held-out activations; with a language model, its cross-entropy too, with a
-    synthetic one, how well its features are found."""
+    synthetic one, how well its features are found; with ``metrics`` of the user's own, these."""
 
     def judge(sae: SAE[Any], budgets: Sequence[Budget]) -> Judged:
         tables, errors = [], {}
         for kind, held in material.held.items():
-            table, errors[kind] = _on_activations(sae, held, budgets)
+            table, errors[kind] = _on_activations(sae, held, budgets, metrics)
             if model is not None and len(held.tokens):
                 table = table.assign(**_on_the_model(sae, model, held, budgets))
             if synthetic is not None:
@@ -59,11 +61,14 @@ def judge_with(
 
 
 def _on_activations(
-    sae: SAE[Any], held: HeldOut, budgets: Sequence[Budget]
+    sae: SAE[Any],
+    held: HeldOut,
+    budgets: Sequence[Budget],
+    metrics: Mapping[str, TokenMetric] | None,
 ) -> tuple[pd.DataFrame, torch.Tensor]:
     sums = activation_sums(
         sae, held.activations, budgets, bootstrap=BOOTSTRAP, documents=held.documents,
-        progress=False,
+        metrics=metrics, progress=False,
     )  # fmt: skip
     return sums.table(BOOTSTRAP), sums.sums["square_error"]
 

@@ -75,7 +75,9 @@ def what_one_saves(n_budgets: int, size: int | None, training_time: str | None =
         size: of its weights, in bytes, if it is known.
         training_time: in the SAE's own words, if it says.
     """
-    each, all_of_them = (f" ({_size(size)})", f", {_size(n_budgets * size)}") if size else ("", "")
+    each, all_of_them = (
+        (f" ({size_in_words(size)})", f", {size_in_words(n_budgets * size)}") if size else ("", "")
+    )
     text = f"One training run and one file{each} for every budget"
     if n_budgets > 1:
         text += (
@@ -195,7 +197,8 @@ def _errors(rows: pd.DataFrame, own: Mapping[str, str]) -> str:
     return f"Two standard errors over documents are at most {listed(each.values())}."
 
 
-def _size(n_bytes: int) -> str:
+def size_in_words(n_bytes: int) -> str:
+    """Bytes as people say them."""
     for unit, size in (("GB", 1e9), ("MB", 1e6)):
         if n_bytes >= size:
             return f"{n_bytes / size:.{0 if n_bytes >= 10 * size else 1}f} {unit}"

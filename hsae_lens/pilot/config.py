@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 
 from hsae_lens._util.paths import expand_home
@@ -55,6 +55,10 @@ class PilotConfig:
     text; the other kind is CPython's language reference."""
     ce_tokens: int = 1024
     """About how many of these the model predicts with the SAE spliced in; 0 for none."""
+    metrics: list[str] = field(default_factory=list)
+    """A measure of your own, as FILE.py:NAME: a function that makes a number per token from
+    activations and their rewriting, both [tokens, d_in]. It stands on the first screen. The file's
+    code is run."""
     context_size: int = 128
     """Tokens in a sequence."""
     device: str = "cpu"
@@ -82,7 +86,7 @@ class PilotConfig:
 SHARED = ("model", "hook_name", "text", "batch_size", "eval_tokens", "ce_tokens", "context_size",
           "device", "dtype")  # fmt: skip
 
-MAY_CHANGE = ("out", "recipe", "minutes", "training_tokens", "device")
+MAY_CHANGE = ("out", "recipe", "minutes", "training_tokens", "device", "metrics")
 """What may differ from the command that began a pilot."""
 
 

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-import pandas as pd
-
-from hsae_lens._util.columns import LABELS
 from hsae_lens.comparison.material import OTHER_KIND
+from hsae_lens.evaluation.in_short import InShort, size_in_words
+from hsae_lens.evaluation.kept import how_to_read, kept_table, worth_a_share
 from hsae_lens.pilot.confirming import DEFAULTS, RECOMMENDED, Confirmed
 from hsae_lens.pilot.full_run import FullRun
 from hsae_lens.pilot.look import Look
@@ -23,13 +22,12 @@ NAMES = {
 }
 
 
-KEPT = {"explained_variance": "of the activations", "ce_score": "of the predictions"}
-
-
 @dataclass(frozen=True)
 class PilotResult:
-    """All that a pilot ends with. settings: those of the recipe."""
+    """All that a pilot ends with. settings: the recipe's.  own_metrics: labels by column."""
 
+    model_name: str
+    hook_name: str
     look: Look
     findings: Findings
     confirmed: Confirmed
@@ -39,6 +37,7 @@ class PilotResult:
     pilot_seconds: float
     held_tokens: int
     held_documents: int
+    own_metrics: Mapping[str, str]
 
     @property
     def shown(self) -> str:
@@ -46,21 +45,31 @@ class PilotResult:
         return RECOMMENDED if self.settings != self.findings.default else DEFAULTS
 
 
-def in_short_of_pilot(result: PilotResult) -> dict[str, str]:
-    """A heading and what is under it, in the order to read them."""
-    return {
-        "What this is": (
-            "A sparse autoencoder (SAE) rewrites what a language model computes at one place as a "
-            "few items of a learnt dictionary, its latents, so that people can look at them one by "
-            "one. How many it may use for a word is its budget. This pilot trained "
-            f"{len(result.findings.points)} small ones in {time_in_words(result.pilot_seconds)} to "
-            "settle how a large one should be trained."
-        ),
-        "What to do": what_to_do(result),
-        "What one SAE for all budgets saves": _savings(result),
-        "What is given up": _given_up(result),
-        "What is uncertain": _uncertain(result),
-    }
+def pilot_in_short(result: PilotResult) -> InShort:
+    """The first screen of a pilot's page."""
+    rows = result.confirmed.of(result.shown)
+    advices, _ = worth_a_share(rows)
+    return InShort(
+        what=_what_it_is(result),
+        kept=kept_table(rows, advices, result.own_metrics),
+        reading=how_to_read(rows, advices, result.own_metrics),
+        points={
+            "What to do": what_to_do(result),
+            "What one SAE saves": _saved(result),
+            "What is given up": _given_up(result),
+            "What is uncertain": _uncertain(result),
+        },
+    )
+
+
+def _what_it_is(result: PilotResult) -> str:
+    return (
+        "A sparse autoencoder (SAE) rewrites what a language model holds at one point of its work "
+        "as a mix of a few out of many learnt patterns (latents), which people can look at one by "
+        f"one. The budget k is how many a token may use. Before a long training at "
+        f"{result.hook_name} of {result.model_name}, this pilot trained "
+        f"{len(result.findings.points)} small ones in {time_in_words(result.pilot_seconds)}."
+    )
 
 
 def what_to_do(result: PilotResult) -> str:
@@ -113,15 +122,15 @@ def how_rates_fall(result: PilotResult) -> str:
     )
 
 
-def _savings(result: PilotResult) -> str:
+def _saved(result: PilotResult) -> str:
     run, n = result.run, len(result.budgets)
-    time, file = time_in_words(run.seconds), size_in_words(run.file_bytes)
     return (
-        f"One training of {time} for {run.tokens:,} tokens and one file of {file}, instead of {n} "
-        f"trainings ({time_in_words(n * run.seconds)}, if each takes as long) and {n} files "
-        f"({size_in_words(n * run.file_bytes)}), one for each budget of {_list(result.budgets)}. "
-        f"It takes about {size_in_words(run.bytes)} of memory. On this machine, the language model "
-        f"has {run.model_seconds / run.seconds:.0%} of the time."
+        f"One training of about {time_in_words(run.seconds)} here ({run.tokens:,} tokens) and one "
+        f"file of {size_in_words(run.file_bytes)} for every budget; an SAE for each of k="
+        f"{_list(result.budgets)} takes {n} trainings, {time_in_words(n * run.seconds)} if each is "
+        f"as long, and {n} files, {size_in_words(n * run.file_bytes)}. The training needs about "
+        f"{size_in_words(run.bytes)} of memory; the language model has "
+        f"{run.model_seconds / run.seconds:.0%} of its time."
     )
 
 
@@ -141,7 +150,7 @@ def _given_up(result: PilotResult) -> str:
             )
     said.append(
         "An SAE that is trained for one budget alone can be better at it, most at the smallest and "
-        "the largest; hsae compare says by how much on your text."
+        "the largest; `hsae compare` says by how much on your text."
     )
     return " ".join(said)
 
@@ -159,17 +168,6 @@ def _uncertain(result: PilotResult) -> str:
     if result.findings.out_of_time:
         said += f" Not tried, for time: {', '.join(result.findings.out_of_time)}."
     return said
-
-
-def kept_at_budgets(result: PilotResult) -> pd.DataFrame:
-    """Which budget keeps how much: of text of the training text's kind, as percentages."""
-    rows = result.confirmed.of(result.shown)
-    columns = {"k": "latents per token"}
-    columns |= {of: f"{share} ({LABELS[of]})" for of, share in KEPT.items()}
-    table = rows[[name for name in columns if name in rows]].copy()
-    for name in [name for name in table if name != "k"]:
-        table[name] = [f"{share:.0%}" for share in table[name]]
-    return table.rename(columns=columns)
 
 
 def prices(result: PilotResult) -> list[str]:
@@ -201,10 +199,7 @@ def _list(budgets: Sequence[int]) -> str:
 
 
 def time_in_words(seconds: float) -> str:
+    """Seconds as people say them."""
     if seconds < 90:
         return f"{seconds:.0f} seconds"
     return f"{seconds / 60:.0f} minutes" if seconds < 5400 else f"{seconds / 3600:.1f} hours"
-
-
-def size_in_words(n: int) -> str:
-    return f"{n / 1e9:.1f} GB" if n >= 1e9 else f"{n / 1e6:.3g} MB"

@@ -11,13 +11,13 @@ from typing import Any
 import pandas as pd
 
 from hsae_lens._util.html import folded_table_html, table_html, write_page
+from hsae_lens.evaluation.in_short import size_in_words
+from hsae_lens.evaluation.report import first_screen_html
 from hsae_lens.pilot.in_short import (
     PilotResult,
     how_rates_fall,
-    in_short_of_pilot,
-    kept_at_budgets,
+    pilot_in_short,
     prices,
-    size_in_words,
     time_in_words,
 )
 from hsae_lens.pilot.plots import look_svg, pilot_svg
@@ -31,14 +31,9 @@ def write_pilot_page(
     Args:
         recipe: the file's text.  settings: of the command.
     """
-    said = in_short_of_pilot(result)
-    first, *others = said.items()
-    parts = [f"<h3>{escape(name)}</h3><p>{escape(text)}</p>" for name, text in others]
-    parts.insert(1, f"<h3>What each budget keeps</h3>{table_html(kept_at_budgets(result))}")
     body = [
-        f"<h1>A pilot for {escape(str(settings['model']))}</h1>",
-        f'<p class="lead">{escape(first[1])}</p>',
-        *parts,
+        f"<h1>A pilot for {escape(result.model_name)}</h1>",
+        first_screen_html(pilot_in_short(result)),
         "<h2>The evidence</h2><p>Mean explained variance of validation tokens at the budgets, each "
         "setting on its own; bars are how far two equal trainings with other seeds differ. Last, "
         "the frontiers of the longer trainings at the end, on held-out text.</p>",

@@ -12,7 +12,7 @@ import torch
 from tqdm.auto import tqdm
 
 from hsae_lens._util.tables import write_csv
-from hsae_lens.comparison.judging import judge_with
+from hsae_lens.comparison.judging import JudgeSAE, judge_with
 from hsae_lens.comparison.material import (
     CHARACTERS,
     SAME_KIND,
@@ -20,6 +20,7 @@ from hsae_lens.comparison.material import (
     collect,
     some_documents,
 )
+from hsae_lens.evaluation.frontier.own_metrics import open_metrics, try_metrics
 from hsae_lens.models.hooked_model import HookedModel
 from hsae_lens.models.opening import open_model
 from hsae_lens.models.text_files import documents_of, standard_library
@@ -71,20 +72,24 @@ def run_pilot(cfg: PilotConfig) -> PilotResult:
     check_pilot_settings(cfg)
     folder = PilotFolder(cfg.out)
     folder.check(cfg)
-    libraries = peak_memory()
+    metrics, libraries = open_metrics(cfg.metrics), peak_memory()
     box = TimeBox(60 * cfg.minutes, folder.spent())
     model = open_model(cfg.model, cfg.device, cfg.dtype)
     look, plan, material = folder.prepared() or _prepare(cfg, model, box, folder)
+    try_metrics(metrics, look.d_in, cfg.device)
     default = _defaults(cfg, look.d_in)
     bench = _bench(cfg, material)
     findings = search(default, plan.steps, _measuring(bench, default, plan, box, folder))
-    confirmed = _confirmed(cfg, model, bench, findings, plan, box, folder)
+    judge = judge_with(material, model if cfg.ce_tokens else None, metrics=metrics)
+    confirmed = _confirmed(bench, judge, findings, plan, box, folder)
     settings = default
     if confirmed.holds:
         full_steps = max(1, cfg.training_tokens // cfg.batch_size)
         settings = findings.settings_of_long(full_steps, confirmed.settings)
     held = material.held[SAME_KIND]
     result = PilotResult(
+        model_name=cfg.model,
+        hook_name=cfg.hook_name,
         look=look,
         findings=findings,
         confirmed=confirmed,
@@ -104,6 +109,7 @@ def run_pilot(cfg: PilotConfig) -> PilotResult:
         pilot_seconds=box.spent(),
         held_tokens=len(held.activations),
         held_documents=held.n_documents,
+        own_metrics={name: metric.label for name, metric in metrics.items()},
     )
     _write(cfg, result, folder)
     return result
@@ -184,9 +190,8 @@ def _measuring(
 
 
 def _confirmed(
-    cfg: PilotConfig,
-    model: HookedModel,
     bench: Workbench,
+    judge: JudgeSAE,
     findings: Findings,
     plan: PilotPlan,
     box: TimeBox,
@@ -198,7 +203,6 @@ def _confirmed(
     points = {DEFAULTS: Point(findings.default, steps, SEED)}
     if (other := findings.settings_for(steps)) != findings.default:
         points[RECOMMENDED] = Point(other, steps, SEED)
-    judge = judge_with(bench.material, model if cfg.ce_tokens else None)
     return confirm(points, bench, judge, folder.saes, findings.noise)
 
 

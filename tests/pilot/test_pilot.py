@@ -17,12 +17,18 @@ from helpers.command import hsae, says
 from hsae_lens import HierarchicalTopKSAE
 from hsae_lens.comparison.material import SAME_KIND
 from hsae_lens.pilot import PilotConfig, run_pilot
-from hsae_lens.pilot.in_short import PilotResult, in_short_of_pilot
+from hsae_lens.pilot.in_short import PilotResult, pilot_in_short
 from hsae_lens.pilot.points import Workbench
 from hsae_lens.pilot.search import Measured, Point
 from hsae_lens.training.recipe_flags import load_recipe
 
 HOOK = "blocks.1.hook_resid_post"
+
+OWN_METRIC = """
+def largest_miss(x, x_hat):
+    \'\'\'The largest miss of a token.\'\'\'
+    return (x - x_hat).abs().amax(-1)
+"""
 
 
 def settings(folder: Path, model: Path, **others: Any) -> PilotConfig:
@@ -49,7 +55,10 @@ def piloted(
     tmp_path_factory: pytest.TempPathFactory, gemma2_folder: Path
 ) -> tuple[PilotConfig, PilotResult, float]:
     """One that is done, and how many seconds it took."""
-    cfg = settings(tmp_path_factory.mktemp("pilot") / "runs", gemma2_folder)
+    folder = tmp_path_factory.mktemp("pilot")
+    (folder / "own.py").write_text(OWN_METRIC)
+    metric = f"{folder / 'own.py'}:largest_miss"
+    cfg = settings(folder / "runs", gemma2_folder, metrics=[metric])
     started = time.perf_counter()
     result = run_pilot(cfg)
     return cfg, result, time.perf_counter() - started
@@ -65,7 +74,7 @@ def test_it_leaves_evidence_for_eight_points_or_more(piloted: Piloted) -> None:
     assert len(points) == len(result.findings.points) >= 8
     assert points["mean explained variance"].between(0, 1).all()
     frontier = pd.read_csv(out / "frontier.csv")
-    assert {"explained_variance", "ce_score"} <= set(frontier)
+    assert {"explained_variance", "ce_score", "largest_miss"} <= set(frontier)
     assert set(frontier["k"]) == {1, 2, 4, 8}
     assert (out / "pilot.png").stat().st_size > 10_000
     for folder in (out / "saes").glob("*/*"):
@@ -76,10 +85,11 @@ def test_the_page_begins_in_plain_words(piloted: Piloted) -> None:
     cfg, result, _ = piloted
     page = (Path(cfg.out) / "pilot.html").read_text()
     first_screen = page[: page.index("The evidence")]
-    for heading in in_short_of_pilot(result):
-        assert heading in first_screen or heading == "What this is"
-    assert "instead of 4 trainings" in first_screen
-    assert "of the predictions (recovered cross-entropy)" in first_screen
+    for heading in pilot_in_short(result).points:
+        assert heading in first_screen
+    assert "takes 4 trainings" in first_screen
+    assert "Activations explained" in first_screen
+    assert "The largest miss of a token" in first_screen, "the docstring of the own metric"
     assert page.count("<svg") == 2
     assert "<img" not in page, "it fetches nothing"
 
@@ -179,6 +189,7 @@ def test_a_damaged_point_is_named(piloted: Piloted, tmp_path: Path) -> None:
         ({"hook_name": "blocks.0.attn.hook_pattern"}, "a number for each pair of tokens"),
         ({"hook_name": "blocks.9.hook_resid_post"}, "has no hook .* Did you mean"),
         ({"text": "nowhere.txt"}, "nowhere.txt"),
+        ({"metrics": ["nowhere.py:f"]}, "no file nowhere.py"),
     ],
 )
 def test_what_cannot_be_is_refused_before_any_work(

@@ -6,6 +6,7 @@ import itertools
 import json
 import logging
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -68,17 +69,46 @@ def replacing_folder(folder: str | Path) -> Iterator[Path]:
     folder = Path(folder).resolve()  # of a link, what it points to is replaced
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".saving-") as beside:
-        fresh, former = Path(beside) / folder.name, Path(beside) / ".former"
+        fresh = Path(beside) / folder.name
         fresh.mkdir()
         yield fresh
-        try:
-            if folder.exists():
-                os.replace(folder, former)
-            os.replace(fresh, folder)
-        except BaseException:
-            if former.exists() and not folder.exists():
-                os.replace(former, folder)
-            raise
+        _put_in_place(fresh, folder, Path(beside) / ".former")
+
+
+@contextmanager
+def resuming_folder(folder: str | Path, settings: str) -> Iterator[Path]:
+    """As :func:`replacing_folder`, but where the process was stopped or killed, the next call with
+    the same settings is given the folder as it was left, a hidden ``.unfinished-…`` beside.
+
+    What was left by other settings goes. So does all of it at an error, which would come again.
+    """
+    folder = Path(folder).resolve()
+    beside = folder.with_name(f".unfinished-{folder.name}")
+    mark, fresh = beside / "settings", beside / folder.name
+    if not mark.exists() or mark.read_text(encoding="utf-8") != settings:
+        shutil.rmtree(beside, ignore_errors=True)
+        fresh.mkdir(parents=True)
+        mark.write_text(settings, encoding="utf-8")
+    fresh.mkdir(exist_ok=True)  # killed after it was put in its place, it is gone from here
+    try:
+        yield fresh
+        _put_in_place(fresh, folder, beside / ".former")
+    except Exception:
+        shutil.rmtree(beside)
+        raise
+    shutil.rmtree(beside)
+
+
+def _put_in_place(fresh: Path, folder: Path, former: Path) -> None:
+    """Renames ``fresh`` to ``folder``, and what was there to ``former``."""
+    try:
+        if folder.exists():
+            os.replace(folder, former)
+        os.replace(fresh, folder)
+    except BaseException:
+        if former.exists() and not folder.exists():
+            os.replace(former, folder)
+        raise
 
 
 def _set_aside(folder: Path, names: Sequence[str]) -> None:

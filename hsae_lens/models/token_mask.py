@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,7 +12,7 @@ from sae_lens.util import get_special_token_ids
 from tqdm.auto import tqdm
 
 from hsae_lens.models.hooked_model import HookedModel
-from hsae_lens.models.hooks import hook_activations
+from hsae_lens.models.hooks import activations_at
 
 
 @dataclass(frozen=True, eq=False)  # tensors do not compare as a whole
@@ -91,14 +91,40 @@ def masked_batches(
     Raises:
         FloatingPointError: if an activation that counts is NaN or infinite.
     """
+    for found in masked_batches_at(model, tokens, [hook_name], mask, batch_size, doing):
+        yield found[hook_name]
+
+
+def masked_batches_at(
+    model: HookedModel,
+    tokens: torch.Tensor,
+    hook_names: Sequence[str],
+    mask: TokenMask,
+    batch_size: int,
+    doing: str | None = None,
+) -> Iterator[dict[str, MaskedBatch]]:
+    """As :func:`masked_batches`, of several hooks from one pass over the model, by hook.
+
+    The same tokens count at all of them: those that count at each.
+
+    Raises:
+        FloatingPointError: as :func:`masked_batches`.
+    """
     for batch in tqdm(tokens.split(batch_size), doing, disable=doing is None):
         batch = batch.cpu()
-        x = hook_activations(model, batch, hook_name).flatten(2)
-        keep = mask(batch.to(x.device), x)
-        kept = x[keep]
-        if not torch.isfinite(kept).all():
-            raise FloatingPointError(f"The model's activations at {hook_name} are not finite.")
-        yield MaskedBatch(batch, keep.cpu(), x, kept)
+        found = activations_at(model, batch, hook_names)
+        at = {name: found[name].flatten(2) for name in hook_names}
+        keep = torch.stack([mask(batch.to(x.device), x).cpu() for x in at.values()]).all(0)
+        yield {name: _masked_batch(name, batch, keep, x) for name, x in at.items()}
+
+
+def _masked_batch(
+    hook_name: str, tokens: torch.Tensor, keep: torch.Tensor, x: torch.Tensor
+) -> MaskedBatch:
+    kept = x[keep.to(x.device)]
+    if not torch.isfinite(kept).all():
+        raise FloatingPointError(f"The model's activations at {hook_name} are not finite.")
+    return MaskedBatch(tokens, keep, x, kept)
 
 
 def kept_activations(

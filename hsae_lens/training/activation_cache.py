@@ -1,88 +1,106 @@
-"""A hook's activations kept on disk, where SAELens' runner reads them."""
+"""Hooks' activations kept on disk, where SAELens' runner reads them."""
 
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import logging
+import shutil
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import datasets
-import numpy as np
 import sae_lens
 import torch
 from sae_lens import LanguageModelSAERunnerConfig
 from tqdm.auto import tqdm
 
-from hsae_lens._util.atomic_files import replacing_folder
+from hsae_lens._util.atomic_files import resuming_folder
+from hsae_lens.evaluation.fingerprints import model_fingerprint
 from hsae_lens.models.hooked_model import HookedModel
-from hsae_lens.models.token_mask import TokenMask, masked_batches
+from hsae_lens.models.hooks import activations_at
+from hsae_lens.models.token_mask import TokenMask
+from hsae_lens.training.activation_shards import (
+    Shard,
+    complete_data_set,
+    make_shards,
+    sequences_together,
+    write_shard,
+)
 
-SEQUENCES_PER_SHARD = 1024  # shuffled together
+logger = logging.getLogger(__name__)
 
-CACHE_MARK = "hsae_activations.json"  # in a data set that cache_activations wrote
+CACHE_MARK = "hsae_activations.json"  # in a data set that cache_activations wrote; says of what
 
 CACHE_FILES = (CACHE_MARK, "dataset_info.json", "state.json")  # and *.arrow
+
+BYTES_OF_TOKEN = 8  # its id, and where its activation begins
 
 
 @torch.no_grad()
 def cache_activations(
     model: HookedModel,
     tokens: torch.Tensor,
-    hook_name: str,
+    hook_name: str | Sequence[str],
     folder: str | Path,
     *,
     mask: TokenMask | None = None,
     batch_size: int = 32,
     seed: int = 0,
 ) -> Path:
-    """Runs the model once and keeps a hook's activations where SAELens' runner reads them.
+    """Runs the model once and keeps hooks' activations where SAELens' runner reads them.
 
     For training several SAEs, or several epochs, on the same activations: pass the folder as
     ``cached_activations_path`` with ``use_cached_activations=True``. SAELens'
     ``CacheActivationsRunner`` does this for models it can open itself; here tokens that do
     not count are left out and the rest is shuffled, so a row of the cache is a bag of tokens, not a
-    sequence.
+    sequence. Sequences are taken in random order, and the tokens of up to 1024 of them are shuffled
+    at a time.
+
+    However many tokens there are, it takes about a gigabyte of memory, and on disk 4 bytes for
+    each number of a token's activation. Stopped or killed, the same call goes on where it was;
+    called again when it is done, it only looks.
 
     Args:
         model: a hooked model.
         tokens: ``[n_sequences, context_size]``.
-        hook_name: a TransformerLens hook.
+        hook_name: a TransformerLens hook, or several: one pass over the model serves all, and each
+            has a cache in a folder of its name in ``folder``, with the same tokens in the same
+            rows. Then only tokens that count at every hook are kept.
         folder: replaced if this function wrote it, once the new one is complete.
         mask: which tokens to keep; None for all but special ones.
         batch_size: sequences per forward pass.
 
     Returns:
-        The folder: rows of ``{hook_name: float32 [context_size, d_in], token_ids}``.
+        The folder: rows of ``{hook_name: float32 [context_size, d_in], token_ids}``, or with
+        several hooks folders of these.
 
     Raises:
         ValueError: if the model has no such hook, or the folder holds anything else.
         FloatingPointError: if an activation to keep is NaN or infinite.
+        OSError: if the disk has too little room, before anything is collected.
     """
-    folder, generator = Path(folder), torch.Generator().manual_seed(seed)
-    _refuse_other_files(folder)
-    mask = mask or TokenMask.from_model(model)
-    context_size = tokens.shape[1]
-    order = torch.randperm(len(tokens), generator=generator)
-    shards: list[datasets.Dataset] = []
-    with tqdm(total=tokens.numel(), desc=f"Caching {hook_name}", unit="tok") as bar:
-        for group in tokens[order].split(SEQUENCES_PER_SHARD):
-            kept_acts, kept_ids = [], []
-            for batch in masked_batches(model, group, hook_name, mask, batch_size):
-                kept_acts.append(batch.kept.cpu().float())
-                kept_ids.append(batch.tokens[batch.keep])
-                bar.update(batch.tokens.numel())
-            acts, ids = torch.cat(kept_acts), torch.cat(kept_ids)
-            n_rows = len(ids) // context_size
-            shuffled = torch.randperm(len(ids), generator=generator)[: n_rows * context_size]
-            shuffled = shuffled.view(n_rows, context_size)
-            shards.append(_activation_rows(hook_name, acts[shuffled], ids[shuffled]))
-    with replacing_folder(folder) as fresh:
-        datasets.concatenate_datasets(shards).save_to_disk(str(fresh))
-        (fresh / CACHE_MARK).write_text(json.dumps({"hook_name": hook_name, "seed": seed}))
+    folder, mask = Path(folder), mask or TokenMask.from_model(model)
+    hooks = [hook_name] if isinstance(hook_name, str) else list(dict.fromkeys(hook_name))
+    within = [""] if isinstance(hook_name, str) else hooks
+    _refuse_other_files(folder, within)
+    widths = _widths(model, hooks)
+    together = sequences_together(tokens.shape[1], widths)
+    made_of = _made_of(model, tokens, hooks, mask, [seed, together])
+    if all(_mark(folder / name) == made_of for name in within):
+        logger.info("%s holds these activations already.", folder)
+        return folder
+    with resuming_folder(folder, made_of) as fresh:
+        places = {hook: fresh / name for hook, name in zip(hooks, within, strict=True)}
+        shards = make_shards(len(tokens), together, places, seed)
+        _check_room(fresh, tokens, shards, mask, widths)
+        _collect(model, tokens, shards, mask, batch_size)
+        for place in places.values():
+            complete_data_set(place)
+            (place / CACHE_MARK).write_text(made_of, encoding="utf-8")
     return folder
 
 
@@ -116,29 +134,97 @@ def check_cache(folder: str | Path, cfg: LanguageModelSAERunnerConfig[Any]) -> N
         )
 
 
-def _refuse_other_files(folder: Path) -> None:
+def _refuse_other_files(folder: Path, within: Sequence[str]) -> None:
+    """Raises ValueError where replacing ``folder`` would lose what is no cache of ours.
+
+    Args:
+        within: the folders in it that are to be caches; "" for itself.
+    """
     if folder.is_mount():
         raise ValueError(f"{folder} is a mount point and cannot be replaced: give a folder in it.")
     if not folder.exists():
         return
-    names = [file.name for file in folder.iterdir()]
-    others = [n for n in names if n not in CACHE_FILES and not n.endswith(".arrow")]
-    if others or (names and CACHE_MARK not in names):
+    names = [str(f.relative_to(folder)) for f in folder.rglob("*") if not f.is_dir()]
+    ours = {f"{of}/{name}".lstrip("/") for of in within for name in CACHE_FILES}
+    others = [n for n in names if n not in ours and not n.endswith(".arrow")]
+    unmarked = [n for n in names if not (folder / n).with_name(CACHE_MARK).exists()]
+    if foreign := others + unmarked:
         raise ValueError(
             f"{folder} holds files that cache_activations did not write ("
-            f"{', '.join(sorted(others or names)[:3])}): give another folder, or move them."
+            f"{', '.join(sorted(foreign)[:3])}): give another folder, or move them."
         )
 
 
-def _activation_rows(hook_name: str, acts: torch.Tensor, ids: torch.Tensor) -> datasets.Dataset:
-    features = datasets.Features(
-        {
-            hook_name: datasets.Array2D(shape=acts.shape[1:], dtype="float32"),
-            "token_ids": datasets.List(datasets.Value("int32"), length=ids.shape[1]),
-        }
+def _widths(model: HookedModel, hook_names: Sequence[str]) -> dict[str, int]:
+    """Numbers in an activation at each hook, heads joined; runs two tokens."""
+    acts = activations_at(model, torch.zeros(1, 2, dtype=torch.int64), hook_names)
+    return {name: acts[name].flatten(2).shape[2] for name in hook_names}
+
+
+def _made_of(
+    model: HookedModel,
+    tokens: torch.Tensor,
+    hooks: Sequence[str],
+    mask: TokenMask,
+    order: Sequence[int],
+) -> str:
+    """What decides a cache's activations and their order, in JSON."""
+    facts = {
+        "hooks": hooks,
+        "model": model_fingerprint(model),
+        "tokens": hashlib.sha256(tokens.cpu().contiguous().numpy().tobytes()).hexdigest(),
+        "shape": list(tokens.shape),
+        "special": sorted(mask.special.tolist()),
+        "positions": [mask.positions.start, mask.positions.stop, mask.positions.step],
+        "max_norm": str(mask.max_norm),
+        "order": order,
+    }
+    return json.dumps(facts)
+
+
+def _mark(folder: Path) -> str | None:
+    """What a cache says it is made of; None where there is none."""
+    file = folder / CACHE_MARK
+    return file.read_text(encoding="utf-8") if file.exists() else None
+
+
+def _check_room(
+    folder: Path,
+    tokens: torch.Tensor,
+    shards: Sequence[Shard],
+    mask: TokenMask,
+    widths: Mapping[str, int],
+) -> None:
+    """Raises OSError if the disk has no room for the shards that are not there."""
+    missing = [tokens[shard.sequences] for shard in shards if not shard.is_there()]
+    n_kept = sum(
+        int(mask(some, torch.zeros(*some.shape, 1, device=some.device)).sum()) for some in missing
     )
-    rows = {hook_name: list(acts.numpy()), "token_ids": ids.numpy().astype(np.int32)}
-    return datasets.Dataset.from_dict(rows, features=features)
+    needed = n_kept * sum(4 * width + BYTES_OF_TOKEN for width in widths.values())
+    free = shutil.disk_usage(folder).free
+    if needed > free:
+        raise OSError(
+            f"Activations of {n_kept:,} tokens at {', '.join(widths)} need {needed / 1e9:,.4g} GB, "
+            f"and {folder.parent.parent} has {free / 1e9:,.4g} GB left: make room, or give fewer "
+            "tokens or a folder on another disk."
+        )
+
+
+def _collect(
+    model: HookedModel,
+    tokens: torch.Tensor,
+    shards: Sequence[Shard],
+    mask: TokenMask,
+    batch_size: int,
+) -> None:
+    """Writes the shards that are not there."""
+    hooks = list(shards[0].files)
+    context_size = tokens.shape[1]
+    with tqdm(total=tokens.numel(), desc=f"Caching {', '.join(hooks)}", unit="tok") as bar:
+        for shard in shards:
+            if not shard.is_there():
+                write_shard(model, tokens[shard.sequences], shard, mask, batch_size)
+            bar.update(len(shard.sequences) * context_size)
 
 
 @contextlib.contextmanager

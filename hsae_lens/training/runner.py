@@ -67,6 +67,7 @@ class HierarchicalTopKTrainingRunner(LanguageModelSAETrainingRunner):
         self, trainer: SAETrainer[Any, Any]
     ) -> TrainingSAE[Any]:
         adopted, ours = self.adopted(trainer), _is_ours(trainer.sae)
+        self._go_on_in_cache(trainer.n_training_samples)
         with _on_signals(adopted.request_stop):
             try:
                 if ours and not trainer.n_training_steps:
@@ -84,6 +85,18 @@ class HierarchicalTopKTrainingRunner(LanguageModelSAETrainingRunner):
         return (HierarchicalTopKTrainer if _is_ours(trainer.sae) else InterruptibleTrainer).adopt(
             trainer
         )
+
+    def _go_on_in_cache(self, n_seen: int) -> None:
+        """SAELens, resumed, reads cached activations from their first row; here behind those seen.
+
+        But for those that its buffer held.
+        """
+        store = self.activations_store
+        if n_seen and store.cached_activation_dataset is not None:
+            at_once = store.store_batch_size_prompts
+            n_batches = max(1, len(store.cached_activation_dataset) // at_once)
+            seen = n_seen // (at_once * store.context_size)
+            store.current_row_idx = seen % n_batches * at_once
 
     def _say_outlier_positions(self, factor: float | None) -> None:
         # Cached activations have no order left; what is prefetched is another thread's.

@@ -26,6 +26,7 @@ from hsae_lens import HierarchicalTopKSAE
 from hsae_lens._util.private_names import InterruptedException
 from hsae_lens.evaluation import evaluate_budgets
 from hsae_lens.models.hooks import hook_activations
+from hsae_lens.training.activation_cache import cache_activations
 from hsae_lens.training.checkpoints import missing_from_checkpoint
 from hsae_lens.training.runner import HierarchicalTopKTrainingRunner
 from hsae_lens.training.trainer import HierarchicalTopKTrainer
@@ -131,6 +132,22 @@ def test_interruption_saves_everything_and_resumes(
     )
     make_runner(resume_from_checkpoint=str(checkpoint.parent)).run()
     assert SAE.load_from_disk(tmp_path / "out").cfg.metadata.l0 > 0
+
+
+def test_a_run_on_cached_activations_goes_on_behind_those_it_has_seen(
+    tmp_path: Path, tiny_gemma2: Any, make_runner: Callable[..., Any]
+) -> None:
+    tokens = torch.randint(3, 500, (200, 32), generator=torch.Generator().manual_seed(0))
+    cache = cache_activations(tiny_gemma2, tokens, HOOK, tmp_path / "activations")
+    settings = {"use_cached_activations": True, "cached_activations_path": str(cache)}
+    whole = make_runner(n_checkpoints=3, **settings)
+    whole.run()
+    for checkpoint in (tmp_path / "checkpoints").rglob("trainer_state.pt"):
+        resumed = make_runner(resume_from_checkpoint=str(checkpoint.parent), **settings)
+        resumed.run()
+        rows = [runner.activations_store.current_row_idx for runner in (whole, resumed)]
+        assert abs(rows[0] - rows[1]) <= 16, "but for what SAELens' buffer holds"
+    assert rows[0] > 80
 
 
 def signalling_step(at: int, signals: int) -> Any:

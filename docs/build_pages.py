@@ -26,6 +26,8 @@ ELSEWHERE = {
 }
 """Pages whose files stay where they are, by their place in the site; and the notebooks."""
 
+SHOWN = "blocks.15.hook_resid_post"  # the shipped SAE whose figures stand for the others
+
 
 @event_priority(100)  # before mkdocs-jupyter looks for notebooks
 def on_files(files: Files, config: Any) -> Files:
@@ -80,8 +82,8 @@ def commands() -> str:
 
 
 def mean_budgets() -> str:
-    """The shipped SAE's, beside fixed ones that use as many latents, from what its card says."""
-    (file,) = (ROOT / "hsae_lens" / "releases" / "pretrained").rglob("cfg.json")
+    """A shipped SAE's, beside fixed ones that use as many latents, from what its card says."""
+    (file,) = (ROOT / "hsae_lens" / "releases" / "pretrained").rglob(f"{SHOWN}/cfg.json")
     rows = json.loads(file.read_text())["metadata"]["frontier"]
     head = ["asked", "used", "explained variance", "fixed", "recovered cross-entropy", "fixed"]
     parts = []
@@ -95,7 +97,7 @@ def mean_budgets() -> str:
                 cells += [f"{row[of]:.3f}", f"{_at(row['l0'], fixed, of):.3f}"]
             lines.append(cells)
         table = "\n".join("| " + " | ".join(line) + " |" for line in lines)
-        parts.append(f"The shipped SAE on {text}:\n\n{table}")
+        parts.append(f"The shipped SAE of {SHOWN} on {text}:\n\n{table}")
     note = "“Fixed” is a fixed budget of as many latents, interpolated over the logarithm of k."
     return "\n\n".join([*parts, note])
 

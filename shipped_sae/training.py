@@ -21,7 +21,11 @@ from hsae_lens.models.hooks import hook_activations
 from hsae_lens.models.smollm2 import SMOLLM2
 from hsae_lens.models.token_mask import TokenMask
 from hsae_lens.models.tokenizing import token_dataset, tokenize
-from hsae_lens.training.activation_cache import cache_activations, rows_of_cache
+from hsae_lens.training.activation_cache import (
+    cache_activations,
+    reading_several_times,
+    rows_of_cache,
+)
 from hsae_lens.training.checkpoints import missing_from_checkpoint
 from hsae_lens.training.runner import HierarchicalTopKTrainingRunner
 from shipped_sae.describing import round_and_describe
@@ -111,7 +115,10 @@ def _tokens_to_train_on(
     order = torch.randperm(len(tokens), generator=torch.Generator().manual_seed(args.seed))
     tokens = tokens[order]
     counted = _mask(model)(tokens, torch.zeros(*tokens.shape, 1)).sum(-1).cumsum(0)
-    enough = 1.01 * args.steps * TOKENS_PER_STEP + 2 * BUFFER * CONTEXT
+    needed = args.steps * TOKENS_PER_STEP
+    if counted[-1] < needed:
+        print(f"The text has {counted[-1]:,} tokens, fewer than {needed:,}: they are read again.")
+    enough = 1.01 * needed + 2 * BUFFER * CONTEXT  # what SAELens' buffer holds is not served
     return tokens[: int((counted < enough).sum()) + 1]
 
 
@@ -160,9 +167,10 @@ def _train(
         verbose=False,
     )
     torch.manual_seed(args.seed)
-    HierarchicalTopKTrainingRunner(
-        cfg, override_dataset=token_dataset(tokens), override_model=model
-    ).run()
+    with reading_several_times():
+        HierarchicalTopKTrainingRunner(
+            cfg, override_dataset=token_dataset(tokens), override_model=model
+        ).run()
 
 
 def _longest(model: HookedModel, hook: str, texts: list[str]) -> int:

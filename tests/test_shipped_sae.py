@@ -1,20 +1,33 @@
-"""What the shipped SAE is trained on, and how its run goes on."""
+"""What the shipped SAEs are trained on, how their run goes on, and what of it is shipped."""
 
 from __future__ import annotations
 
-import argparse
+import json
 import os
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+import yaml
+from sae_lens import SAE
+from sae_lens.loading.pretrained_saes_directory import get_pretrained_saes_directory
 from safetensors.torch import save_file
 
-from hsae_lens.models.text_files import hold_out
+from hsae_lens import load_pretrained, register_release
+from hsae_lens.models.text_files import cpython_reference, hold_out
+from hsae_lens.releases.directory import RELEASES
+from hsae_lens.releases.listing import list_releases
+from hsae_lens.releases.model_card import write_card
 
 pytest.importorskip("sae_probes")
-from shipped_sae.__main__ import latest_checkpoint, remember_settings
+from shipped_sae import __main__ as command
+from shipped_sae import describing, shipping, training
 from shipped_sae.corpus import documents
+from shipped_sae.training import latest_checkpoint, noting_minutes
+
+HOOKS = ["blocks.0.hook_resid_post", "blocks.1.hook_resid_post"]
 
 
 def test_the_corpus_is_distinct_varied_and_the_same_every_time() -> None:
@@ -62,8 +75,107 @@ def test_a_run_goes_on_from_its_newest_whole_checkpoint(
     assert "a/200" not in said
 
 
-def test_a_run_with_other_settings_is_not_continued(tmp_path: Path) -> None:
-    remember_settings(argparse.Namespace(layer=15, steps=10), tmp_path / "run")
-    remember_settings(argparse.Namespace(layer=15, steps=10), tmp_path / "run")
+@pytest.fixture
+def shipped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny_gemma2: Any
+) -> Iterator[Callable[..., Path]]:
+    """Runs the command small, on the tiny Gemma-2; gives the folder of the release it writes."""
+    texts = cpython_reference()[:12]
+    monkeypatch.setattr(command, "open_model", lambda *_: tiny_gemma2)
+    monkeypatch.setattr(command, "documents", lambda characters, seed: texts[4:])
+    monkeypatch.setattr(describing, "cpython_reference", lambda: texts[:4])
+    for name, value in {"JUDGED_SEQUENCES": 4, "CALIBRATED_ON": 16}.items():
+        monkeypatch.setattr(describing, name, value)
+    for name, value in {"D_SAE": 64, "K": 4, "TOKENS_PER_STEP": 128}.items():
+        monkeypatch.setattr(training, name, value)
+    monkeypatch.setattr(shipping, "TABLE", tmp_path / "releases.yaml")
+    monkeypatch.setattr(shipping, "PICTURE", tmp_path / "pretrained.png")
+    (tmp_path / "releases.yaml").touch()
+
+    def run(*flags: str) -> Path:
+        runs = str(tmp_path / "runs")
+        command.main(["--layers", "0,1", "--steps", "20", "--runs", runs, *flags])
+        return tmp_path / "pretrained" / shipping.RELEASE
+
+    yield run
+    for names in (RELEASES, get_pretrained_saes_directory()):
+        names.pop("small", None)
+
+
+def content(folder: Path) -> dict[Path, bytes]:
+    return {file: file.read_bytes() for file in sorted(folder.rglob("*")) if file.is_file()}
+
+
+def test_each_depth_is_shipped_with_its_card_and_loads_by_name(
+    shipped: Callable[..., Path], tmp_path: Path
+) -> None:
+    folder = shipped()
+    (release,) = yaml.safe_load((tmp_path / "releases.yaml").read_text()).values()
+    assert [entry["id"] for entry in release["saes"]] == HOOKS
+    register_release("small", model="tiny", folder=folder, saes=release["saes"])
+    listed = list_releases()
+    for hook in HOOKS:
+        sae = load_pretrained("small", hook, k=2)
+        assert sae.cfg.metadata.hook_name == hook
+        assert sae.cfg.metadata.max_norm > 0
+        card = (folder / hook / "README.md").read_text(encoding="utf-8")
+        assert card == write_card(SAE.load_from_disk(folder / hook), shipping.RELEASE, hook)
+        assert "minutes to collect activations for 2 hooks together, 0 minutes to train" in card
+        assert listed.count(f"  {hook}\n") == 1
+    assert (tmp_path / "pretrained.png").stat().st_size > 10_000
+    assert not (tmp_path / "runs" / "activations").exists(), "gigabytes"
+
+    before = content(tmp_path / "runs"), content(folder)
+    shipped()
+    assert (content(tmp_path / "runs"), content(folder)) == before, "nothing was trained again"
     with pytest.raises(SystemExit, match="was begun with"):
-        remember_settings(argparse.Namespace(layer=15, steps=20), tmp_path / "run")
+        shipped("--seed", "1")
+
+
+def test_a_shipped_sae_gives_way_only_to_one_that_is_nowhere_worse(
+    shipped: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = shipped()
+    honest = content(folder)
+    file = folder / HOOKS[1] / "cfg.json"
+    cfg = json.loads(file.read_text())
+    better, worse = cfg["metadata"]["frontier"][:2]
+    better["ce_score"], worse["explained_variance"] = 2.0, -1.0
+    file.write_text(json.dumps(cfg))
+    before = content(folder)
+    capsys.readouterr()
+    shipped()
+    assert content(folder) == before
+    said = capsys.readouterr().out
+    assert f"The shipped SAE of {HOOKS[1]} stays" in said
+    lines = [line for line in said.splitlines() if "the shipped one" in line]
+    assert len(lines) == 1
+    assert lines[0].startswith("  recovered cross-entropy, fixed k=1, on held-out text of the same")
+    assert lines[0].endswith(", the shipped one 2.0000")
+    shipped("--replace")
+    assert content(folder) == honest
+
+
+def test_again_leaves_weights_and_says_anew_what_is_shipped(shipped: Callable[..., Path]) -> None:
+    folder = shipped()
+    before = content(folder)
+    for hook in HOOKS:
+        (folder / hook / "README.md").write_text("old")
+    shipped("--again", "--layers", "0", "--seed", "0")
+    assert content(folder) == before
+
+
+def test_the_time_noted_is_that_of_all_attempts(tmp_path: Path) -> None:
+    file = tmp_path / "training.txt"
+    with pytest.raises(ZeroDivisionError), noting_minutes(file):
+        1 / 0  # noqa: B018
+    assert not file.exists()
+    notes = file.with_suffix(".json")
+    notes.write_text(json.dumps(json.loads(notes.read_text()) | {"seconds": 90.0}))
+    with noting_minutes(file):
+        pass
+    assert file.read_text() == "2 minutes"
+    notes.write_text(json.dumps({"seconds": 90.0, "killed": False, "running": True}))
+    with noting_minutes(file):
+        pass
+    assert file.read_text() == "at least 2 minutes"

@@ -23,15 +23,29 @@ from hsae_lens import MeanBudget, load_pretrained
 from hsae_lens.evaluation import evaluate_budgets
 from hsae_lens.models.text_files import cpython_reference
 from hsae_lens.models.tokenizing import tokenize
+from hsae_lens.releases.directory import RELEASES
 from hsae_lens.releases.model_card import write_card
 
 ROOT = Path(__file__).parents[2]
 
 
-def test_its_card_is_what_it_says_of_itself() -> None:
-    (folder,) = (ROOT / "hsae_lens" / "releases" / "pretrained" / SHIPPED[0]).iterdir()
+IDS = list(RELEASES[SHIPPED[0]].saes)  # of all depths
+
+
+@pytest.mark.parametrize("sae_id", IDS)
+def test_its_card_is_what_it_says_of_itself(sae_id: str) -> None:
+    folder = ROOT / "hsae_lens" / "releases" / "pretrained" / SHIPPED[0] / sae_id
     sae = SAE.load_from_disk(folder)
-    assert (folder / "README.md").read_text(encoding="utf-8") == write_card(sae, *SHIPPED)
+    card = (folder / "README.md").read_text(encoding="utf-8")
+    assert card == write_card(sae, SHIPPED[0], sae_id)
+
+
+def test_every_shipped_folder_is_in_the_table_and_loads_with_its_checksum() -> None:
+    folders = (ROOT / "hsae_lens" / "releases" / "pretrained" / SHIPPED[0]).iterdir()
+    assert sorted(folder.name for folder in folders) == sorted(IDS)
+    for sae_id in IDS:
+        sae = load_pretrained(SHIPPED[0], sae_id, k=8)
+        assert (sae.cfg.metadata.hook_name, sae.budget) == (sae_id, 8)
 
 
 def test_the_shipped_sae_loads_through_saelens_without_a_network() -> None:
@@ -74,9 +88,10 @@ def test_folding_the_shipped_decoder_is_harmless() -> None:
     assert torch.equal(sae.W_dec, SAE.from_pretrained(*SHIPPED).W_dec)
 
 
-def test_the_card_tells_the_truth(smollm: Any) -> None:
+@pytest.mark.parametrize("sae_id", IDS)
+def test_the_card_tells_the_truth(smollm: Any, sae_id: str) -> None:
     """Points of the saved frontier, measured again on the real model and the same text."""
-    sae = load_pretrained(*SHIPPED)
+    sae = load_pretrained(SHIPPED[0], sae_id)
     saved = pd.DataFrame(sae.cfg.metadata.frontier)
     saved = saved[saved["text"].str.contains("CPython") & (saved["k"] == 32)]
     assert list(saved["rule"]) == ["fixed", "mean"]
@@ -107,14 +122,15 @@ def test_the_wheel_holds_everything_and_is_small(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "-w", str(tmp_path)]
     subprocess.run([*command, str(source)], check=True, capture_output=True)
     (wheel,) = tmp_path.glob("*.whl")
-    assert wheel.stat().st_size < 20e6
+    assert wheel.stat().st_size < 2e6 + 11e6 * len(IDS)
     with zipfile.ZipFile(wheel) as archive:
         assert not [name for name in archive.namelist() if name.startswith("shipped_sae")]
         archive.extractall(tmp_path / "installed")
     code = f"""
 import hsae_lens
 assert hsae_lens.__file__.startswith({str(tmp_path)!r}), hsae_lens.__file__
-hsae_lens.load_pretrained(*{SHIPPED}, k=8)
+for sae_id in {IDS}:
+    hsae_lens.load_pretrained("{SHIPPED[0]}", sae_id, k=8)
 """
     done = python(code, PYTHONPATH=str(tmp_path / "installed"), **OFFLINE)
     assert done.returncode == 0, done.stderr

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -16,10 +17,12 @@ from sae_lens.loading.pretrained_saes_directory import get_pretrained_saes_direc
 from safetensors.torch import save_file
 
 from hsae_lens import load_pretrained, register_release
+from hsae_lens._util.private_names import InterruptedException
 from hsae_lens.models.text_files import cpython_reference, hold_out
 from hsae_lens.releases.directory import RELEASES
 from hsae_lens.releases.listing import list_releases
 from hsae_lens.releases.model_card import write_card
+from hsae_lens.training.trainer import HierarchicalTopKTrainer
 
 pytest.importorskip("sae_probes")
 from shipped_sae import __main__ as command
@@ -135,7 +138,7 @@ def test_each_depth_is_shipped_with_its_card_and_loads_by_name(
 def test_a_shipped_sae_gives_way_only_to_one_that_is_nowhere_worse(
     shipped: Callable[..., Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    folder = shipped()
+    folder = shipped("--layers", "1")
     honest = content(folder)
     file = folder / HOOKS[1] / "cfg.json"
     cfg = json.loads(file.read_text())
@@ -144,7 +147,7 @@ def test_a_shipped_sae_gives_way_only_to_one_that_is_nowhere_worse(
     file.write_text(json.dumps(cfg))
     before = content(folder)
     capsys.readouterr()
-    shipped()
+    shipped("--layers", "1")
     assert content(folder) == before
     said = capsys.readouterr().out
     assert f"The shipped SAE of {HOOKS[1]} stays" in said
@@ -152,8 +155,28 @@ def test_a_shipped_sae_gives_way_only_to_one_that_is_nowhere_worse(
     assert len(lines) == 1
     assert lines[0].startswith("  recovered cross-entropy, fixed k=1, on held-out text of the same")
     assert lines[0].endswith(", the shipped one 2.0000")
-    shipped("--replace")
+    shipped("--layers", "1", "--replace")
     assert content(folder) == honest
+
+
+def test_an_interrupted_run_goes_on_where_it_was(
+    shipped: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain, steps = HierarchicalTopKTrainer._train_step, []
+
+    def watched(self: Any, *args: Any, **kwargs: Any) -> Any:
+        steps.append(self.n_training_steps)
+        if len(steps) == 6:
+            signal.raise_signal(signal.SIGINT)
+        return plain(self, *args, **kwargs)
+
+    monkeypatch.setattr(HierarchicalTopKTrainer, "_train_step", watched)
+    with pytest.raises(InterruptedException):
+        shipped("--layers", "1")
+    assert list((tmp_path / "runs" / "activations").iterdir()), "kept for the next attempt"
+    folder = shipped("--layers", "1")
+    assert steps == list(range(20))
+    assert [path.name for path in folder.iterdir()] == [HOOKS[1]]
 
 
 def test_again_leaves_weights_and_says_anew_what_is_shipped(shipped: Callable[..., Path]) -> None:

@@ -19,7 +19,7 @@ from sae_lens import LanguageModelSAERunnerConfig
 from tqdm.auto import tqdm
 
 from hsae_lens._util.atomic_files import resuming_folder
-from hsae_lens.evaluation.fingerprints import model_fingerprint
+from hsae_lens.models.fingerprint import model_fingerprint
 from hsae_lens.models.hooked_model import HookedModel
 from hsae_lens.models.hooks import activations_at
 from hsae_lens.models.token_mask import TokenMask

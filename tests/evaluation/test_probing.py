@@ -13,9 +13,10 @@ from helpers import disk_full_at, training_sae
 from sae_lens import SAE
 
 from hsae_lens import HierarchicalTopKSAE
-from hsae_lens.evaluation.fingerprints import model_fingerprint, sae_fingerprint
+from hsae_lens.evaluation.fingerprints import sae_fingerprint
 from hsae_lens.evaluation.suites import feature_absorption
 from hsae_lens.evaluation.suites.probing import above_guessing, sparse_probing
+from hsae_lens.models.fingerprint import model_fingerprint
 
 DATASET = "119_us_state_TX"  # the smallest
 

@@ -26,8 +26,8 @@ from tenacity import (
 )
 
 from hsae_lens._util.unavailable import JudgeUnavailableError
-from hsae_lens.evaluation.fingerprints import model_fingerprint
 from hsae_lens.models.devices import AUTO, model_device, model_dtype
+from hsae_lens.models.fingerprint import model_fingerprint
 from hsae_lens.models.opening import local_folder
 from hsae_lens.models.smollm2 import SMOLLM2, SMOLLM2_HUB_NAME, smollm2_folder
 

@@ -24,7 +24,8 @@ from tqdm.auto import tqdm
 
 from hsae_lens._util.atomic_files import replacing_folder
 from hsae_lens.evaluation.checks import budgets_of
-from hsae_lens.evaluation.fingerprints import model_fingerprint, sae_fingerprint, work_name
+from hsae_lens.evaluation.fingerprints import sae_fingerprint, work_name
+from hsae_lens.models.fingerprint import model_fingerprint
 from hsae_lens.models.hooked_model import HookedModel
 from hsae_lens.models.hooks import hook_activations
 from hsae_lens.objective.budgets import Budget, budget_rows

@@ -17,7 +17,8 @@ from tqdm.auto import tqdm
 from hsae_lens._util.atomic_files import replacing_files, write_json
 from hsae_lens._util.did_you_mean import did_you_mean
 from hsae_lens.evaluation.checks import budgets_of
-from hsae_lens.evaluation.fingerprints import model_fingerprint, sae_fingerprint, work_name
+from hsae_lens.evaluation.fingerprints import sae_fingerprint, work_name
+from hsae_lens.models.fingerprint import model_fingerprint
 from hsae_lens.models.hooked_model import HookedModel
 from hsae_lens.models.hooks import check_bare
 from hsae_lens.objective.budgets import Budget, budget_rows

@@ -73,7 +73,7 @@ class PilotConfig:
 
     @property
     def recipe_file(self) -> Path:
-        return expand_home(self.recipe) if self.recipe else Path(self.out) / RECIPE
+        return expand_home(self.recipe or Path(self.out) / RECIPE).absolute()
 
     def as_comparison(self, train_tokens: int, d_sae: int) -> CompareConfig:
         """What decides the activations: they are collected as for a comparison of families."""
@@ -86,7 +86,7 @@ class PilotConfig:
 SHARED = ("model", "hook_name", "text", "batch_size", "eval_tokens", "ce_tokens", "context_size",
           "device", "dtype")  # fmt: skip
 
-MAY_CHANGE = ("out", "recipe", "minutes", "training_tokens", "device", "metrics")
+MAY_CHANGE = ("out", "recipe", "minutes", "training_tokens", "metrics")
 """What may differ from the command that began a pilot."""
 
 
@@ -116,7 +116,7 @@ def check_pilot_settings(cfg: PilotConfig) -> None:
 
 
 def _check_places(cfg: PilotConfig) -> None:
-    if Path(cfg.out).exists() and not Path(cfg.out).is_dir():
+    if expand_home(cfg.out).is_file():
         raise ValueError(f"{cfg.out} is a file; give a folder for the pilot (out).")
     if cfg.recipe_file.exists():
         raise ValueError(

@@ -3,12 +3,24 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
+
 from hsae_lens._util.atomic_files import replacing_file, write_json
-from hsae_lens.comparison.material import Material, is_stored, read_material, store_material
+from hsae_lens._util.paths import expand_home
+from hsae_lens.comparison.material import (
+    OTHER_KIND,
+    SAME_KIND,
+    Material,
+    is_stored,
+    read_material,
+    store_material,
+)
 from hsae_lens.pilot.config import MAY_CHANGE, PilotConfig
 from hsae_lens.pilot.look import Look
 from hsae_lens.pilot.planning import PilotPlan
@@ -18,13 +30,15 @@ from hsae_lens.pilot.search import Measured, PilotSettings, Point
 class PilotFolder:
     """What is where.
 
-    state: settings, look, plan, and the seconds that these took.  points: a file for each.  saes:
-    the two at the end.  text: what the recipe trains on where no text was given.
+    state: settings, look and plan.  time: the seconds spent so far.  end: what the trainings at the
+    end are.  points: a file for each.  saes: of the end.  text: what the recipe trains on where no
+    text was given.
     """
 
     def __init__(self, path: str | Path) -> None:
-        self.path = Path(path)
-        self.state, self.points = self.path / "pilot.json", self.path / "points"
+        self.path = expand_home(path).absolute()
+        self.state, self.time = self.path / "pilot.json", self.path / "time.json"
+        self.points, self.end = self.path / "points", self.path / "end.json"
         self.activations, self.saes = self.path / "activations", self.path / "saes"
         self.text = self.path / "text.jsonl"
 
@@ -36,7 +50,8 @@ class PilotFolder:
         """
         if not self.state.exists():
             ours = {self.activations.name, self.text.name}  # of one stopped while it prepared
-            if self.path.is_dir() and {file.name for file in self.path.iterdir()} - ours:
+            there = {f.name for f in self.path.iterdir()} if self.path.is_dir() else set()
+            if [name for name in there - ours if not name.startswith(".")]:
                 raise ValueError(
                     f"{self.path} holds files that are not of a pilot: give another folder (out)."
                 )
@@ -51,26 +66,46 @@ class PilotFolder:
             )
 
     def spent(self) -> float:
-        """Seconds of what is here."""
-        if not self.state.exists():
+        """Seconds that earlier commands took, up to the last thing that they kept."""
+        if not (self.state.exists() and self.time.exists()):
             return 0.0
-        points = [_read_json(file) for file in self.points.glob("[!.]*.json")]
-        return float(self._read_state()["seconds"]) + sum(point["seconds"] for point in points)
+        with _naming(self.time):
+            return float(_read_json(self.time)["seconds"])
+
+    def keep_time(self, seconds: float) -> None:
+        write_json({"seconds": seconds}, self.time)
 
     def prepared(self) -> tuple[Look, PilotPlan, Material] | None:
-        """What :meth:`keep` kept, or None."""
+        """What :meth:`keep` kept, or None.
+
+        Raises:
+            ValueError: if it is damaged.
+        """
         if not (self.state.exists() and is_stored(self.activations)):
             return None
         state = self._read_state()
-        return Look(**state["look"]), PilotPlan(**state["plan"]), read_material(self.activations)
+        with _naming(self.state):
+            look, plan = Look(**state["look"]), PilotPlan(**state["plan"])
+        with _naming(self.activations):
+            material = read_material(self.activations)
+            _ = material.held[SAME_KIND], material.held[OTHER_KIND]
+        return look, plan, material
 
-    def keep(
-        self, cfg: PilotConfig, look: Look, plan: PilotPlan, material: Material, seconds: float
-    ) -> None:
+    def steps_at_the_end(self, best: PilotSettings, usual: int) -> int:
+        """The steps of trainings that may be under way already, else the ``usual`` ones, kept."""
+        if self.end.exists():
+            with _naming(self.end):
+                kept = _read_json(self.end)
+                if kept["best"] == asdict(best):
+                    return int(kept["steps"])
+        write_json({"best": asdict(best), "steps": usual}, self.end)
+        return usual
+
+    def keep(self, cfg: PilotConfig, look: Look, plan: PilotPlan, material: Material) -> None:
         """Keeps what a pilot begins with; last the file by which it is known."""
         store_material(material, self.activations)
         kept = {"settings": _that_must_agree(cfg), "look": asdict(look), "plan": asdict(plan)}
-        write_json(kept | {"seconds": seconds}, self.state)
+        write_json(kept, self.state)
 
     def keep_text(self, documents: list[str]) -> None:
         """Keeps the text where ``hsae train`` can read it."""
@@ -90,19 +125,17 @@ class PilotFolder:
         file = self.points / f"{point.name}.json"
         if not file.exists():
             return None
-        kept = _read_json(file)
-        try:
+        with _naming(file):
+            kept = _read_json(file)
             kept["explained"] = {int(k): float(v) for k, v in kept["explained"].items()}
             of = kept.pop("point")
             return Measured(Point(**{**of, "settings": PilotSettings(**of["settings"])}), **kept)
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise _damaged(file, error) from error
 
     def _read_state(self) -> dict[str, Any]:
-        state = _read_json(self.state)
-        if missing := {"settings", "look", "plan", "seconds"} - set(state):
-            raise _damaged(self.state, f"it lacks {', '.join(sorted(missing))}")
-        return state
+        with _naming(self.state):
+            state = _read_json(self.state)
+            _ = state["settings"], state["look"], state["plan"]
+            return state
 
 
 def _that_must_agree(cfg: PilotConfig) -> dict[str, Any]:
@@ -110,11 +143,15 @@ def _that_must_agree(cfg: PilotConfig) -> dict[str, Any]:
 
 
 def _read_json(file: Path) -> dict[str, Any]:
+    return dict(json.loads(file.read_text(encoding="utf-8")))
+
+
+@contextmanager
+def _naming(place: Path) -> Iterator[None]:
+    """What is wrong inside is said of a damaged ``place``, as ValueError."""
     try:
-        return dict(json.loads(file.read_text(encoding="utf-8")))
-    except (ValueError, TypeError) as error:
-        raise _damaged(file, error) from error
-
-
-def _damaged(file: Path, why: object) -> ValueError:
-    return ValueError(f"{file} is damaged ({why}): remove it, and it is made again.")
+        yield
+    except (ValueError, KeyError, TypeError, AttributeError, SafetensorError, OSError) as error:
+        raise ValueError(
+            f"{place} is damaged ({error}): remove it, and it is made again."
+        ) from error

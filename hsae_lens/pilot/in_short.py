@@ -11,7 +11,7 @@ from hsae_lens.evaluation.kept import how_to_read, kept_table, worth_a_share
 from hsae_lens.pilot.confirming import DEFAULTS, RECOMMENDED, Confirmed
 from hsae_lens.pilot.full_run import FullRun
 from hsae_lens.pilot.look import Look
-from hsae_lens.pilot.search import Findings, PilotSettings, Point
+from hsae_lens.pilot.search import Axis, Findings, Measured, PilotSettings, Point
 
 NAMES = {
     "lr": "learning rate",
@@ -75,6 +75,11 @@ def _what_it_is(result: PilotResult) -> str:
 def what_to_do(result: PilotResult) -> str:
     """The recommendation, and on what it stands."""
     found, confirmed = result.findings, result.confirmed
+    if confirmed.gain is None and found.best != found.default:
+        return (
+            f"Train with the defaults. A learning rate of {found.best.lr:g} was better only after "
+            f"{found.steps} steps; longer trainings want lower ones, about the default's."
+        )
     if confirmed.gain is None:
         return (
             "Train with the defaults: nothing that was tried was better by more than two equal "
@@ -82,22 +87,20 @@ def what_to_do(result: PilotResult) -> str:
         )
     gain = f"{confirmed.gain:+.3f} ± {confirmed.interval:.3f}"
     tried = _changes(result, confirmed.settings)
-    if not confirmed.holds:
-        return (
-            f"Train with the defaults. The short trainings favoured {tried}; trained longer and "
-            f"judged on other text, the gain was {gain} of the variance explained, which is none "
-            "that can be told from chance."
-        )
     said = (
-        f"On text that no training saw, {tried}: the mean of the variance explained at budgets "
-        f"{_list(result.budgets)} is {gain} above that with the defaults, after {confirmed.steps} "
-        "steps."
+        f"On text that no training saw, after {confirmed.steps} steps with two other seeds, the "
+        f"mean of the variance explained at budgets {_list(result.budgets)} differs by {gain} "
+        "(95%, over documents and trainings)."
     )
+    if not confirmed.holds:
+        return f"Train with the defaults. The search favoured {tried}. {said}"
     if result.settings == found.default:
         return (
-            "Train with the defaults: a shorter training is better with another learning rate, one "
-            f"as long as yours is not known to be. {said}"
+            f"Train with the defaults: {tried} is better in trainings as short as these, and not "
+            f"known to be in one as long as yours. {said}"
         )
+    if result.settings != confirmed.settings:
+        said = f"Tried with {tried}. {said}"
     return f"Train with {_changes(result, result.settings)}. {said}"
 
 
@@ -112,13 +115,14 @@ def how_rates_fall(result: PilotResult) -> str:
     """How the best rate goes with the length of a training, and what that makes of it."""
     found = result.findings
     steps = result.run.steps
-    how = "was not measured, for time; usually it is its square root"
+    how = "was not measured, for time (usually its root)"
     if found.falls is not None:
         how = f"was its power {found.falls:.2f}"
     return (
         f"Longer trainings want lower learning rates: the best after {found.steps} steps was about "
         f"{found.optimum:.2g}, and how it goes with the number of steps {how}. That makes about "
-        f"{found.lr_for(steps):.2g} for the {steps:,} steps of the full run, which is extrapolated."
+        f"{found.lr_for(steps):.2g} for the {steps:,} steps of the full run; the recipe goes no "
+        "further than rates that were tried."
     )
 
 
@@ -174,20 +178,26 @@ def prices(result: PilotResult) -> list[str]:
     """What another width or K would bring and cost, a line each."""
     said = []
     for axis, measured in result.findings.prices:
+        if measured.failed:
+            said.append(f"{_named(axis, measured)} could not be trained: {measured.failed}")
+            continue
         best = next(
             p for p in result.findings.points
             if p.point == Point(result.findings.best, result.findings.steps)
         )  # fmt: skip
         common = list(measured.explained)
         gain = measured.merit() - best.merit(common)
-        value = getattr(measured.point.settings, axis.name)
         ratio = measured.step_seconds / best.step_seconds if best.step_seconds else float("nan")
         at = "" if len(common) == len(best.explained) else f" at budgets up to {max(common)}"
         said.append(
-            f"{NAMES[axis.name]} {value:,}: {gain:+.3f} of the variance explained{at}, "
+            f"{_named(axis, measured)}: {gain:+.3f} of the variance explained{at}, "
             f"{ratio:.1f} times as long a step."
         )
     return said
+
+
+def _named(axis: Axis, measured: Measured) -> str:
+    return f"{NAMES[axis.name]} {getattr(measured.point.settings, axis.name):,}"
 
 
 def _value(value: object) -> str:

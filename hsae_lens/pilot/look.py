@@ -9,7 +9,7 @@ import torch
 
 from hsae_lens._util.did_you_mean import did_you_mean
 from hsae_lens.models.hooked_model import HookedModel
-from hsae_lens.models.hooks import hook_activations, sequences_at_once
+from hsae_lens.models.hooks import hook_activations, run_changed, sequences_at_once
 from hsae_lens.models.token_mask import TokenMask
 from hsae_lens.training.positions import leading_outliers
 
@@ -27,7 +27,7 @@ class Look:
     median.  mean_share: ‖mean‖² over the mean of ‖x‖², of tokens that count.  wide_dimensions: how
     many have more than five times the median dimension's standard deviation, wide_share: their part
     of the variance.  spectrum: the share of the variance in the first principal directions
-    ``[d_in]``, cumulated.  tokens_per_second: of the model up to the hook.
+    ``[d_in]``, cumulated.  tokens_per_second: of the model up to the hook, and to its logits.
     """
 
     d_in: int
@@ -41,6 +41,7 @@ class Look:
     spectrum: list[float]
     tokens: int
     tokens_per_second: float
+    logits_per_second: float
 
     def directions_for(self, share: float) -> int:
         """How many principal directions hold that share of the variance."""
@@ -94,14 +95,20 @@ def look_at(model: HookedModel, tokens: torch.Tensor, hook_name: str) -> Look:
         raise ValueError(f"{error}{did_you_mean(hook_name, model.hook_dict)}") from error
     rate = tokens.numel() / (time.perf_counter() - started)
     x = torch.cat(seen)
-    return look_of(x, TokenMask.from_model(model)(tokens, x), rate)
+    started = time.perf_counter()
+    run_changed(model, batches[0], {hook_name: lambda acts: None})
+    of_logits = batches[0].numel() / (time.perf_counter() - started)
+    return look_of(x, TokenMask.from_model(model)(tokens, x), (rate, of_logits))
 
 
-def look_of(x: torch.Tensor, counts: torch.Tensor, tokens_per_second: float) -> Look:
+def look_of(
+    x: torch.Tensor, counts: torch.Tensor, per_second: tuple[float, float] = (1.0, 1.0)
+) -> Look:
     """The same of activations ``[n_sequences, context, d_in]``.
 
     Args:
-        counts: ``[n_sequences, context]``, which are no special tokens.
+        counts: ``[n_sequences, context]``, which are no special tokens.  per_second: tokens, of the
+            model up to the hook, and to its logits.
     """
     norms, leading = x.norm(dim=-1), leading_outliers(x, OUTLIER_FACTOR)
     counts = counts & (torch.arange(x.shape[1]) >= leading)
@@ -126,5 +133,6 @@ def look_of(x: torch.Tensor, counts: torch.Tensor, tokens_per_second: float) -> 
         wide_share=float(deviations[wide].square().sum() / deviations.square().sum()),
         spectrum=(eigenvalues.cumsum(0) / eigenvalues.sum()).tolist(),
         tokens=counts.numel(),
-        tokens_per_second=tokens_per_second,
+        tokens_per_second=per_second[0],
+        logits_per_second=per_second[1],
     )

@@ -77,7 +77,7 @@ def _draw_axis(axes: Any, name: str, result: PilotResult) -> None:
         axes.errorbar(*zip(*sorted(zip(at, merits, strict=True)), strict=True),
                       yerr=result.findings.noise, capsize=3, marker="o", color=colour,
                       label=f"{points[0].point.steps} steps")  # fmt: skip
-    if name == "lr":
+    if name == "lr" and axes.get_legend_handles_labels()[0]:
         axes.legend(frameon=False)
     axes.set_ylabel("Mean explained variance")
     axes.grid(alpha=0.3)
@@ -87,7 +87,9 @@ def _draw_axis(axes: Any, name: str, result: PilotResult) -> None:
 def _lines(name: str, result: PilotResult) -> list[list[Measured]]:
     """Points of the first seed, those together that differ in one setting only."""
     together: dict[Point, list[Measured]] = {}
-    for point in [point for point in result.findings.points if point.point.seed == 0]:
+    for point in [
+        point for point in result.findings.points if not (point.point.seed or point.failed)
+    ]:
         default = getattr(result.findings.default, name)
         settings = replace(point.point.settings, **{name: default})
         together.setdefault(replace(point.point, settings=settings), []).append(point)
@@ -103,6 +105,6 @@ def _draw_frontiers(axes: Any, result: PilotResult) -> None:
         rows = result.confirmed.of(name)
         if len(rows):
             axes.plot(rows["k"], rows["explained_variance"], marker="o", color=colour, label=name)
-    axes.set_title("Held-out text, trained longer", fontsize=11)
+    axes.set_title("Held-out text, other seeds", fontsize=11)
     finish_axes(axes, BUDGET_AXIS, "Explained variance", max(result.budgets))
     axes.legend(frameon=False)

@@ -62,10 +62,15 @@ class Workbench:
         return batches.median()
 
     def measured(self, point: Point) -> Measured:
-        """Trains a point and judges it on validation tokens."""
+        """Trains a point and judges it on validation tokens; one that cannot be trained is kept
+        as that, with why."""
         started, k = time.perf_counter(), point.settings.k
         with tempfile.TemporaryDirectory() as folder:
-            step_seconds = self.save_trained(point, Path(folder))
+            try:
+                step_seconds = self.save_trained(point, Path(folder))
+            except (FloatingPointError, MemoryError, torch.OutOfMemoryError) as error:
+                why = str(error).split("\n")[0]
+                return Measured(point, {}, math.nan, time.perf_counter() - started, 0.0, why)
             sae = HierarchicalTopKSAE.load_from_disk(folder, device=self.device)
         asked = sorted({*(b for b in self.budgets if b <= k), k})
         x = self.material.validation.float()

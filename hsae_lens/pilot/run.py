@@ -5,14 +5,14 @@ from __future__ import annotations
 import logging
 import math
 import tempfile
-from dataclasses import replace
 from pathlib import Path
 
 import torch
 from tqdm.auto import tqdm
 
+from hsae_lens._util.paths import expand_home
 from hsae_lens._util.tables import write_csv
-from hsae_lens.comparison.judging import JudgeSAE, judge_with
+from hsae_lens.comparison.judging import Judged, JudgeSAE, judge_with
 from hsae_lens.comparison.material import (
     CHARACTERS,
     SAME_KIND,
@@ -26,23 +26,18 @@ from hsae_lens.models.opening import open_model
 from hsae_lens.models.text_files import documents_of, standard_library
 from hsae_lens.models.tokenizing import evenly, tokenize
 from hsae_lens.pilot.config import LATENTS_PER_DIMENSION, PilotConfig, check_pilot_settings
-from hsae_lens.pilot.confirming import DEFAULTS, RECOMMENDED, SEED, Confirmed, confirm
+from hsae_lens.pilot.confirming import DEFAULTS, RECOMMENDED, Confirmed, confirm
 from hsae_lens.pilot.folder import PilotFolder
 from hsae_lens.pilot.full_run import full_run, peak_memory
 from hsae_lens.pilot.in_short import PilotResult, what_to_do
 from hsae_lens.pilot.look import Look, look_at
 from hsae_lens.pilot.page import points_table, write_pilot_page
-from hsae_lens.pilot.planning import (
-    PilotPlan,
-    TimeBox,
-    plan_pilot,
-    relative_cost,
-    updated_step_seconds,
-)
+from hsae_lens.pilot.planning import Costs, PilotPlan, TimeBox, plan_pilot
 from hsae_lens.pilot.plots import plot_pilot
 from hsae_lens.pilot.points import Workbench
 from hsae_lens.pilot.recipe import recipe_lines, recipe_text, write_recipe
 from hsae_lens.pilot.search import Findings, Measure, Measured, PilotSettings, Point, search
+from hsae_lens.sae.inference_sae import HierarchicalTopKSAE
 from hsae_lens.sae.training_sae import HierarchicalTopKTrainingSAEConfig
 from hsae_lens.training.learning_rate import suggested_lr
 
@@ -69,19 +64,23 @@ def run_pilot(cfg: PilotConfig) -> PilotResult:
         FileNotFoundError: if there is no such text.
         FloatingPointError: if activations are NaN or infinite.
     """
+    box = TimeBox(60 * cfg.minutes)
     check_pilot_settings(cfg)
     folder = PilotFolder(cfg.out)
     folder.check(cfg)
+    box.add(folder.spent())
     metrics, libraries = open_metrics(cfg.metrics), peak_memory()
-    box = TimeBox(60 * cfg.minutes, folder.spent())
     model = open_model(cfg.model, cfg.device, cfg.dtype)
     look, plan, material = folder.prepared() or _prepare(cfg, model, box, folder)
+    if cfg.text is None and not folder.text.exists():
+        folder.keep_text(standard_library())
     try_metrics(metrics, look.d_in, cfg.device)
-    default = _defaults(cfg, look.d_in)
-    bench = _bench(cfg, material)
-    findings = search(default, plan.steps, _measuring(bench, default, plan, box, folder))
+    default, bench = _defaults(cfg, look.d_in), _bench(cfg, material)
+    costs = Costs(plan, default)
+    measure = _measuring(bench, costs, box, folder)
+    findings = search(default, plan.steps, measure, cfg.judged_budgets[0])
     judge = judge_with(material, model if cfg.ce_tokens else None, metrics=metrics)
-    confirmed = _confirmed(bench, judge, findings, plan, box, folder)
+    confirmed = _confirmed(bench, judge, findings, costs, box, folder)
     settings = default
     if confirmed.holds:
         full_steps = max(1, cfg.training_tokens // cfg.batch_size)
@@ -128,9 +127,9 @@ def _prepare(
     default = _defaults(cfg, look.d_in)
     plan = plan_pilot(cfg, look, _step_seconds(cfg, default, look.d_in), box)
     material = collect(cfg.as_comparison(plan.train_tokens, default.d_sae), model)
-    if cfg.text is None:
-        folder.keep_text(documents)
-    folder.keep(cfg, look, plan, material, box.spent())
+    plan = plan.within(len(material.train), cfg.batch_size)
+    folder.keep(cfg, look, plan, material)
+    folder.keep_time(box.spent())
     return look, plan, material
 
 
@@ -163,25 +162,22 @@ def _step_seconds(cfg: PilotConfig, default: PilotSettings, d_in: int) -> float:
         return bench.save_trained(Point(default, TIMED_STEPS), Path(folder))
 
 
-def _measuring(
-    bench: Workbench, default: PilotSettings, plan: PilotPlan, box: TimeBox, folder: PilotFolder
-) -> Measure:
+def _measuring(bench: Workbench, costs: Costs, box: TimeBox, folder: PilotFolder) -> Measure:
     """What :func:`search` measures points with: those that are there are read."""
-    seen: list[Measured] = []
     bar = tqdm(desc="Points", unit="SAE")
 
     def measure(point: Point) -> Measured | None:
         measured = folder.read_point(point)
         if measured is None:
-            if seen:  # the first is measured in any case: there was time for it
-                step = updated_step_seconds(seen, default)
-                needed = point.steps * step * relative_cost(point.settings, default)
-                at_the_end = 2 * point.steps * step + plan.judge_seconds
-                if needed + at_the_end > box.left():
-                    return None
+            # The first is measured in any case: the plan saw that there is time for it.
+            if costs.seen and costs.of(point) + costs.at_the_end() > box.left():
+                return None
             measured = bench.measured(point)
             folder.write_point(measured)
-        seen.append(measured)
+            folder.keep_time(box.spent())
+        if measured.failed:
+            logger.warning("%s could not be trained: %s", point.name, measured.failed)
+        costs.learn(measured)
         bar.update()
         bar.set_postfix_str(f"{point.name}: {measured.merit():.4f}")
         return measured
@@ -193,17 +189,23 @@ def _confirmed(
     bench: Workbench,
     judge: JudgeSAE,
     findings: Findings,
-    plan: PilotPlan,
+    costs: Costs,
     box: TimeBox,
     folder: PilotFolder,
 ) -> Confirmed:
     """The defaults, and the best where it differs, trained as long as time allows and judged."""
-    step = updated_step_seconds(findings.points, findings.default)
-    steps = replace(plan, step_seconds=step).longest_at_the_end(box.left())
-    points = {DEFAULTS: Point(findings.default, steps, SEED)}
-    if (other := findings.settings_for(steps)) != findings.default:
-        points[RECOMMENDED] = Point(other, steps, SEED)
-    return confirm(points, bench, judge, folder.saes, findings.noise)
+    steps = folder.steps_at_the_end(findings.best, costs.longest_at_the_end(box.left()))
+    other = findings.settings_for(steps)
+    points = {DEFAULTS: Point(findings.default, steps)}
+    if other != findings.default:
+        points[RECOMMENDED] = Point(other, steps)
+
+    def judged(sae: HierarchicalTopKSAE) -> Judged:
+        folder.keep_time(box.spent())
+        return judge(sae, list(bench.budgets))
+
+    first, again = (point.merit() for point in findings.points[:2])
+    return confirm(points, bench, judged, folder.saes, (first, again))
 
 
 def _write(cfg: PilotConfig, result: PilotResult, folder: PilotFolder) -> None:
@@ -212,7 +214,11 @@ def _write(cfg: PilotConfig, result: PilotResult, folder: PilotFolder) -> None:
     write_csv(points_table(result), out / "points.csv")
     write_csv(result.confirmed.frontier, out / "frontier.csv")
     plot_pilot(result, out / "pilot.png", f"Pilot: {cfg.model}, {cfg.hook_name}")
-    lines = recipe_lines(cfg, result.settings, result.look, Path(cfg.text or folder.text))
+    lines = recipe_lines(cfg, result.settings, result.look, _text_file(cfg, folder))
     text = recipe_text(lines, what_to_do(result))
     write_pilot_page(result, text, vars(cfg), out / "pilot.html")
     write_recipe(text, cfg.recipe_file)
+
+
+def _text_file(cfg: PilotConfig, folder: PilotFolder) -> Path:
+    return expand_home(cfg.text).absolute() if cfg.text else folder.text

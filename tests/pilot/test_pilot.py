@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 import time
 from dataclasses import replace
@@ -16,10 +17,12 @@ from helpers.command import hsae, says
 
 from hsae_lens import HierarchicalTopKSAE
 from hsae_lens.comparison.material import SAME_KIND
-from hsae_lens.pilot import PilotConfig, run_pilot
+from hsae_lens.pilot import PilotConfig, planning, run_pilot
+from hsae_lens.pilot.confirming import SEEDS
+from hsae_lens.pilot.folder import PilotFolder
 from hsae_lens.pilot.in_short import PilotResult, pilot_in_short
 from hsae_lens.pilot.points import Workbench
-from hsae_lens.pilot.search import Measured, Point
+from hsae_lens.pilot.search import Findings, Point
 from hsae_lens.training.recipe_flags import load_recipe
 
 HOOK = "blocks.1.hook_resid_post"
@@ -128,28 +131,79 @@ def test_a_recipe_that_is_there_is_not_overwritten(
     assert cfg.recipe_file.read_text() == before
 
 
+@pytest.mark.parametrize("at", [4, "the end"])
 def test_an_interrupted_pilot_goes_on(
-    tmp_path: Path, gemma2_folder: Path, monkeypatch: pytest.MonkeyPatch
+    at: int | str, tmp_path: Path, gemma2_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cfg = settings(tmp_path / "runs", gemma2_folder)
     trained: list[str] = []
-    really = Workbench.measured
+    really = Workbench.save_trained
+    usual = planning.Costs.longest_at_the_end
 
-    def measured(self: Workbench, point: Point) -> Measured:
-        trained.append(point.name)
-        if len(trained) == 4:
-            raise KeyboardInterrupt
-        return really(self, point)
+    def save_trained(self: Workbench, point: Point, folder: Path) -> float:
+        timing = self.material.max_norm == math.inf
+        if not timing:
+            trained.append(point.name)
+            if len(trained) == at or (at == "the end" and point.seed == SEEDS[-1]):
+                raise KeyboardInterrupt
+        return really(self, point, folder)
 
-    monkeypatch.setattr(Workbench, "measured", measured)
+    # A recommendation there must be, and less time for it when the pilot goes on.
+    monkeypatch.setattr(Findings, "settings_for", lambda found, steps: replace(found.best, lr=0.01))
+    monkeypatch.setattr(Workbench, "save_trained", save_trained)
     with pytest.raises(KeyboardInterrupt):
         run_pilot(cfg)
     assert not cfg.recipe_file.exists()
-    interrupted_at = trained[3]
-    run_pilot(cfg)
-    assert trained[4] == interrupted_at, "the first three were read"
-    assert len(trained) == len(set(trained)) + 1
+    monkeypatch.setattr(Workbench, "save_trained", really)
+    again: list[str] = []
+
+    def counted(self: Workbench, point: Point, folder: Path) -> float:
+        again.append(point.name)
+        return really(self, point, folder)
+
+    monkeypatch.setattr(Workbench, "save_trained", counted)
+    monkeypatch.setattr(planning.Costs, "longest_at_the_end", lambda *of: usual(*of) - 1)
+    result = run_pilot(cfg)
+    assert again[0] == trained[-1], "the one it was at"
+    assert not set(again) & set(trained[:-1])
     assert cfg.recipe_file.exists()
+    assert PilotFolder(cfg.out).spent() > 0
+    assert result.confirmed.gain is not None
+
+
+def test_a_kill_leaves_nothing_that_is_refused(
+    piloted: Piloted, tmp_path: Path, gemma2_folder: Path
+) -> None:
+    cfg = settings(tmp_path / "runs", gemma2_folder)
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs" / ".text-4711.jsonl").write_text("cut sh")
+    PilotFolder(cfg.out).check(cfg)
+    done = piloted[0]
+    shutil.copytree(done.out, tmp_path / "copy")
+    again = replace(done, out=str(tmp_path / "copy"), recipe=str(tmp_path / "r.yaml"))
+    (tmp_path / "copy" / "text.jsonl").unlink()
+    run_pilot(again)
+    assert (tmp_path / "copy" / "text.jsonl").stat().st_size > 1000, "the recipe trains on it"
+    recipe = load_recipe(str(tmp_path / "r.yaml"))
+    assert recipe["dataset_path"] == str(tmp_path / "copy" / "text.jsonl")
+    assert Path(recipe["output_path"]).is_absolute()
+    train = tmp_path / "copy" / "activations" / "train.safetensors"
+    train.write_bytes(train.read_bytes()[:1000])
+    Path(tmp_path / "r.yaml").unlink()
+    with pytest.raises(ValueError, match="activations is damaged"):
+        run_pilot(again)
+
+
+def test_a_short_text_is_not_read_for_ever(gemma2_folder: Path, tmp_path: Path) -> None:
+    plan = planning.PilotPlan(300_000, 2000, 0.01, 0.0)
+    assert plan.within(8000, 64).steps == planning.EPOCHS * 8000 // 64
+    with pytest.raises(ValueError, match=r"gave 100 tokens to train on.*Give more text"):
+        plan.within(100, 64)
+
+
+def test_one_budget_alone_can_matter(tmp_path: Path, gemma2_folder: Path) -> None:
+    result = run_pilot(settings(tmp_path / "runs", gemma2_folder, budgets=[8], ce_tokens=0))
+    assert {k for point in result.findings.points for k in point.explained} == {8}
 
 
 def test_a_folder_of_another_pilot_is_refused(piloted: Piloted, tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 
@@ -104,20 +105,55 @@ def test_a_rate_that_grows_with_steps_is_noise() -> None:
     assert search(DEFAULT, 100, measure).falls == 0
 
 
+def test_the_fall_is_seen_where_the_default_is_best_too() -> None:
+    _, measure = measuring(off_by(1.3e-3))
+    found = search(DEFAULT, 100, measure)
+    assert found.best == DEFAULT
+    assert found.falls == pytest.approx(0, abs=0.02)
+    assert found.settings_for(400) == DEFAULT, "nothing else was better"
+
+
 def found_with(optimum: float, falls: float | None = -0.5) -> Findings:
-    return Findings(DEFAULT, DEFAULT, 100, NOISE, optimum, falls)
+    best = replace(DEFAULT, lr=optimum)
+    return Findings(DEFAULT, best, 100, NOISE, optimum, falls)
 
 
-def test_a_long_training_gets_no_rate_that_nothing_speaks_for() -> None:
+def test_a_long_training_gets_no_rate_that_was_not_tried() -> None:
     found = found_with(optimum=4e-3)
     higher = found.settings_for(200)
     assert higher.lr == pytest.approx(2.8e-3)
     assert found.settings_of_long(400, higher).lr == pytest.approx(2e-3)
-    assert found.settings_of_long(100_000, higher).lr == DEFAULT.lr, "lower was not tried"
+    assert found.settings_of_long(100_000, higher).lr == DEFAULT.lr
     found = found_with(optimum=0.5e-3)
     lower = found.settings_for(200)
     assert lower.lr == pytest.approx(0.35e-3)
-    assert found.settings_of_long(800, lower).lr == pytest.approx(0.18e-3)
-    near = found_with(optimum=1.2e-3).settings_for(100)
-    assert near == DEFAULT
+    assert found.settings_of_long(100_000, lower).lr == lower.lr
+    assert found_with(optimum=1.2e-3).settings_for(100) == DEFAULT, "near it"
     assert found_with(1e-3, falls=None).lr_for(400) == pytest.approx(0.5e-3)
+
+
+def test_what_cannot_be_trained_is_passed_over() -> None:
+    _, measured = measuring(off_by(2e-3))
+
+    def measure(point: Point) -> Measured | None:
+        fails = point.settings.lr > 2e-3 or point.settings.d_sae > 64
+        good = measured(point)
+        assert good is not None
+        return replace(good, explained={}, failed="out of memory") if fails else good
+
+    found = search(DEFAULT, 100, measure)
+    assert found.best.lr == 2e-3
+    assert [m.failed for axis, m in found.prices if axis.name == "d_sae"] == ["", "out of memory"]
+    with pytest.raises(ValueError, match="default settings cannot be trained here: no room"):
+        search(DEFAULT, 100, lambda p: Measured(p, {}, 0.0, 1.0, 0.0, failed="no room"))
+
+
+def test_a_merit_that_is_no_number_is_no_gain() -> None:
+    _, measure = measuring(lambda s, steps: math.nan if s.lr != 1e-3 else 0.5)
+    assert search(DEFAULT, 100, measure).best == DEFAULT
+
+
+def test_no_k_is_tried_below_every_budget_that_counts() -> None:
+    asked, measure = measuring(off_by(1e-3))
+    search(DEFAULT, 100, measure, smallest_budget=8)
+    assert {point.settings.k for point in asked} == {8, 16}

@@ -6,6 +6,8 @@ import sys
 from dataclasses import dataclass
 
 from hsae_lens.models.hooked_model import HookedModel
+from hsae_lens.pilot.config import PilotConfig
+from hsae_lens.pilot.look import Look
 from hsae_lens.pilot.search import PilotSettings
 
 FLOAT = 4  # bytes
@@ -55,39 +57,35 @@ class FullRun:
 
 
 def full_run(
+    cfg: PilotConfig,
     settings: PilotSettings,
     model: HookedModel,
-    d_in: int,
-    *,
-    tokens: int,
-    batch_size: int,
-    context_size: int,
-    model_rate: float,
+    look: Look,
     step_seconds: float,
     libraries: int,
 ) -> FullRun:
-    """The cost of a run on this machine, at the rates that were measured here.
+    """The cost of the full run on this machine, at the rates that were measured here.
 
     Args:
-        model_rate: tokens per second of the model up to the hook.  step_seconds: of a training step
-            of ``batch_size`` tokens.  libraries: bytes that the process has before it opens a
+        step_seconds: of a training step.  libraries: bytes that the process has before it opens a
             model (:func:`peak_memory`).
     """
+    tokens, d_in = cfg.training_tokens, look.d_in
     parameters = settings.d_sae * (2 * d_in + 1) + d_in
     memory = {
         "Python, PyTorch and other libraries": libraries,
         "the SAE, its gradients and Adam": COPIES * FLOAT * parameters,
         "the language model": sum(p.numel() * p.element_size() for p in model.parameters()),
         "activations waiting to be mixed": (
-            FLOAT * d_in * context_size * (mixed_sequences(context_size) + STORED_PROMPTS)
+            FLOAT * d_in * cfg.context_size * (mixed_sequences(cfg.context_size) + STORED_PROMPTS)
         ),
-        "a step's pre-activations": DENSE_TENSORS * FLOAT * batch_size * settings.d_sae,
+        "a step's pre-activations": DENSE_TENSORS * FLOAT * cfg.batch_size * settings.d_sae,
     }
     return FullRun(
         tokens=tokens,
-        batch_size=batch_size,
-        model_seconds=tokens / model_rate,
-        sae_seconds=tokens / batch_size * step_seconds,
+        batch_size=cfg.batch_size,
+        model_seconds=tokens / look.tokens_per_second,
+        sae_seconds=tokens / cfg.batch_size * step_seconds,
         memory={what: n for what, n in memory.items() if n},
         file_bytes=FLOAT * parameters,
     )

@@ -52,9 +52,10 @@ def run_pilot(cfg: PilotConfig) -> PilotResult:
     """Settles the settings of a training on a user's own model and text, in the time it is given.
 
     Looks at the activations; trains small SAEs, one setting varied at a time from the best so far;
-    trains the defaults and the best longer, and judges both on held-out text. Leaves in ``out``:
-    ``pilot.html``, ``pilot.png``, ``points.csv``, ``frontier.csv``, the two SAEs in ``saes/``, and
-    the recipe, which has the defaults unless the others are better beyond their interval.
+    trains the defaults and the best anew with other seeds, and judges them on held-out text. Leaves
+    in ``out``: ``pilot.html``, ``pilot.png``, ``points.csv``, ``frontier.csv``, the SAEs of the end
+    in ``saes/``, and the recipe, which has the defaults unless the others are better beyond their
+    interval.
 
     An interrupted pilot goes on with the point it was at; the time that it spent counts.
 
@@ -81,11 +82,8 @@ def run_pilot(cfg: PilotConfig) -> PilotResult:
     findings = search(default, plan.steps, measure, cfg.judged_budgets[0])
     judge = judge_with(material, model if cfg.ce_tokens else None, metrics=metrics)
     confirmed = _confirmed(bench, judge, findings, costs, box, folder)
-    settings = default
-    if confirmed.holds:
-        full_steps = max(1, cfg.training_tokens // cfg.batch_size)
-        settings = findings.settings_of_long(full_steps, confirmed.settings)
-    held = material.held[SAME_KIND]
+    settings = _settings(cfg, findings, confirmed)
+    step_seconds, held = findings.points[0].step_seconds, material.held[SAME_KIND]
     result = PilotResult(
         model_name=cfg.model,
         hook_name=cfg.hook_name,
@@ -93,17 +91,7 @@ def run_pilot(cfg: PilotConfig) -> PilotResult:
         findings=findings,
         confirmed=confirmed,
         settings=settings,
-        run=full_run(
-            settings,
-            model,
-            look.d_in,
-            tokens=cfg.training_tokens,
-            batch_size=cfg.batch_size,
-            context_size=cfg.context_size,
-            model_rate=look.tokens_per_second,
-            step_seconds=findings.points[0].step_seconds,
-            libraries=libraries,
-        ),
+        run=full_run(cfg, settings, model, look, step_seconds, libraries),
         budgets=cfg.judged_budgets,
         pilot_seconds=box.spent(),
         held_tokens=len(held.activations),
@@ -206,6 +194,14 @@ def _confirmed(
 
     first, again = (point.merit() for point in findings.points[:2])
     return confirm(points, bench, judged, folder.saes, (first, again))
+
+
+def _settings(cfg: PilotConfig, findings: Findings, confirmed: Confirmed) -> PilotSettings:
+    """The recipe's: the defaults, unless the others were better beyond their interval."""
+    if not confirmed.holds:
+        return findings.default
+    full_steps = max(1, cfg.training_tokens // cfg.batch_size)
+    return findings.settings_of_long(full_steps, confirmed.settings)
 
 
 def _write(cfg: PilotConfig, result: PilotResult, folder: PilotFolder) -> None:

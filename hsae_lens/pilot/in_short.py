@@ -89,8 +89,8 @@ def what_to_do(result: PilotResult) -> str:
     tried = _changes(result, confirmed.settings)
     said = (
         f"On text that no training saw, after {confirmed.steps} steps with two other seeds, the "
-        f"mean of the variance explained at budgets {_list(result.budgets)} differs by {gain} "
-        "(95%, over documents and trainings)."
+        f"mean of the variance explained at budgets {_list(result.budgets)} differs from the "
+        f"defaults' by {gain} (95%, over documents and trainings)."
     )
     if not confirmed.holds:
         return f"Train with the defaults. The search favoured {tried}. {said}"
@@ -99,8 +99,8 @@ def what_to_do(result: PilotResult) -> str:
             f"Train with the defaults: {tried} is better in trainings as short as these, and not "
             f"known to be in one as long as yours. {said}"
         )
-    if result.settings != confirmed.settings:
-        said = f"Tried with {tried}. {said}"
+    if result.settings.lr != confirmed.settings.lr:
+        said += f" There the learning rate was {confirmed.settings.lr:g}, as that is shorter."
     return f"Train with {_changes(result, result.settings)}. {said}"
 
 

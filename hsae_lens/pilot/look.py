@@ -54,9 +54,10 @@ class Look:
             f"({self.tokens:,} tokens looked at)."
         ]
         if self.leading:
+            first = f"first {self.leading} positions" if self.leading > 1 else "first position"
             said.append(
-                f"The first {self.leading} positions of a sequence hold outliers (a median length "
-                f"of {max(self.norms[: self.leading]):.4g}): the recipe leaves them out."
+                f"Outliers are at the {first} of a sequence (a median length of "
+                f"{max(self.norms[: self.leading]):.4g}): the recipe leaves that out."
             )
         if self.outlier_share:
             said.append(

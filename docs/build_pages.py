@@ -102,16 +102,27 @@ def mean_budgets() -> str:
     return "\n\n".join([*parts, note])
 
 
+WEIGHTINGS = {
+    "hierarchical": "one SAE, uniform weights: explained, regret",
+    "hierarchical-inverse": "one SAE, weights 1/j",
+}
+
+
 def comparison() -> str:
-    """The full study's regret: rows as `hsae compare` wrote them."""
+    """The full study's regret: rows as `hsae compare` wrote them, two weightings side by side."""
     with (ROOT / "docs" / "comparison" / "regret_explained_variance.csv").open() as file:
-        rows = [row for row in csv.DictReader(file) if row["one"] == "hierarchical"]
-    lines = ["| text | latents | k | the one SAE | best specialist | regret |", "|" + "---|" * 6]
-    for row in rows:
+        rows = list(csv.DictReader(file))
+    ones = {name: [r for r in rows if r["one"] == name] for name in WEIGHTINGS}
+    head = ["text", "latents", "k", "best specialist", *WEIGHTINGS.values()]
+    lines = [f"| {' | '.join(head)} |", "|" + "---|" * len(head)]
+    for row, *others in zip(*ones.values(), strict=True):
         spent = {"fixed": "of each token", "mean": "on average"}[row["rule"]]
-        figures = f"{float(row['of_one']):.3f} | {float(row['of_best']):.3f} ({row['best']})"
-        regret = f"{float(row['regret']):+.3f} ± {float(row['interval']):.3f}"
-        lines.append(f"| {row['text']} | {spent} | {row['k']} | {figures} | {regret} |")
+        cells = [row["text"], spent, row["k"], f"{float(row['of_best']):.3f} ({row['best']})"]
+        cells += [
+            f"{float(r['of_one']):.3f}, {float(r['regret']):+.3f} ± {float(r['interval']):.3f}"
+            for r in (row, *others)
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
 

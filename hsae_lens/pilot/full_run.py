@@ -20,6 +20,8 @@ DENSE_TENSORS = (
 
 STORED_PROMPTS = 32  # the recipe's store_batch_size_prompts
 
+WHILE_MIXING = 3  # times the activations that wait, where SAELens joins and shuffles them
+
 MIXED_TOKENS = 131_072  # about so many are mixed before they are trained on
 
 
@@ -76,8 +78,8 @@ def full_run(
         "Python, PyTorch and other libraries": libraries,
         "the SAE, its gradients and Adam": COPIES * FLOAT * parameters,
         "the language model": sum(p.numel() * p.element_size() for p in model.parameters()),
-        "activations waiting to be mixed": (
-            FLOAT * d_in * cfg.context_size * (mixed_sequences(cfg.context_size) + STORED_PROMPTS)
+        "activations while they are mixed": (
+            WHILE_MIXING * FLOAT * d_in * cfg.context_size * mixed_sequences(cfg.context_size)
         ),
         "a step's pre-activations": DENSE_TENSORS * FLOAT * cfg.batch_size * settings.d_sae,
     }

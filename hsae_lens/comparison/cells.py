@@ -14,6 +14,7 @@ from typing import Any
 import pandas as pd
 import torch
 from sae_lens import SAE, JumpReLUSAE
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from hsae_lens._util.atomic_files import replacing_file, replacing_folder, write_json
@@ -111,7 +112,7 @@ def naming(file: Path, fix: str) -> Iterator[None]:
     """What is wrong inside is said of a damaged ``file``, as ValueError, and how to mend it."""
     try:
         yield
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
         raise ValueError(f"{file} is damaged ({error.__cause__ or error}): {fix}.") from error
 
 

@@ -33,6 +33,11 @@ BY = {"explained_variance": "activations", "ce_score": "predictions"}
 GIVES = {"explained_variance": "explained", "ce_score": "of predictions kept"}
 """What the qualities are of, and what stands after a figure of theirs."""
 
+WHAT_AN_SAE_IS = (
+    "A sparse autoencoder (SAE) rewrites what a language model holds at one point of its work as a "
+    "mix of a few out of many learnt patterns (latents), which people can look at one by one."
+)
+
 
 @dataclass(frozen=True)
 class InShort:
@@ -91,11 +96,9 @@ def what_one_saves(n_budgets: int, size: int | None, training_time: str | None =
 def _what_it_is(run: EvalRun) -> str:
     facts = run.facts
     text = (
-        "A sparse autoencoder (SAE) rewrites what a language model holds at one point of its work "
-        "as a mix of a few out of many learnt patterns (latents), which people can look at one by "
-        f"one. Here: {facts['model']} at {facts['hook']}, {facts['d_in']:,} numbers for each token "
-        f"(a word or a part of one), {facts['d_sae']:,} latents. The budget k is how many latents "
-        "a token may use: few are easier to read, many keep more. "
+        f"{WHAT_AN_SAE_IS} Here: {facts['model']} at {facts['hook']}, {facts['d_in']:,} numbers "
+        f"for each token (a word or a part of one), {facts['d_sae']:,} latents. The budget k is "
+        "how many latents a token may use: few are easier to read, many keep more. "
     )
     if run.hierarchical:
         each = f"every k up to {facts['k']}"

@@ -72,6 +72,11 @@ class PilotConfig:
         return self.budgets or powers_of_two(self.k)
 
     @property
+    def full_steps(self) -> int:
+        """Training steps of the full run."""
+        return max(1, self.training_tokens // self.batch_size)
+
+    @property
     def recipe_file(self) -> Path:
         return expand_home(self.recipe or Path(self.out) / RECIPE).absolute()
 

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
-
 from hsae_lens._util.atomic_files import replacing_file, write_json
 from hsae_lens._util.paths import expand_home
+from hsae_lens.comparison.cells import naming, read_settings
 from hsae_lens.comparison.material import (
     OTHER_KIND,
     SAME_KIND,
@@ -25,6 +22,8 @@ from hsae_lens.pilot.config import MAY_CHANGE, PilotConfig
 from hsae_lens.pilot.look import Look
 from hsae_lens.pilot.planning import PilotPlan
 from hsae_lens.pilot.search import Measured, PilotSettings, Point
+
+AGAIN = "remove it, and it is made again"
 
 
 class PilotFolder:
@@ -69,8 +68,8 @@ class PilotFolder:
         """Seconds that earlier commands took, up to the last thing that they kept."""
         if not (self.state.exists() and self.time.exists()):
             return 0.0
-        with _naming(self.time):
-            return float(_read_json(self.time)["seconds"])
+        with naming(self.time, AGAIN):
+            return float(read_settings(self.time, AGAIN)["seconds"])
 
     def keep_time(self, seconds: float) -> None:
         write_json({"seconds": seconds}, self.time)
@@ -84,9 +83,9 @@ class PilotFolder:
         if not (self.state.exists() and is_stored(self.activations)):
             return None
         state = self._read_state()
-        with _naming(self.state):
+        with naming(self.state, AGAIN):
             look, plan = Look(**state["look"]), PilotPlan(**state["plan"])
-        with _naming(self.activations):
+        with naming(self.activations, AGAIN):
             material = read_material(self.activations)
             _ = material.held[SAME_KIND], material.held[OTHER_KIND]
         return look, plan, material
@@ -94,8 +93,8 @@ class PilotFolder:
     def steps_at_the_end(self, best: PilotSettings, usual: int) -> int:
         """The steps of trainings that may be under way already, else the ``usual`` ones, kept."""
         if self.end.exists():
-            with _naming(self.end):
-                kept = _read_json(self.end)
+            with naming(self.end, AGAIN):
+                kept = read_settings(self.end, AGAIN)
                 if kept["best"] == asdict(best):
                     return int(kept["steps"])
         write_json({"best": asdict(best), "steps": usual}, self.end)
@@ -125,33 +124,18 @@ class PilotFolder:
         file = self.points / f"{point.name}.json"
         if not file.exists():
             return None
-        with _naming(file):
-            kept = _read_json(file)
+        with naming(file, AGAIN):
+            kept = read_settings(file, AGAIN)
             kept["explained"] = {int(k): float(v) for k, v in kept["explained"].items()}
             of = kept.pop("point")
             return Measured(Point(**{**of, "settings": PilotSettings(**of["settings"])}), **kept)
 
     def _read_state(self) -> dict[str, Any]:
-        with _naming(self.state):
-            state = _read_json(self.state)
+        with naming(self.state, AGAIN):
+            state = read_settings(self.state, AGAIN)
             _ = state["settings"], state["look"], state["plan"]
             return state
 
 
 def _that_must_agree(cfg: PilotConfig) -> dict[str, Any]:
     return {f.name: getattr(cfg, f.name) for f in fields(cfg) if f.name not in MAY_CHANGE}
-
-
-def _read_json(file: Path) -> dict[str, Any]:
-    return dict(json.loads(file.read_text(encoding="utf-8")))
-
-
-@contextmanager
-def _naming(place: Path) -> Iterator[None]:
-    """What is wrong inside is said of a damaged ``place``, as ValueError."""
-    try:
-        yield
-    except (ValueError, KeyError, TypeError, AttributeError, SafetensorError, OSError) as error:
-        raise ValueError(
-            f"{place} is damaged ({error}): remove it, and it is made again."
-        ) from error

@@ -14,9 +14,7 @@ FLOAT = 4  # bytes
 
 COPIES = 4  # of the SAE's parameters: themselves, gradients, Adam's two moments
 
-DENSE_TENSORS = (
-    3  # tensors [batch, d_sae] of a step: pre-activations, their selection, the gradient
-)
+DENSE_TENSORS = 3  # [batch, d_sae] in a step: pre-activations, their selection, the gradient
 
 STORED_PROMPTS = 32  # the recipe's store_batch_size_prompts
 
@@ -39,15 +37,11 @@ class FullRun:
     """
 
     tokens: int
-    batch_size: int
+    steps: int
     model_seconds: float
     sae_seconds: float
     memory: dict[str, int]
     file_bytes: int
-
-    @property
-    def steps(self) -> int:
-        return max(1, self.tokens // self.batch_size)
 
     @property
     def seconds(self) -> float:
@@ -85,7 +79,7 @@ def full_run(
     }
     return FullRun(
         tokens=tokens,
-        batch_size=cfg.batch_size,
+        steps=cfg.full_steps,
         model_seconds=tokens / look.tokens_per_second,
         sae_seconds=tokens / cfg.batch_size * step_seconds,
         memory={what: n for what, n in memory.items() if n},

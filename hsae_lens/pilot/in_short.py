@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from hsae_lens.comparison.material import OTHER_KIND
-from hsae_lens.evaluation.in_short import InShort, size_in_words
+from hsae_lens.evaluation.in_short import WHAT_AN_SAE_IS, InShort, size_in_words
 from hsae_lens.evaluation.kept import how_to_read, kept_table, worth_a_share
 from hsae_lens.pilot.confirming import DEFAULTS, RECOMMENDED, Confirmed
 from hsae_lens.pilot.full_run import FullRun
@@ -64,9 +64,7 @@ def pilot_in_short(result: PilotResult) -> InShort:
 
 def _what_it_is(result: PilotResult) -> str:
     return (
-        "A sparse autoencoder (SAE) rewrites what a language model holds at one point of its work "
-        "as a mix of a few out of many learnt patterns (latents), which people can look at one by "
-        f"one. The budget k is how many a token may use. Before a long training at "
+        f"{WHAT_AN_SAE_IS} The budget k is how many a token may use. Before a long training at "
         f"{result.hook_name} of {result.model_name}, this pilot trained "
         f"{len(result.findings.points)} small ones in {time_in_words(result.pilot_seconds)}."
     )

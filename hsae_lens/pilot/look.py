@@ -8,12 +8,11 @@ from dataclasses import dataclass
 import torch
 
 from hsae_lens._util.did_you_mean import did_you_mean
+from hsae_lens.comparison.material import OUTLIER
 from hsae_lens.models.hooked_model import HookedModel
 from hsae_lens.models.hooks import hook_activations, run_changed, sequences_at_once
 from hsae_lens.models.token_mask import TokenMask
 from hsae_lens.training.positions import leading_outliers
-
-OUTLIER_FACTOR = 5.0  # medians, as training has it
 
 WIDE_DIMENSION = 5.0  # its standard deviation, in medians of all dimensions'
 
@@ -111,14 +110,14 @@ def look_of(
         counts: ``[n_sequences, context]``, which are no special tokens.  per_second: tokens, of the
             model up to the hook, and to its logits.
     """
-    norms, leading = x.norm(dim=-1), leading_outliers(x, OUTLIER_FACTOR)
+    norms, leading = x.norm(dim=-1), leading_outliers(x, OUTLIER)
     counts = counts & (torch.arange(x.shape[1]) >= leading)
     if counts.sum() < 2:
         raise ValueError("Fewer than two tokens count here: give more text.")
     if not torch.isfinite(norms[counts]).all():
         raise FloatingPointError("The activations are not finite.")
     median = float(norms[counts].median())
-    outlier = counts & (norms > OUTLIER_FACTOR * median)
+    outlier = counts & (norms > OUTLIER * median)
     kept = x[counts & ~outlier].double()
     mean, deviations = kept.mean(0), kept.std(0)
     wide = deviations > WIDE_DIMENSION * deviations.median()

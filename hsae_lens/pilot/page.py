@@ -36,7 +36,7 @@ def write_pilot_page(
         first_screen_html(pilot_in_short(result)),
         "<h2>The evidence</h2><p>Mean explained variance of validation tokens at the budgets, each "
         "setting on its own; bars are how far two equal trainings with other seeds differ. Last, "
-        "the frontiers of the longer trainings at the end, on held-out text.</p>",
+        "the frontiers of the trainings at the end, with other seeds, on held-out text.</p>",
         f'<div class="wide">{pilot_svg(result)}</div>',
         _list([how_rates_fall(result), *prices(result)]),
         folded_table_html("Every point", points_table(result)),

@@ -22,10 +22,9 @@ Line = tuple[str, Any, str]
 
 def recipe_lines(cfg: PilotConfig, settings: PilotSettings, look: Look, text: Path) -> list[Line]:
     """Flag, value, and a comment; in the order of the file."""
-    steps = max(1, cfg.training_tokens // cfg.batch_size)
-    schedule = trainer_config(steps, cfg.batch_size, settings.lr, cfg.device)
+    schedule = trainer_config(cfg.full_steps, cfg.batch_size, settings.lr, cfg.device)
     out, same = expand_home(cfg.out).absolute(), "as in the pilot"
-    asked, settled, seen = "as asked", "settled by the pilot", "seen by the pilot"
+    asked, settled = "as asked", "settled by the pilot"
     lines: list[Line] = [
         ("model_name", str(local_folder(cfg.model) or cfg.model), asked),
         ("hook_name", cfg.hook_name, asked),
@@ -44,7 +43,6 @@ def recipe_lines(cfg: PilotConfig, settings: PilotSettings, look: Look, text: Pa
         ("dead_feature_window", schedule.dead_feature_window, f"{same}: a fifth, 1000 at most"),
         ("train_batch_size_tokens", cfg.batch_size, asked),
         ("context_size", cfg.context_size, asked),
-        ("seqpos_slice", [look.leading or None, None], f"{seen}: positions without outliers"),
         ("exclude_special_tokens", True, same),
         ("store_batch_size_prompts", STORED_PROMPTS, "our choice"),
         (
@@ -60,8 +58,9 @@ def recipe_lines(cfg: PilotConfig, settings: PilotSettings, look: Look, text: Pa
     ]
     if cfg.hook_name.endswith(HOOK_Z):
         lines.append(("reshape_activations", "hook_z", "a fact about the hook"))
-    if not look.leading:
-        lines = [line for line in lines if line[0] != "seqpos_slice"]
+    if look.leading:
+        why = "seen by the pilot: positions without outliers"
+        lines.append(("seqpos_slice", [look.leading, None], why))
     return lines
 
 

@@ -200,8 +200,7 @@ def _settings(cfg: PilotConfig, findings: Findings, confirmed: Confirmed) -> Pil
     """The recipe's: the defaults, unless the others were better beyond their interval."""
     if not confirmed.holds:
         return findings.default
-    full_steps = max(1, cfg.training_tokens // cfg.batch_size)
-    return findings.settings_of_long(full_steps, confirmed.settings)
+    return findings.settings_of_long(cfg.full_steps, confirmed.settings)
 
 
 def _write(cfg: PilotConfig, result: PilotResult, folder: PilotFolder) -> None:
